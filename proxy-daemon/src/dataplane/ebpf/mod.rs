@@ -1,0 +1,1 @@
+//! eBPF data plane.

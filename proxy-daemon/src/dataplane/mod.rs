@@ -1,0 +1,3 @@
+//! The data planes behind one trait.
+pub mod ebpf;
+pub mod ipvs;

@@ -1,0 +1,73 @@
+//! A blocking netlink socket that pipelines requests, and its fakeable trait.
+
+use std::fmt;
+
+/// A request or a reply without its `nlmsghdr`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    /// `nlmsg_type`.
+    pub kind: u16,
+    /// `NLM_F_*` beyond `NLM_F_REQUEST` and `NLM_F_ACK`, which the socket adds.
+    pub flags: u16,
+    /// Everything after the header: family header and attributes.
+    pub payload: Vec<u8>,
+}
+
+/// A positive errno as the kernel returned it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Errno(pub i32);
+
+impl fmt::Debug for Errno {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&nix::errno::Errno::from_raw(self.0), f)
+    }
+}
+
+impl fmt::Display for Errno {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let errno = nix::errno::Errno::from_raw(self.0);
+        write!(f, "{errno:?}: {}", errno.desc())
+    }
+}
+
+impl std::error::Error for Errno {}
+
+/// The socket itself failed; nothing is known about the requests under way.
+#[derive(Debug, thiserror::Error)]
+pub enum NetlinkError {
+    #[error("netlink {operation}: {source}")]
+    Io { operation: &'static str, source: std::io::Error },
+    #[error("netlink reply cannot be read: {0}")]
+    Malformed(&'static str),
+    #[error("netlink {operation} refused: {errno}")]
+    Refused { operation: &'static str, errno: Errno },
+}
+
+/// Operation counts, for tests and metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counters {
+    pub requests: u64,
+    pub dumps: u64,
+    /// `sendmsg` calls: pipelining shows as fewer of these than requests.
+    pub sends: u64,
+}
+
+pub trait Netlink: Send {
+    /// Sends all requests, each acknowledged, without waiting in between; the results
+    /// are in the order of the requests. Splits into bounded sends by itself so that
+    /// neither socket buffer overflows.
+    fn request_all(&mut self, requests: &[Message])
+    -> Result<Vec<Result<(), Errno>>, NetlinkError>;
+
+    /// All requests in one `sendmsg` (nf_tables transactions: batch begin to batch end).
+    /// `Ok(Err((index, errno)))` names the first refused request; the kernel then
+    /// applied none.
+    fn transaction(&mut self, requests: &[Message])
+    -> Result<Result<(), (usize, Errno)>, NetlinkError>;
+
+    /// `NLM_F_DUMP`, restarted when the kernel marks it interrupted (`NLM_F_DUMP_INTR`);
+    /// every part of one consistent dump is returned.
+    fn dump(&mut self, request: &Message) -> Result<Vec<Message>, NetlinkError>;
+
+    fn counters(&self) -> Counters;
+}

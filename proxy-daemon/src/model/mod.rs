@@ -1,0 +1,17 @@
+//! Keys and values of the proxy: plain, validated, free of wire types.
+//!
+//! Everything here is immutable data. What arrives from outside was checked by
+//! [`crate::watch`] before it got one of these types, so the rooms above never
+//! meet a port 0 or a name-only endpoint.
+
+mod node;
+mod service;
+mod slice;
+mod update;
+
+pub use node::{Node, NodeName, Zone};
+pub use service::{
+    Family, ObjectName, Protocol, Service, ServicePort, TrafficPolicy, DEFAULT_AFFINITY_TIMEOUT,
+};
+pub use slice::{Endpoint, EndpointSlice, SlicePort};
+pub use update::{Change, Event, Rejected};
