@@ -4,11 +4,13 @@
 //! [`crate::watch`] before it got one of these types, so the rooms above never
 //! meet a port 0 or a name-only endpoint.
 
+mod local;
 mod node;
 mod service;
 mod slice;
 mod update;
 
+pub use local::LocalDetect;
 pub use node::{Node, NodeName, Zone};
 pub use service::{
     Family, ObjectName, Protocol, Service, ServicePort, TrafficPolicy, DEFAULT_AFFINITY_TIMEOUT,
