@@ -36,11 +36,17 @@ impl std::error::Error for Errno {}
 #[derive(Debug, thiserror::Error)]
 pub enum NetlinkError {
     #[error("netlink {operation}: {source}")]
-    Io { operation: &'static str, source: std::io::Error },
+    Io {
+        operation: &'static str,
+        source: std::io::Error,
+    },
     #[error("netlink reply cannot be read: {0}")]
     Malformed(&'static str),
     #[error("netlink {operation} refused: {errno}")]
-    Refused { operation: &'static str, errno: Errno },
+    Refused {
+        operation: &'static str,
+        errno: Errno,
+    },
 }
 
 /// Operation counts, for tests and metrics.
@@ -62,8 +68,10 @@ pub trait Netlink: Send {
     /// All requests in one `sendmsg` (nf_tables transactions: batch begin to batch end).
     /// `Ok(Err((index, errno)))` names the first refused request; the kernel then
     /// applied none.
-    fn transaction(&mut self, requests: &[Message])
-    -> Result<Result<(), (usize, Errno)>, NetlinkError>;
+    fn transaction(
+        &mut self,
+        requests: &[Message],
+    ) -> Result<Result<(), (usize, Errno)>, NetlinkError>;
 
     /// `NLM_F_DUMP`, restarted when the kernel marks it interrupted (`NLM_F_DUMP_INTR`);
     /// every part of one consistent dump is returned.

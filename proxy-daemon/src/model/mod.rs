@@ -13,7 +13,7 @@ mod update;
 pub use local::LocalDetect;
 pub use node::{Node, NodeName, Zone};
 pub use service::{
-    Family, ObjectName, Protocol, Service, ServicePort, TrafficPolicy, DEFAULT_AFFINITY_TIMEOUT,
+    DEFAULT_AFFINITY_TIMEOUT, Family, ObjectName, Protocol, Service, ServicePort, TrafficPolicy,
 };
 pub use slice::{Endpoint, EndpointSlice, SlicePort};
 pub use update::{Change, Event, Rejected};

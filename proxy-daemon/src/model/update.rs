@@ -11,7 +11,10 @@ pub enum Change<T> {
     Gone(ObjectName),
     /// A whole list: what is not in it is gone. `rejected` names objects that exist
     /// but could not be used: the receiver keeps their last good version.
-    Reset { objects: Vec<T>, rejected: Vec<ObjectName> },
+    Reset {
+        objects: Vec<T>,
+        rejected: Vec<ObjectName>,
+    },
 }
 
 /// An object that could not be used as a whole. It costs no other object anything.

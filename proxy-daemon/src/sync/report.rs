@@ -1,0 +1,94 @@
+//! What one round of the engine did, for metrics and health.
+//!
+//! The engine knows nothing of HTTP or Prometheus: it tells an [`Observer`].
+
+use std::time::{Duration, Instant, SystemTime};
+
+use crate::model::{ObjectName, Rejected};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum SyncKind {
+    /// Everything was compared with what the kernel holds.
+    Full,
+    /// Only what changed.
+    Partial,
+}
+
+/// Gauges after a round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Totals {
+    pub services: usize,
+    pub slices: usize,
+    pub frontends: usize,
+    pub backends: usize,
+    /// Frontends that a second, younger Service claims as well.
+    pub conflicts: usize,
+    /// Backends at weight 0 that wait for their last connection.
+    pub draining: usize,
+    /// Service ports with endpoints but none on this node, by policy.
+    pub no_local_internal: usize,
+    pub no_local_external: usize,
+}
+
+/// Requests that one round sent to the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Work {
+    pub requests: u64,
+    pub dumps: u64,
+    pub sends: u64,
+}
+
+#[derive(Debug, Clone)]
+pub struct SyncReport {
+    pub kind: SyncKind,
+    pub started: Instant,
+    pub duration: Duration,
+    /// Objects whose changes this round programmed.
+    pub service_changes: usize,
+    pub slice_changes: usize,
+    /// `last-change-trigger-time` of the slices programmed in this round.
+    pub triggers: Vec<SystemTime>,
+    pub ops_applied: usize,
+    pub ops_failed: usize,
+    pub work: Work,
+    /// Service and slice changes received but not yet programmed.
+    pub pending: usize,
+    pub totals: Totals,
+    /// Kernel objects that keep failing, with the time of the first failure and the
+    /// last error; at most [`SyncReport::MAX_FAILING`] of them.
+    pub failing: Vec<Failing>,
+    pub failing_total: usize,
+}
+
+impl SyncReport {
+    /// Enough to name the trouble in a health answer without making it a dump.
+    pub const MAX_FAILING: usize = 10;
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failing {
+    pub object: String,
+    pub error: String,
+    pub since: Instant,
+}
+
+/// Hears what the engine does. Called on the engine's thread: must not block.
+pub trait Observer: Send {
+    /// Changes arrived and wait to be programmed.
+    fn queued(&mut self, at: Instant, service_changes: usize, slice_changes: usize);
+    /// A round ended. With `pending == 0` and nothing failing the proxy is up to date.
+    fn synced(&mut self, report: &SyncReport);
+    fn rejected(&mut self, object: &Rejected);
+    /// The Node object as last seen: `None` when it is gone; else whether it is
+    /// eligible for load balancers (not deleting, not scaling down).
+    fn node(&mut self, eligible: Option<bool>);
+    /// Local ready endpoints of a Service with a health-check node port; `None`: gone.
+    fn health_check(&mut self, service: &ObjectName, check: Option<HealthCheck>);
+}
+
+/// `healthCheckNodePort` of an external-Local load balancer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HealthCheck {
+    pub port: u16,
+    pub local_endpoints: usize,
+}
