@@ -1,1 +1,221 @@
-//! `state`
+//! All objects as last seen, and which Services a batch of changes touches.
+//!
+//! Slices are kept apart per slice, under the Service they belong to, because each
+//! one is replaced as a whole and two may carry the same endpoint. The only index,
+//! slice name to Service, goes through [`State::replace_slice`].
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use crate::model::{Change, EndpointSlice, Event, Node, ObjectName, Service};
+
+#[cfg(test)]
+mod prop_tests;
+
+/// What a batch of events touched.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DirtySet {
+    pub services: BTreeSet<ObjectName>,
+    pub service_changes: usize,
+    pub slice_changes: usize,
+    /// `last-change-trigger-time` of the changed slices, with their Service.
+    pub triggers: Vec<(ObjectName, SystemTime)>,
+    /// The Node changed in a way that can change what every Service means.
+    pub node_changed: bool,
+}
+
+impl DirtySet {
+    fn slice(&mut self, slice: &EndpointSlice) {
+        self.services.insert(slice.service.clone());
+        if let Some(at) = slice.triggered {
+            self.triggers.push((slice.service.clone(), at));
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+pub struct State {
+    services: HashMap<ObjectName, Arc<Service>>,
+    slices: HashMap<ObjectName, BTreeMap<ObjectName, Arc<EndpointSlice>>>,
+    /// Slice name to the Service it was last filed under.
+    filed_under: HashMap<ObjectName, ObjectName>,
+    node: Option<Node>,
+    services_listed: bool,
+    slices_listed: bool,
+    node_seen: bool,
+}
+
+impl State {
+    /// Both lists and the Node (or its absence) were seen once: nothing may be written to
+    /// the kernel before, or Services would be deleted that merely were not listed yet,
+    /// and endpoints drained whose zone hints could not be read.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.services_listed && self.slices_listed && self.node_seen
+    }
+
+    #[must_use]
+    pub fn service(&self, name: &ObjectName) -> Option<&Arc<Service>> {
+        self.services.get(name)
+    }
+
+    /// In the order of the slice names, so that merging is deterministic.
+    pub fn slices(&self, service: &ObjectName) -> impl Iterator<Item = &EndpointSlice> {
+        self.slices
+            .get(service)
+            .into_iter()
+            .flat_map(|slices| slices.values().map(Arc::as_ref))
+    }
+
+    pub fn service_names(&self) -> impl Iterator<Item = &ObjectName> {
+        self.services.keys()
+    }
+
+    #[must_use]
+    pub fn node(&self) -> Option<&Node> {
+        self.node.as_ref()
+    }
+
+    #[must_use]
+    pub fn counts(&self) -> (usize, usize) {
+        (self.services.len(), self.filed_under.len())
+    }
+
+    /// Takes in a batch. An event that changes nothing touches nothing.
+    pub fn apply(&mut self, batch: impl IntoIterator<Item = Event>) -> DirtySet {
+        let mut dirty = DirtySet::default();
+        for event in batch {
+            match event {
+                Event::Services(change) => self.apply_services(change, &mut dirty),
+                Event::Slices(change) => self.apply_slices(change, &mut dirty),
+                Event::Node(node) => {
+                    self.node_seen = true;
+                    if self.node != node {
+                        self.node = node;
+                        dirty.node_changed = true;
+                    }
+                }
+                Event::Rejected(_) => {}
+            }
+        }
+        dirty
+    }
+
+    fn apply_services(&mut self, change: Change<Service>, dirty: &mut DirtySet) {
+        match change {
+            Change::Applied(service) => self.replace_service(service, dirty),
+            Change::Gone(name) => self.remove_service(&name, dirty),
+            Change::Reset { objects, rejected } => {
+                let keep: BTreeSet<ObjectName> = objects
+                    .iter()
+                    .map(|s| s.name.clone())
+                    .chain(rejected)
+                    .collect();
+                let gone: Vec<_> = self
+                    .services
+                    .keys()
+                    .filter(|name| !keep.contains(name))
+                    .cloned()
+                    .collect();
+                for name in gone {
+                    self.remove_service(&name, dirty);
+                }
+                for service in objects {
+                    self.replace_service(service, dirty);
+                }
+                self.services_listed = true;
+            }
+        }
+    }
+
+    fn replace_service(&mut self, service: Service, dirty: &mut DirtySet) {
+        if self
+            .services
+            .get(&service.name)
+            .is_some_and(|held| **held == service)
+        {
+            return;
+        }
+        dirty.services.insert(service.name.clone());
+        dirty.service_changes += 1;
+        self.services
+            .insert(service.name.clone(), Arc::new(service));
+    }
+
+    fn remove_service(&mut self, name: &ObjectName, dirty: &mut DirtySet) {
+        if self.services.remove(name).is_some() {
+            dirty.services.insert(name.clone());
+            dirty.service_changes += 1;
+        }
+    }
+
+    fn apply_slices(&mut self, change: Change<EndpointSlice>, dirty: &mut DirtySet) {
+        match change {
+            Change::Applied(slice) => {
+                let name = slice.name.clone();
+                self.replace_slice(&name, Some(slice), dirty);
+            }
+            Change::Gone(name) => self.replace_slice(&name, None, dirty),
+            Change::Reset { objects, rejected } => {
+                let keep: BTreeSet<ObjectName> = objects
+                    .iter()
+                    .map(|s| s.name.clone())
+                    .chain(rejected)
+                    .collect();
+                let gone: Vec<_> = self
+                    .filed_under
+                    .keys()
+                    .filter(|name| !keep.contains(name))
+                    .cloned()
+                    .collect();
+                for name in gone {
+                    self.replace_slice(&name, None, dirty);
+                }
+                for slice in objects {
+                    let name = slice.name.clone();
+                    self.replace_slice(&name, Some(slice), dirty);
+                }
+                self.slices_listed = true;
+            }
+        }
+    }
+
+    /// The one place that touches `slices` and `filed_under`, so that they agree. A
+    /// slice may move to another Service when its label is edited.
+    fn replace_slice(
+        &mut self,
+        name: &ObjectName,
+        new: Option<EndpointSlice>,
+        dirty: &mut DirtySet,
+    ) {
+        let old = self
+            .filed_under
+            .get(name)
+            .and_then(|service| self.slices.get(service))
+            .and_then(|slices| slices.get(name))
+            .cloned();
+        if old.as_deref() == new.as_ref() {
+            return;
+        }
+        dirty.slice_changes += 1;
+        if let Some(old) = old {
+            dirty.services.insert(old.service.clone());
+            self.filed_under.remove(name);
+            if let Some(slices) = self.slices.get_mut(&old.service) {
+                slices.remove(name);
+                if slices.is_empty() {
+                    self.slices.remove(&old.service);
+                }
+            }
+        }
+        if let Some(new) = new {
+            dirty.slice(&new);
+            self.filed_under.insert(name.clone(), new.service.clone());
+            self.slices
+                .entry(new.service.clone())
+                .or_default()
+                .insert(name.clone(), Arc::new(new));
+        }
+    }
+}

@@ -1,4 +1,19 @@
 //! The engine: single owner of all state, one thread, no locks.
-pub mod report;
+//!
+//! [`Engine::step`] is a function of the inputs and the time passed in; [`run`] is the
+//! thread around it.
 
+mod engine;
+mod queue;
+mod report;
+mod retry;
+mod runner;
+
+pub use engine::{Engine, EngineConfig, NodePortAddresses};
 pub use report::{Failing, HealthCheck, Observer, SyncKind, SyncReport, Totals, Work};
+pub use runner::{Input, run};
+
+#[cfg(test)]
+mod prop_tests;
+#[cfg(test)]
+mod tests;

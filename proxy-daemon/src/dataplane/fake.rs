@@ -1,0 +1,161 @@
+//! A data plane that lives in memory: for tests of everything above it.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::{Dataplane, OpError, PlaneError, Readback, WorkDone};
+use crate::plan::{ObjectKey, Op};
+use crate::policy::{Backend, Frontend, FrontendKey};
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Key {
+    Address(std::net::IpAddr),
+    Server(FrontendKey),
+    Backend(FrontendKey, Backend),
+}
+
+impl ObjectKey for Key {
+    type Value = u32;
+
+    fn create_phase(&self) -> u8 {
+        match self {
+            Self::Server(_) => 0,
+            Self::Backend(..) => 1,
+            Self::Address(_) => 2,
+        }
+    }
+
+    fn delete_phase(&self) -> u8 {
+        2 - self.create_phase()
+    }
+
+    fn retired(&self, _: &u32) -> Option<u32> {
+        matches!(self, Self::Backend(..)).then_some(0)
+    }
+
+    fn parent(&self) -> Option<Self> {
+        match self {
+            Self::Backend(frontend, _) => Some(Self::Server(*frontend)),
+            _ => None,
+        }
+    }
+}
+
+/// The pretended kernel; shared with the test that looks into it.
+#[derive(Debug, Default)]
+pub struct Kernel {
+    pub objects: HashMap<Key, u32>,
+    pub foreign: HashMap<Key, u32>,
+    /// Every operation that arrived, in order.
+    pub log: Vec<Op<Key>>,
+    /// Operations to refuse: how many are let through first, then how many fail.
+    pub refuse: Option<(usize, usize)>,
+    /// Like `refuse`, but the operation takes effect and its answer is lost.
+    pub lose_answer: Option<(usize, usize)>,
+    pub readbacks: usize,
+    pub busy: BTreeSet<Key>,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct Fake(pub Arc<Mutex<Kernel>>);
+
+impl Fake {
+    pub fn kernel(&self) -> std::sync::MutexGuard<'_, Kernel> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn counts_down(window: &mut Option<(usize, usize)>) -> bool {
+    match window {
+        Some((skip, _)) if *skip > 0 => {
+            *skip -= 1;
+            false
+        }
+        Some((_, left)) if *left > 0 => {
+            *left -= 1;
+            true
+        }
+        _ => false,
+    }
+}
+
+impl Kernel {
+    fn apply(&mut self, op: &Op<Key>) -> Result<(), OpError> {
+        self.log.push(op.clone());
+        if counts_down(&mut self.refuse) {
+            return Err(OpError::Refused("EINVAL".into()));
+        }
+        match op {
+            Op::Create(key, value) | Op::Update(key, value) | Op::Retire(key, value) => {
+                if key
+                    .parent()
+                    .is_some_and(|parent| !self.objects.contains_key(&parent))
+                {
+                    return Err(OpError::Refused("ESRCH".into()));
+                }
+                self.objects.insert(key.clone(), *value);
+            }
+            Op::Delete(key) => {
+                self.objects.remove(key);
+            }
+        }
+        if counts_down(&mut self.lose_answer) {
+            return Err(OpError::Unknown("ETIMEDOUT".into()));
+        }
+        Ok(())
+    }
+}
+
+impl Dataplane for Fake {
+    type Key = Key;
+
+    fn lower(&self, key: &FrontendKey, frontend: &Frontend) -> Vec<(Key, u32)> {
+        let timeout = frontend
+            .affinity
+            .map_or(1, |t| u32::try_from(t.as_secs()).unwrap_or(1));
+        let mut objects = vec![(Key::Address(key.address), 1), (Key::Server(*key), timeout)];
+        objects.extend(
+            frontend
+                .backends
+                .iter()
+                .map(|b| (Key::Backend(*key, *b), 1)),
+        );
+        objects
+    }
+
+    fn prepare(&mut self) -> Result<(), PlaneError> {
+        Ok(())
+    }
+
+    fn readback(&mut self) -> Result<Readback<Key>, PlaneError> {
+        let mut kernel = self.kernel();
+        kernel.readbacks += 1;
+        Ok(Readback {
+            ours: kernel.objects.clone(),
+            foreign: kernel.foreign.clone(),
+        })
+    }
+
+    fn apply(&mut self, ops: &[Op<Key>]) -> Vec<Result<(), OpError>> {
+        let mut kernel = self.kernel();
+        ops.iter().map(|op| kernel.apply(op)).collect()
+    }
+
+    fn unused(&mut self, retired: &[Key]) -> Result<Vec<Key>, PlaneError> {
+        let kernel = self.kernel();
+        Ok(retired
+            .iter()
+            .filter(|key| !kernel.busy.contains(key))
+            .cloned()
+            .collect())
+    }
+
+    fn work(&self) -> WorkDone {
+        let requests = self.kernel().log.len() as u64;
+        WorkDone {
+            requests,
+            dumps: 0,
+            sends: requests,
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! Services that wait to be lowered again, most urgent first.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::{Instant, SystemTime};
+
+use crate::model::ObjectName;
+use crate::state::DirtySet;
+
+/// What waits, and since when.
+#[derive(Debug, Default)]
+pub struct Queue {
+    /// `default/kubernetes` first: a node that joins needs the API server's own address
+    /// before any other. Then Services that changed, then those that are only compared
+    /// again.
+    waiting: BTreeSet<(Urgency, ObjectName)>,
+    urgency: HashMap<ObjectName, Urgency>,
+    triggers: BTreeMap<ObjectName, Vec<SystemTime>>,
+    service_changes: usize,
+    slice_changes: usize,
+    oldest: Option<Instant>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Urgency {
+    ApiServer,
+    Changed,
+    Compared,
+}
+
+/// What one round takes from the queue.
+#[derive(Debug, Default)]
+pub struct Taken {
+    pub services: Vec<ObjectName>,
+    pub triggers: Vec<SystemTime>,
+    pub service_changes: usize,
+    pub slice_changes: usize,
+}
+
+impl Queue {
+    pub fn push(&mut self, name: ObjectName, urgency: Urgency) {
+        let urgency = if &*name.namespace == "default" && &*name.name == "kubernetes" {
+            Urgency::ApiServer
+        } else {
+            urgency
+        };
+        match self.urgency.get_mut(&name) {
+            Some(held) if *held <= urgency => return,
+            Some(held) => {
+                self.waiting.remove(&(*held, name.clone()));
+                *held = urgency;
+            }
+            None => {
+                self.urgency.insert(name.clone(), urgency);
+            }
+        }
+        self.waiting.insert((urgency, name));
+    }
+
+    pub fn changed(&mut self, dirty: DirtySet, now: Instant) {
+        if !dirty.services.is_empty() {
+            self.oldest.get_or_insert(now);
+        }
+        self.service_changes += dirty.service_changes;
+        self.slice_changes += dirty.slice_changes;
+        for name in dirty.services {
+            self.push(name, Urgency::Changed);
+        }
+        for (service, at) in dirty.triggers {
+            self.triggers.entry(service).or_default().push(at);
+        }
+    }
+
+    /// Takes at most `limit` Services. The changes they came from count as programmed
+    /// with the last Service of the backlog.
+    pub fn take(&mut self, limit: usize) -> Taken {
+        let mut taken = Taken::default();
+        while taken.services.len() < limit {
+            let Some((_, name)) = self.waiting.pop_first() else {
+                break;
+            };
+            self.urgency.remove(&name);
+            taken
+                .triggers
+                .extend(self.triggers.remove(&name).unwrap_or_default());
+            taken.services.push(name);
+        }
+        if self.waiting.is_empty() {
+            taken.service_changes = std::mem::take(&mut self.service_changes);
+            taken.slice_changes = std::mem::take(&mut self.slice_changes);
+            self.oldest = None;
+        }
+        taken
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    pub const fn pending_changes(&self) -> (usize, usize) {
+        (self.service_changes, self.slice_changes)
+    }
+}
