@@ -87,10 +87,7 @@ impl Kernel {
         }
         match op {
             Op::Create(key, value) | Op::Update(key, value) | Op::Retire(key, value) => {
-                if key
-                    .parent()
-                    .is_some_and(|parent| !self.objects.contains_key(&parent))
-                {
+                if key.parent().is_some_and(|parent| !self.objects.contains_key(&parent)) {
                     return Err(OpError::Refused("ESRCH".into()));
                 }
                 self.objects.insert(key.clone(), *value);
@@ -110,16 +107,9 @@ impl Dataplane for Fake {
     type Key = Key;
 
     fn lower(&self, key: &FrontendKey, frontend: &Frontend) -> Vec<(Key, u32)> {
-        let timeout = frontend
-            .affinity
-            .map_or(1, |t| u32::try_from(t.as_secs()).unwrap_or(1));
+        let timeout = frontend.affinity.map_or(1, |t| u32::try_from(t.as_secs()).unwrap_or(1));
         let mut objects = vec![(Key::Address(key.address), 1), (Key::Server(*key), timeout)];
-        objects.extend(
-            frontend
-                .backends
-                .iter()
-                .map(|b| (Key::Backend(*key, *b), 1)),
-        );
+        objects.extend(frontend.backends.iter().map(|b| (Key::Backend(*key, *b), 1)));
         objects
     }
 
@@ -130,10 +120,7 @@ impl Dataplane for Fake {
     fn readback(&mut self) -> Result<Readback<Key>, PlaneError> {
         let mut kernel = self.kernel();
         kernel.readbacks += 1;
-        Ok(Readback {
-            ours: kernel.objects.clone(),
-            foreign: kernel.foreign.clone(),
-        })
+        Ok(Readback { ours: kernel.objects.clone(), foreign: kernel.foreign.clone() })
     }
 
     fn apply(&mut self, ops: &[Op<Key>]) -> Vec<Result<(), OpError>> {
@@ -143,19 +130,11 @@ impl Dataplane for Fake {
 
     fn unused(&mut self, retired: &[Key]) -> Result<Vec<Key>, PlaneError> {
         let kernel = self.kernel();
-        Ok(retired
-            .iter()
-            .filter(|key| !kernel.busy.contains(key))
-            .cloned()
-            .collect())
+        Ok(retired.iter().filter(|key| !kernel.busy.contains(key)).cloned().collect())
     }
 
     fn work(&self) -> WorkDone {
         let requests = self.kernel().log.len() as u64;
-        WorkDone {
-            requests,
-            dumps: 0,
-            sends: requests,
-        }
+        WorkDone { requests, dumps: 0, sends: requests }
     }
 }

@@ -30,10 +30,7 @@ pub struct PlaneError {
 
 impl PlaneError {
     pub fn new(what: &'static str, reason: impl std::fmt::Display) -> Self {
-        Self {
-            what,
-            reason: reason.to_string(),
-        }
+        Self { what, reason: reason.to_string() }
     }
 }
 
@@ -48,10 +45,7 @@ pub struct Readback<K: ObjectKey> {
 
 impl<K: ObjectKey> Default for Readback<K> {
     fn default() -> Self {
-        Self {
-            ours: HashMap::new(),
-            foreign: HashMap::new(),
-        }
+        Self { ours: HashMap::new(), foreign: HashMap::new() }
     }
 }
 

@@ -41,10 +41,7 @@ impl Claims {
         let old = self.by_service.remove(service);
         let mut changed = Vec::new();
         if let Some((old_created, keys)) = old {
-            let rank = Rank {
-                created: old_created,
-                service: service.clone(),
-            };
+            let rank = Rank { created: old_created, service: service.clone() };
             for key in keys.into_iter().filter(|key| !new.contains_key(key)) {
                 self.update(&key, &rank, None, &mut changed);
             }
@@ -56,12 +53,8 @@ impl Claims {
             }
         }
         if !new.is_empty() {
-            let rank = Rank {
-                created,
-                service: service.clone(),
-            };
-            self.by_service
-                .insert(service.clone(), (created, new.keys().copied().collect()));
+            let rank = Rank { created, service: service.clone() };
+            self.by_service.insert(service.clone(), (created, new.keys().copied().collect()));
             for (key, frontend) in new {
                 self.update(&key, &rank, Some(frontend), &mut changed);
             }
@@ -78,9 +71,8 @@ impl Claims {
     ) {
         let claims = self.frontends.entry(*key).or_default();
         self.conflicts -= claims.len().saturating_sub(1);
-        let before = claims
-            .first_key_value()
-            .map(|(rank, frontend)| (rank.clone(), frontend.clone()));
+        let before =
+            claims.first_key_value().map(|(rank, frontend)| (rank.clone(), frontend.clone()));
         match frontend {
             Some(frontend) => {
                 claims.insert(rank.clone(), frontend);
@@ -97,19 +89,14 @@ impl Claims {
             self.frontends.remove(key);
         }
         if differs {
-            changed.push(Changed {
-                key: *key,
-                contenders,
-            });
+            changed.push(Changed { key: *key, contenders });
         }
     }
 
     /// The winning claim.
     #[must_use]
     pub fn get(&self, key: &FrontendKey) -> Option<&Frontend> {
-        self.frontends
-            .get(key)
-            .and_then(|claims| claims.values().next())
+        self.frontends.get(key).and_then(|claims| claims.values().next())
     }
 
     /// Frontends that have a holder.

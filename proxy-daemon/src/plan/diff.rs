@@ -41,10 +41,8 @@ pub fn diff<'k, K: ObjectKey + 'k>(
     wanted: &Objects<K>,
     applied: &HashMap<K, K::Value>,
 ) -> Vec<Op<K>> {
-    let mut ops: Vec<Op<K>> = keys
-        .into_iter()
-        .filter_map(|key| difference(key, wanted, applied))
-        .collect();
+    let mut ops: Vec<Op<K>> =
+        keys.into_iter().filter_map(|key| difference(key, wanted, applied)).collect();
     // Sorted by key within a phase: the order of the operations is then the same in
     // every run, and requests about one virtual server stand together.
     ops.sort_unstable_by(|a, b| a.order().cmp(&b.order()).then_with(|| a.key().cmp(b.key())));
@@ -62,9 +60,7 @@ fn difference<K: ObjectKey>(
         (Some(value), Some(held)) if value != held => Some(Op::Update(key.clone(), value.clone())),
         (Some(_), Some(_)) | (None, None) => None,
         (None, Some(held)) => {
-            let orphaned = key
-                .parent()
-                .is_some_and(|parent| wanted.get(&parent).is_none());
+            let orphaned = key.parent().is_some_and(|parent| wanted.get(&parent).is_none());
             match key.retired(held) {
                 Some(_) if orphaned => Some(Op::Delete(key.clone())),
                 Some(retired) if retired != *held => Some(Op::Retire(key.clone(), retired)),

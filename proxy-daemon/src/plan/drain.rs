@@ -17,10 +17,7 @@ pub struct Drain<K: ObjectKey> {
 impl<K: ObjectKey> Drain<K> {
     #[must_use]
     pub fn new(timeout: Duration) -> Self {
-        Self {
-            deadlines: HashMap::new(),
-            timeout,
-        }
+        Self { deadlines: HashMap::new(), timeout }
     }
 
     /// Starts the wait of `key`; a wait under way keeps its deadline.
@@ -49,18 +46,12 @@ impl<K: ObjectKey> Drain<K> {
 
     /// Objects whose wait is over by the clock.
     pub fn expired(&self, now: Instant) -> impl Iterator<Item = &K> {
-        self.deadlines
-            .iter()
-            .filter(move |(_, deadline)| **deadline <= now)
-            .map(|(key, _)| key)
+        self.deadlines.iter().filter(move |(_, deadline)| **deadline <= now).map(|(key, _)| key)
     }
 
     /// Objects that may still have connections.
     pub fn waiting(&self, now: Instant) -> impl Iterator<Item = &K> {
-        self.deadlines
-            .iter()
-            .filter(move |(_, deadline)| **deadline > now)
-            .map(|(key, _)| key)
+        self.deadlines.iter().filter(move |(_, deadline)| **deadline > now).map(|(key, _)| key)
     }
 
     #[must_use]

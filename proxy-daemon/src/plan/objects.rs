@@ -39,10 +39,7 @@ pub struct Objects<K: ObjectKey> {
 
 impl<K: ObjectKey> Default for Objects<K> {
     fn default() -> Self {
-        Self {
-            wanted: HashMap::new(),
-            by_frontend: HashMap::new(),
-        }
+        Self { wanted: HashMap::new(), by_frontend: HashMap::new() }
     }
 }
 
@@ -68,13 +65,7 @@ impl<K: ObjectKey> Objects<K> {
                     }
                 }
                 None => {
-                    self.wanted.insert(
-                        key.clone(),
-                        Wanted {
-                            value,
-                            frontends: 1,
-                        },
-                    );
+                    self.wanted.insert(key.clone(), Wanted { value, frontends: 1 });
                     touched.extend([key.clone()]);
                 }
             }

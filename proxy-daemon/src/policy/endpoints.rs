@@ -36,13 +36,7 @@ pub fn candidates<'a>(
                     .get(&key)
                     .is_none_or(|held| held.endpoint.terminating && !endpoint.terminating);
                 if replaces {
-                    merged.insert(
-                        key,
-                        Candidate {
-                            endpoint,
-                            port: slice_port.port,
-                        },
-                    );
+                    merged.insert(key, Candidate { endpoint, port: slice_port.port });
                 }
             }
         }
@@ -92,22 +86,10 @@ pub fn categorize(
         || (external && service.external_policy == TrafficPolicy::Local);
     let uses_cluster = service.internal_policy == TrafficPolicy::Cluster || external;
 
-    let cluster = if uses_cluster {
-        cluster_set(candidates, node, zone)
-    } else {
-        Vec::new()
-    };
-    let local = if uses_local {
-        local_set(candidates, node)
-    } else {
-        Vec::new()
-    };
+    let cluster = if uses_cluster { cluster_set(candidates, node, zone) } else { Vec::new() };
+    let local = if uses_local { local_set(candidates, node) } else { Vec::new() };
     let any = candidates.iter().any(|c| usable(c) || fallback(c));
-    Categories {
-        cluster: backends(&cluster, node),
-        local: backends(&local, node),
-        any,
-    }
+    Categories { cluster: backends(&cluster, node), local: backends(&local, node), any }
 }
 
 /// The Service can be reached by an address that is not a ClusterIP.
@@ -145,21 +127,13 @@ fn cluster_set<'c, 'a>(
             Topology::SameZone => zone.is_some_and(|zone| c.endpoint.hint_zones.contains(zone)),
         })
         .collect();
-    if ready.is_empty() {
-        candidates.iter().filter(|c| fallback(c)).collect()
-    } else {
-        ready
-    }
+    if ready.is_empty() { candidates.iter().filter(|c| fallback(c)).collect() } else { ready }
 }
 
 fn local_set<'c, 'a>(candidates: &'c [Candidate<'a>], node: &NodeName) -> Vec<&'c Candidate<'a>> {
     let local = || candidates.iter().filter(|c| is_local(c, node));
     let ready: Vec<_> = local().filter(|c| usable(c)).collect();
-    if ready.is_empty() {
-        local().filter(|c| fallback(c)).collect()
-    } else {
-        ready
-    }
+    if ready.is_empty() { local().filter(|c| fallback(c)).collect() } else { ready }
 }
 
 /// Hints count only when every ready endpoint has one and one of them is for us
@@ -187,11 +161,7 @@ fn topology(candidates: &[Candidate<'_>], node: &NodeName, zone: Option<&Zone>) 
 fn backends(set: &[&Candidate<'_>], node: &NodeName) -> BackendSetOrEmpty {
     let mut backends: Vec<Backend> = set
         .iter()
-        .map(|c| Backend {
-            address: c.endpoint.address,
-            port: c.port,
-            local: is_local(c, node),
-        })
+        .map(|c| Backend { address: c.endpoint.address, port: c.port, local: is_local(c, node) })
         .collect();
     backends.sort_unstable();
     backends.dedup_by_key(|b| (b.address, b.port));

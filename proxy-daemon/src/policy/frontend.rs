@@ -26,12 +26,7 @@ impl FrontendKey {
 
 impl fmt::Display for FrontendKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} {}",
-            self.protocol,
-            SocketAddr::new(self.address, self.port.get())
-        )
+        write!(f, "{} {}", self.protocol, SocketAddr::new(self.address, self.port.get()))
     }
 }
 

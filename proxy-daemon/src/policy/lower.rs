@@ -50,14 +50,7 @@ where
             let categories = categorize(service, &endpoints, &node.name, node.zone.as_ref());
             count_local(service, &categories, &mut lowered);
             collect_local_ready(&endpoints, &node.name, &mut local_ready);
-            lower_port(
-                service,
-                port,
-                family,
-                &categories,
-                node,
-                &mut lowered.frontends,
-            );
+            lower_port(service, port, family, &categories, node, &mut lowered.frontends);
         }
     }
     lowered.local_ready = local_ready.len();
@@ -93,10 +86,7 @@ fn lower_port(
     node: &NodeView,
     frontends: &mut BTreeMap<FrontendKey, Frontend>,
 ) {
-    let name = PortName {
-        service: service.name.clone(),
-        port: port.name.clone(),
-    };
+    let name = PortName { service: service.name.clone(), port: port.name.clone() };
     let internal = internal_frontend(service, &name, categories, node);
     let external = external_frontend(service, &name, categories, node);
     let no_ranges: Arc<[_]> = Arc::from([]);
@@ -106,11 +96,7 @@ fn lower_port(
         if Family::of(address) != family {
             return;
         }
-        let key = FrontendKey {
-            address,
-            protocol: port.protocol,
-            port: number,
-        };
+        let key = FrontendKey { address, protocol: port.protocol, port: number };
         // The first claim wins: a load-balancer address that is also an external IP is
         // one frontend.
         frontends.entry(key).or_insert(frontend);
@@ -120,27 +106,16 @@ fn lower_port(
     }
     for (addresses, kind, ranges) in [
         (&service.external_ips, FrontendKind::ExternalIp, &no_ranges),
-        (
-            &service.load_balancer_ips,
-            FrontendKind::LoadBalancer,
-            &ranges,
-        ),
+        (&service.load_balancer_ips, FrontendKind::LoadBalancer, &ranges),
     ] {
         for &address in addresses {
-            let frontend = Frontend {
-                kind,
-                source_ranges: Arc::clone(ranges),
-                ..external.clone()
-            };
+            let frontend = Frontend { kind, source_ranges: Arc::clone(ranges), ..external.clone() };
             claim(address, port.port, frontend);
         }
     }
     if let Some(number) = port.node_port {
         for &address in &node.node_port_addresses {
-            let frontend = Frontend {
-                kind: FrontendKind::NodePort,
-                ..external.clone()
-            };
+            let frontend = Frontend { kind: FrontendKind::NodePort, ..external.clone() };
             claim(address, number, frontend);
         }
     }
@@ -153,22 +128,14 @@ fn internal_frontend(
     node: &NodeView,
 ) -> Frontend {
     let local = service.internal_policy == TrafficPolicy::Local;
-    let backends = if local {
-        &categories.local.0
-    } else {
-        &categories.cluster.0
-    };
+    let backends = if local { &categories.local.0 } else { &categories.cluster.0 };
     Frontend {
         port: name.clone(),
         kind: FrontendKind::ClusterIp,
         backends: BackendSet::clone(backends),
         short_circuit: None,
         when_empty: when_empty(local, categories),
-        masquerade: if node.masquerade_all {
-            Masquerade::Always
-        } else {
-            Masquerade::FromOutside
-        },
+        masquerade: if node.masquerade_all { Masquerade::Always } else { Masquerade::FromOutside },
         affinity: service.affinity,
         source_ranges: Arc::from([]),
     }
@@ -181,11 +148,7 @@ fn external_frontend(
     node: &NodeView,
 ) -> Frontend {
     let local = service.external_policy == TrafficPolicy::Local;
-    let backends = if local {
-        &categories.local.0
-    } else {
-        &categories.cluster.0
-    };
+    let backends = if local { &categories.local.0 } else { &categories.cluster.0 };
     // Clients inside the cluster must reach the Service by any of its addresses, also
     // from a node without endpoints.
     let short_circuit = (local && categories.cluster.0 != categories.local.0)
@@ -207,9 +170,5 @@ fn external_frontend(
 }
 
 fn when_empty(local: bool, categories: &Categories) -> WhenEmpty {
-    if local && categories.any {
-        WhenEmpty::Drop
-    } else {
-        WhenEmpty::Reject
-    }
+    if local && categories.any { WhenEmpty::Drop } else { WhenEmpty::Reject }
 }

@@ -62,10 +62,7 @@ impl State {
 
     /// In the order of the slice names, so that merging is deterministic.
     pub fn slices(&self, service: &ObjectName) -> impl Iterator<Item = &EndpointSlice> {
-        self.slices
-            .get(service)
-            .into_iter()
-            .flat_map(|slices| slices.values().map(Arc::as_ref))
+        self.slices.get(service).into_iter().flat_map(|slices| slices.values().map(Arc::as_ref))
     }
 
     pub fn service_names(&self) -> impl Iterator<Item = &ObjectName> {
@@ -107,17 +104,10 @@ impl State {
             Change::Applied(service) => self.replace_service(service, dirty),
             Change::Gone(name) => self.remove_service(&name, dirty),
             Change::Reset { objects, rejected } => {
-                let keep: BTreeSet<ObjectName> = objects
-                    .iter()
-                    .map(|s| s.name.clone())
-                    .chain(rejected)
-                    .collect();
-                let gone: Vec<_> = self
-                    .services
-                    .keys()
-                    .filter(|name| !keep.contains(name))
-                    .cloned()
-                    .collect();
+                let keep: BTreeSet<ObjectName> =
+                    objects.iter().map(|s| s.name.clone()).chain(rejected).collect();
+                let gone: Vec<_> =
+                    self.services.keys().filter(|name| !keep.contains(name)).cloned().collect();
                 for name in gone {
                     self.remove_service(&name, dirty);
                 }
@@ -130,17 +120,12 @@ impl State {
     }
 
     fn replace_service(&mut self, service: Service, dirty: &mut DirtySet) {
-        if self
-            .services
-            .get(&service.name)
-            .is_some_and(|held| **held == service)
-        {
+        if self.services.get(&service.name).is_some_and(|held| **held == service) {
             return;
         }
         dirty.services.insert(service.name.clone());
         dirty.service_changes += 1;
-        self.services
-            .insert(service.name.clone(), Arc::new(service));
+        self.services.insert(service.name.clone(), Arc::new(service));
     }
 
     fn remove_service(&mut self, name: &ObjectName, dirty: &mut DirtySet) {
@@ -158,17 +143,10 @@ impl State {
             }
             Change::Gone(name) => self.replace_slice(&name, None, dirty),
             Change::Reset { objects, rejected } => {
-                let keep: BTreeSet<ObjectName> = objects
-                    .iter()
-                    .map(|s| s.name.clone())
-                    .chain(rejected)
-                    .collect();
-                let gone: Vec<_> = self
-                    .filed_under
-                    .keys()
-                    .filter(|name| !keep.contains(name))
-                    .cloned()
-                    .collect();
+                let keep: BTreeSet<ObjectName> =
+                    objects.iter().map(|s| s.name.clone()).chain(rejected).collect();
+                let gone: Vec<_> =
+                    self.filed_under.keys().filter(|name| !keep.contains(name)).cloned().collect();
                 for name in gone {
                     self.replace_slice(&name, None, dirty);
                 }
@@ -212,10 +190,7 @@ impl State {
         if let Some(new) = new {
             dirty.slice(&new);
             self.filed_under.insert(name.clone(), new.service.clone());
-            self.slices
-                .entry(new.service.clone())
-                .or_default()
-                .insert(name.clone(), Arc::new(new));
+            self.slices.entry(new.service.clone()).or_default().insert(name.clone(), Arc::new(new));
         }
     }
 }

@@ -1,1 +1,195 @@
+//! Any order of events gives the same state as starting from the last version of each
+//! object.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU16;
+
+use proptest::prelude::*;
+
+use super::State;
+use crate::model::{
+    Change, Endpoint, EndpointSlice, Event, Family, ObjectName, Protocol, Service, ServicePort,
+    SlicePort, TrafficPolicy,
+};
+
+#[derive(Debug, Clone)]
+enum Step {
+    Service(u8, i64),
+    ServiceGone(u8),
+    Slice { name: u8, service: u8, address: u8 },
+    SliceGone(u8),
+    /// A re-list at this moment, from the model of what the API holds.
+    Relist,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        (0..4u8, 0..3i64).prop_map(|(n, c)| Step::Service(n, c)),
+        (0..4u8).prop_map(Step::ServiceGone),
+        (0..5u8, 0..4u8, 1..4u8).prop_map(|(name, service, address)| Step::Slice {
+            name,
+            service,
+            address
+        }),
+        (0..5u8).prop_map(Step::SliceGone),
+        Just(Step::Relist),
+    ]
+}
+
+fn name(prefix: &str, n: u8) -> ObjectName {
+    ObjectName::new("ns", &format!("{prefix}{n}"))
+}
+
+fn service(n: u8, created: i64) -> Service {
+    Service {
+        name: name("svc", n),
+        created,
+        cluster_ips: vec![[10, 96, 0, n].into()],
+        external_ips: vec![],
+        load_balancer_ips: vec![],
+        ports: vec![ServicePort {
+            name: "".into(),
+            protocol: Protocol::Tcp,
+            port: NonZeroU16::MIN,
+            node_port: None,
+        }],
+        internal_policy: TrafficPolicy::Cluster,
+        external_policy: TrafficPolicy::Cluster,
+        affinity: None,
+        source_ranges: vec![],
+        health_check_node_port: None,
+    }
+}
+
+fn slice(n: u8, of: u8, address: u8) -> EndpointSlice {
+    EndpointSlice {
+        name: name("slice", n),
+        service: name("svc", of),
+        family: Family::V4,
+        ports: vec![SlicePort {
+            name: "".into(),
+            protocol: Protocol::Tcp,
+            port: NonZeroU16::MIN,
+        }],
+        endpoints: vec![Endpoint {
+            address: [10, 244, 0, address].into(),
+            ready: true,
+            serving: true,
+            terminating: false,
+            node: None,
+            zone: None,
+            hint_zones: vec![],
+            hint_nodes: vec![],
+        }],
+        triggered: None,
+    }
+}
+
+#[derive(Debug, Clone, Default)]
+struct Api {
+    services: BTreeMap<u8, i64>,
+    slices: BTreeMap<u8, (u8, u8)>,
+}
+
+impl Api {
+    fn events(&mut self, step: &Step) -> Vec<Event> {
+        match *step {
+            Step::Service(n, created) => {
+                self.services.insert(n, created);
+                vec![Event::Services(Change::Applied(service(n, created)))]
+            }
+            Step::ServiceGone(n) => {
+                self.services.remove(&n);
+                vec![Event::Services(Change::Gone(name("svc", n)))]
+            }
+            Step::Slice { name, service, address } => {
+                self.slices.insert(name, (service, address));
+                vec![Event::Slices(Change::Applied(slice(name, service, address)))]
+            }
+            Step::SliceGone(n) => {
+                self.slices.remove(&n);
+                vec![Event::Slices(Change::Gone(name("slice", n)))]
+            }
+            Step::Relist => self.relist(),
+        }
+    }
+
+    fn relist(&self) -> Vec<Event> {
+        vec![
+            Event::Services(Change::Reset {
+                objects: self.services.iter().map(|(n, c)| service(*n, *c)).collect(),
+                rejected: vec![],
+            }),
+            Event::Slices(Change::Reset {
+                objects: self.slices.iter().map(|(n, (s, a))| slice(*n, *s, *a)).collect(),
+                rejected: vec![],
+            }),
+        ]
+    }
+}
+
+type View = (BTreeMap<ObjectName, Service>, BTreeMap<ObjectName, Vec<EndpointSlice>>);
+
+fn view(state: &State) -> View {
+    let services: BTreeMap<_, _> = state
+        .service_names()
+        .filter_map(|n| state.service(n).map(|s| (n.clone(), (**s).clone())))
+        .collect();
+    let slices = (0..4)
+        .map(|n| name("svc", n))
+        .map(|n| (n.clone(), state.slices(&n).cloned().collect()))
+        .collect();
+    (services, slices)
+}
+
+proptest! {
+    #[test]
+    fn any_order_of_events_gives_the_state_from_scratch(
+        steps in proptest::collection::vec(step(), 0..40),
+        batch in 1usize..5,
+    ) {
+        let mut api = Api::default();
+        let mut state = State::default();
+        let events: Vec<Event> = steps.iter().flat_map(|step| api.events(step)).collect();
+        for chunk in events.chunks(batch) {
+            state.apply(chunk.to_vec());
+        }
+        let mut fresh = State::default();
+        fresh.apply(api.relist());
+        prop_assert_eq!(view(&state), view(&fresh));
+        // The index agrees with the slices it indexes.
+        prop_assert_eq!(state.counts(), fresh.counts());
+    }
+
+    #[test]
+    fn dirty_names_exactly_the_services_whose_view_changed(
+        steps in proptest::collection::vec(step(), 0..30),
+        last in step(),
+    ) {
+        let mut api = Api::default();
+        let mut state = State::default();
+        for step in &steps {
+            state.apply(api.events(step));
+        }
+        let before = view(&state);
+        let dirty = state.apply(api.events(&last));
+        let after = view(&state);
+        let changed: BTreeSet<ObjectName> = (0..4)
+            .map(|n| name("svc", n))
+            .filter(|n| before.0.get(n) != after.0.get(n) || before.1.get(n) != after.1.get(n))
+            .collect();
+        prop_assert_eq!(dirty.services, changed);
+    }
+
+    #[test]
+    fn a_rejected_object_of_a_relist_keeps_its_last_good_version(n in 0..4u8) {
+        let mut state = State::default();
+        state.apply([Event::Services(Change::Applied(service(n, 1)))]);
+        let dirty = state.apply([Event::Services(Change::Reset {
+            objects: vec![],
+            rejected: vec![name("svc", n)],
+        })]);
+        prop_assert!(dirty.services.is_empty());
+        prop_assert!(state.service(&name("svc", n)).is_some());
+    }
+}

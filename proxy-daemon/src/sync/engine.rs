@@ -89,9 +89,7 @@ pub struct Engine<D: Dataplane, O> {
 
 impl<D: Dataplane, O> std::fmt::Debug for Engine<D, O> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Engine")
-            .field("totals", &self.totals)
-            .finish_non_exhaustive()
+        f.debug_struct("Engine").field("totals", &self.totals).finish_non_exhaustive()
     }
 }
 
@@ -163,13 +161,11 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
         }
         let dirty = self.state.apply(events);
         if dirty.service_changes + dirty.slice_changes > 0 {
-            self.observer
-                .queued(now, dirty.service_changes, dirty.slice_changes);
+            self.observer.queued(now, dirty.service_changes, dirty.slice_changes);
         }
         if dirty.node_changed {
             let node = self.state.node();
-            self.observer
-                .node(node.map(|node| !node.deleting && !node.scaling_down));
+            self.observer.node(node.map(|node| !node.deleting && !node.scaling_down));
             node_changed = true;
         }
         self.queue.changed(dirty, now);
@@ -248,10 +244,7 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
         let children: Vec<D::Key> = self
             .foreign
             .keys()
-            .filter(|key| {
-                key.parent()
-                    .is_some_and(|parent| applied.contains_key(&parent))
-            })
+            .filter(|key| key.parent().is_some_and(|parent| applied.contains_key(&parent)))
             .cloned()
             .collect();
         for key in children {
@@ -271,21 +264,17 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
         }
         let full = self.full_diff_due && self.queue.is_empty();
         touched.extend(self.retry.due(now));
-        let mut ops = if full {
-            self.full_diff_due = false;
-            let keys: Vec<_> = self
-                .objects
-                .keys()
-                .chain(self.applied.keys())
-                .cloned()
-                .collect();
-            diff(&keys, &self.objects, &self.applied)
-        } else {
-            diff(&touched, &self.objects, &self.applied)
-        };
         if full {
+            touched.extend(self.objects.keys().cloned());
+        }
+        self.adopt(&touched);
+        if full {
+            self.full_diff_due = false;
+            self.adopt_children();
+            touched.extend(self.applied.keys().cloned());
             self.resume_drains(now);
         }
+        let mut ops = diff(&touched, &self.objects, &self.applied);
         ops.extend(self.drained(now));
         let nothing = ops.is_empty() && taken.services.is_empty() && !full;
         let (applied, failed) = self.apply(&ops, now);
@@ -293,11 +282,7 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
             self.objects.get(key) != self.applied.get(key) && !self.drain.contains(key)
         });
         if !nothing {
-            let kind = if full {
-                SyncKind::Full
-            } else {
-                SyncKind::Partial
-            };
+            let kind = if full { SyncKind::Full } else { SyncKind::Partial };
             self.report(kind, started, before, taken, applied, failed);
         }
     }
@@ -370,10 +355,7 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
     fn drained(&mut self, now: Instant) -> Vec<Op<D::Key>> {
         let mut over: BTreeSet<D::Key> = self.drain.expired(now).cloned().collect();
         if !over.is_empty() {
-            info!(
-                count = over.len(),
-                "the drain timeout ended connections of removed endpoints"
-            );
+            info!(count = over.len(), "the drain timeout ended connections of removed endpoints");
         }
         if self.next_drain_poll.is_some_and(|at| at <= now) {
             self.next_drain_poll = Some(now + DRAIN_POLL);
@@ -383,10 +365,7 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
                 Err(error) => warn!(%error, "cannot see whether removed endpoints are idle"),
             }
         }
-        over.into_iter()
-            .filter(|key| self.applied.contains_key(key))
-            .map(Op::Delete)
-            .collect()
+        over.into_iter().filter(|key| self.applied.contains_key(key)).map(Op::Delete).collect()
     }
 
     fn apply(&mut self, ops: &[Op<D::Key>], now: Instant) -> (usize, usize) {
@@ -496,15 +475,10 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
         if let Some(at) = self.readback_due {
             return Some(at);
         }
-        [
-            self.retry.next(),
-            self.next_resync,
-            self.next_drain_poll,
-            self.drain.next_deadline(),
-        ]
-        .into_iter()
-        .flatten()
-        .min()
+        [self.retry.next(), self.next_resync, self.next_drain_poll, self.drain.next_deadline()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// The data plane, when the engine is done with it.
@@ -520,11 +494,7 @@ fn node_port_addresses(
     primary: &[IpAddr],
 ) -> Vec<IpAddr> {
     let mut addresses: Vec<IpAddr> = match choice {
-        NodePortAddresses::All => local
-            .iter()
-            .copied()
-            .filter(usable_for_node_ports)
-            .collect(),
+        NodePortAddresses::All => local.iter().copied().filter(usable_for_node_ports).collect(),
         NodePortAddresses::Primary => [Family::V4, Family::V6]
             .into_iter()
             .filter_map(|family| primary.iter().find(|a| Family::of(**a) == family).copied())

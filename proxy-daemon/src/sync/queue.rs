@@ -79,9 +79,7 @@ impl Queue {
                 break;
             };
             self.urgency.remove(&name);
-            taken
-                .triggers
-                .extend(self.triggers.remove(&name).unwrap_or_default());
+            taken.triggers.extend(self.triggers.remove(&name).unwrap_or_default());
             taken.services.push(name);
         }
         if self.waiting.is_empty() {

@@ -13,9 +13,7 @@ const LONGEST: Duration = Duration::from_secs(30);
 
 #[must_use]
 pub fn backoff(attempts: u32) -> Duration {
-    FIRST
-        .saturating_mul(1 << attempts.saturating_sub(1).min(16))
-        .min(LONGEST)
+    FIRST.saturating_mul(1 << attempts.saturating_sub(1).min(16)).min(LONGEST)
 }
 
 #[derive(Debug)]
@@ -33,9 +31,7 @@ pub struct Retry<K> {
 
 impl<K> Default for Retry<K> {
     fn default() -> Self {
-        Self {
-            failures: HashMap::new(),
-        }
+        Self { failures: HashMap::new() }
     }
 }
 
@@ -66,11 +62,7 @@ impl<K: ObjectKey> Retry<K> {
     }
 
     pub fn due(&self, now: Instant) -> Vec<K> {
-        self.failures
-            .iter()
-            .filter(|(_, f)| f.next <= now)
-            .map(|(key, _)| key.clone())
-            .collect()
+        self.failures.iter().filter(|(_, f)| f.next <= now).map(|(key, _)| key.clone()).collect()
     }
 
     pub fn next(&self) -> Option<Instant> {
