@@ -1,1 +1,0 @@
-//! Flags to one `Config`.

@@ -1,0 +1,414 @@
+//! Text of the flags to typed values, every mistake collected.
+
+use std::fmt;
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnetwork::IpNetwork;
+
+use super::flags::{
+    ConntrackFlags, Flags, IpvsFlags, ModeFlags, ServingFlags, SourceFlags, TrafficFlags,
+};
+use super::value::{self, Expected};
+use super::{
+    Config, Conntrack, DetectLocal, Ipvs, LogFormat, Logging, Masquerade, NodePortAddresses,
+    ProxyMode, Serving, Source,
+};
+use crate::model::NodeName;
+
+/// One value that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// With its dashes.
+    pub flag: &'static str,
+    pub value: String,
+    /// What would be accepted.
+    pub expected: Expected,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={:?}: {}", self.flag, self.value, self.expected)
+    }
+}
+
+/// All of them, at least one.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Problems(pub Vec<Problem>);
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let count = self.0.len();
+        writeln!(
+            f,
+            "error: {count} flag{} cannot be used:",
+            if count == 1 { "" } else { "s" }
+        )?;
+        for problem in &self.0 {
+            writeln!(f, "  {problem}")?;
+        }
+        f.write_str("proxy-daemon --help explains each flag.")
+    }
+}
+
+impl Problems {
+    fn add(&mut self, flag: &'static str, value: &str, expected: impl Into<Expected>) {
+        self.0.push(Problem {
+            flag,
+            value: value.to_owned(),
+            expected: expected.into(),
+        });
+    }
+
+    /// The parsed value, or a placeholder that is never used because a problem was noted.
+    fn take<T: Default>(
+        &mut self,
+        flag: &'static str,
+        raw: &str,
+        parse: impl FnOnce(&str) -> Result<T, Expected>,
+    ) -> T {
+        parse(raw).unwrap_or_else(|expected| {
+            self.add(flag, raw, expected);
+            T::default()
+        })
+    }
+
+    /// A timeout where 0 leaves the kernel's. The kernel counts in whole seconds.
+    fn timeout(&mut self, flag: &'static str, raw: &str) -> Option<Duration> {
+        let duration = self.take(flag, raw, |raw| {
+            value::duration(raw).and_then(|duration| match duration.as_secs() {
+                0 if !duration.is_zero() => {
+                    Err("must be 0 (leave the kernel's) or at least 1s".to_owned())
+                }
+                seconds if u32::try_from(seconds).is_err() => {
+                    Err("must be shorter than 136 years".to_owned())
+                }
+                _ => Ok(duration),
+            })
+        });
+        (!duration.is_zero()).then_some(duration)
+    }
+}
+
+pub(super) fn build(flags: &Flags, hostname: &str) -> Result<Config, Problems> {
+    let mut problems = Problems::default();
+    let mut warnings = Vec::new();
+    let p = &mut problems;
+    let (detect_local, cluster_cidrs) = local_detection(p, &flags.traffic, &mut warnings);
+    let config = Config {
+        proxy_mode: proxy_mode(p, &flags.mode),
+        cleanup: p.take("--cleanup", &flags.mode.cleanup, value::boolean),
+        source: source(p, &flags.source),
+        node_name: node_name(p, &flags.source.hostname_override, hostname),
+        cluster_cidrs,
+        detect_local,
+        node_port_addresses: node_port_addresses(p, &flags.traffic.nodeport_addresses),
+        masquerade: masquerade(p, &flags.traffic),
+        drain_timeout: p.take(
+            "--drain-timeout",
+            &flags.traffic.drain_timeout,
+            value::duration,
+        ),
+        ipvs: ipvs(p, &flags.ipvs),
+        conntrack: conntrack(p, &flags.conntrack),
+        serving: serving(p, &flags.serving),
+        logging: logging(p, &flags.serving),
+        cgroup_root: path(&flags.host.cgroup_root),
+        sysctl_root: p.take("--sysctl-root", &flags.host.sysctl_root, |raw| {
+            path(raw).ok_or_else(|| "must be a directory, for example /proc/sys".to_owned())
+        }),
+        warnings,
+    };
+    if problems.0.is_empty() {
+        Ok(config)
+    } else {
+        Err(problems)
+    }
+}
+
+fn path(raw: &str) -> Option<PathBuf> {
+    (!raw.is_empty()).then(|| PathBuf::from(raw))
+}
+
+fn proxy_mode(p: &mut Problems, flags: &ModeFlags) -> ProxyMode {
+    match flags.proxy_mode.as_str() {
+        "ipvs" => ProxyMode::Ipvs,
+        "ebpf" => ProxyMode::Ebpf,
+        other => {
+            let expected = match other {
+                "iptables" | "nftables" | "kernelspace" | "userspace" => {
+                    "is a mode of kube-proxy that does not exist here; choose ipvs or ebpf"
+                }
+                _ => "must be ipvs or ebpf",
+            };
+            p.add("--proxy-mode", other, expected);
+            ProxyMode::Ipvs
+        }
+    }
+}
+
+fn source(p: &mut Problems, flags: &SourceFlags) -> Source {
+    let api = Source::Api {
+        kubeconfig: path(&flags.kubeconfig),
+        master: (!flags.master.is_empty()).then(|| flags.master.clone()),
+    };
+    let Some(directory) = path(&flags.manifests) else {
+        return api;
+    };
+    for (flag, value) in [
+        ("--kubeconfig", &flags.kubeconfig),
+        ("--master", &flags.master),
+    ] {
+        if !value.is_empty() {
+            p.add(
+                flag,
+                value,
+                "cannot be used with --manifests, which replaces the API server",
+            );
+        }
+    }
+    Source::Manifests(directory)
+}
+
+/// As kubelet and kube-proxy do it: trimmed and in lower case, so that both sides of the
+/// comparison with `endpoints[].nodeName` agree.
+fn node_name(p: &mut Problems, override_: &str, hostname: &str) -> NodeName {
+    let raw = if override_.trim().is_empty() {
+        hostname
+    } else {
+        override_
+    };
+    let name = raw.trim().to_lowercase();
+    if name.is_empty() {
+        p.add(
+            "--hostname-override",
+            override_,
+            "must be given: the host has no name. It is metadata.name of this Node",
+        );
+    }
+    NodeName::new(&name)
+}
+
+fn local_detection(
+    p: &mut Problems,
+    flags: &TrafficFlags,
+    warnings: &mut Vec<String>,
+) -> (DetectLocal, Vec<IpNetwork>) {
+    let cidrs = p.take("--cluster-cidr", &flags.cluster_cidr, |raw| {
+        let cidrs = value::cidrs(raw)?;
+        let v4 = cidrs.iter().filter(|cidr| cidr.is_ipv4()).count();
+        if v4 > 1 || cidrs.len() - v4 > 1 {
+            return Err(
+                "must have at most one block of each address family, for example \
+                        10.244.0.0/16,fd00:10:244::/56"
+                    .to_owned(),
+            );
+        }
+        Ok(cidrs)
+    });
+    let bridge = p.take(
+        "--pod-bridge-interface",
+        &flags.pod_bridge_interface,
+        value::interface,
+    );
+    let prefix = p.take(
+        "--pod-interface-name-prefix",
+        &flags.pod_interface_name_prefix,
+        value::interface,
+    );
+    let mode = match flags.detect_local_mode.as_str() {
+        "" | "ClusterCIDR" => {
+            if flags.cluster_cidr.is_empty() {
+                warnings.push(
+                    "--cluster-cidr is not set: with --detect-local-mode=ClusterCIDR no traffic \
+                     counts as that of pods, so none to a cluster IP is masqueraded for coming \
+                     from outside"
+                        .to_owned(),
+                );
+            }
+            DetectLocal::ClusterCidr
+        }
+        "NodeCIDR" => DetectLocal::NodeCidr,
+        "BridgeInterface" => {
+            if flags.pod_bridge_interface.is_empty() {
+                p.add(
+                    "--pod-bridge-interface",
+                    "",
+                    "must name the pods' bridge for --detect-local-mode=BridgeInterface",
+                );
+            }
+            DetectLocal::BridgeInterface(bridge)
+        }
+        "InterfaceNamePrefix" => {
+            if flags.pod_interface_name_prefix.is_empty() {
+                p.add(
+                    "--pod-interface-name-prefix",
+                    "",
+                    "must be set for --detect-local-mode=InterfaceNamePrefix",
+                );
+            }
+            DetectLocal::InterfaceNamePrefix(prefix)
+        }
+        other => {
+            p.add(
+                "--detect-local-mode",
+                other,
+                "must be ClusterCIDR, NodeCIDR, BridgeInterface or InterfaceNamePrefix",
+            );
+            DetectLocal::ClusterCidr
+        }
+    };
+    (mode, cidrs)
+}
+
+fn node_port_addresses(p: &mut Problems, raw: &[String]) -> NodePortAddresses {
+    const FLAG: &str = "--nodeport-addresses";
+    let joined = raw.join(",");
+    let items: Vec<&str> = value::items(&joined).collect();
+    match items.as_slice() {
+        [] => NodePortAddresses::All,
+        ["primary"] => NodePortAddresses::Primary,
+        items if items.contains(&"primary") => {
+            p.add(FLAG, &joined, "must be either primary alone or CIDR blocks");
+            NodePortAddresses::All
+        }
+        _ => NodePortAddresses::Cidrs(p.take(FLAG, &joined, value::cidrs)),
+    }
+}
+
+fn masquerade(p: &mut Problems, flags: &TrafficFlags) -> Masquerade {
+    Masquerade {
+        all: p.take("--masquerade-all", &flags.masquerade_all, value::boolean),
+        bit: p.take(
+            "--iptables-masquerade-bit",
+            &flags.iptables_masquerade_bit,
+            |raw| {
+                value::number(raw, 0, 31)
+                    .and_then(|bit| u8::try_from(bit).map_err(|error| error.to_string()))
+            },
+        ),
+    }
+}
+
+fn ipvs(p: &mut Problems, flags: &IpvsFlags) -> Ipvs {
+    let before = p.0.len();
+    let sync_period = p.take("--ipvs-sync-period", &flags.ipvs_sync_period, |raw| {
+        value::duration(raw).and_then(|period| match period {
+            Duration::ZERO => Err("must be greater than 0".to_owned()),
+            period => Ok(period),
+        })
+    });
+    let min_sync_period = p.take(
+        "--ipvs-min-sync-period",
+        &flags.ipvs_min_sync_period,
+        value::duration,
+    );
+    if p.0.len() == before && min_sync_period > sync_period {
+        p.add(
+            "--ipvs-min-sync-period",
+            &flags.ipvs_min_sync_period,
+            format!(
+                "must not be above --ipvs-sync-period, which is {}",
+                flags.ipvs_sync_period
+            ),
+        );
+    }
+    Ipvs {
+        scheduler: p.take("--ipvs-scheduler", &flags.ipvs_scheduler, value::scheduler),
+        sync_period,
+        min_sync_period,
+        strict_arp: p.take("--ipvs-strict-arp", &flags.ipvs_strict_arp, value::boolean),
+        tcp_timeout: p.timeout("--ipvs-tcp-timeout", &flags.ipvs_tcp_timeout),
+        tcp_fin_timeout: p.timeout("--ipvs-tcpfin-timeout", &flags.ipvs_tcpfin_timeout),
+        udp_timeout: p.timeout("--ipvs-udp-timeout", &flags.ipvs_udp_timeout),
+        exclude_cidrs: p.take(
+            "--ipvs-exclude-cidrs",
+            &flags.ipvs_exclude_cidrs.join(","),
+            value::cidrs,
+        ),
+    }
+}
+
+fn conntrack(p: &mut Problems, flags: &ConntrackFlags) -> Conntrack {
+    /// Go's flag is an int32.
+    const MAX: u32 = i32::MAX.unsigned_abs();
+    Conntrack {
+        max_per_core: NonZeroU32::new(p.take(
+            "--conntrack-max-per-core",
+            &flags.conntrack_max_per_core,
+            |raw| value::number(raw, 0, MAX),
+        )),
+        min: p.take("--conntrack-min", &flags.conntrack_min, |raw| {
+            value::number(raw, 0, MAX)
+        }),
+        tcp_established_timeout: p.timeout(
+            "--conntrack-tcp-timeout-established",
+            &flags.conntrack_tcp_timeout_established,
+        ),
+        tcp_close_wait_timeout: p.timeout(
+            "--conntrack-tcp-timeout-close-wait",
+            &flags.conntrack_tcp_timeout_close_wait,
+        ),
+        tcp_be_liberal: p.take(
+            "--conntrack-tcp-be-liberal",
+            &flags.conntrack_tcp_be_liberal,
+            value::boolean,
+        ),
+        udp_timeout: p.timeout("--conntrack-udp-timeout", &flags.conntrack_udp_timeout),
+        udp_stream_timeout: p.timeout(
+            "--conntrack-udp-timeout-stream",
+            &flags.conntrack_udp_timeout_stream,
+        ),
+    }
+}
+
+/// Ports as kube-proxy has them (`k8s.io/kubernetes/pkg/cluster/ports`).
+const HEALTHZ_PORT: u16 = 10256;
+const METRICS_PORT: u16 = 10249;
+
+fn serving(p: &mut Problems, flags: &ServingFlags) -> Serving {
+    let healthz = p.take(
+        "--healthz-bind-address",
+        &flags.healthz_bind_address,
+        |raw| value::bind_address(raw, HEALTHZ_PORT),
+    );
+    let metrics = p.take(
+        "--metrics-bind-address",
+        &flags.metrics_bind_address,
+        |raw| value::bind_address(raw, METRICS_PORT),
+    );
+    if healthz.is_some() && healthz == metrics {
+        p.add(
+            "--metrics-bind-address",
+            &flags.metrics_bind_address,
+            "must differ from --healthz-bind-address",
+        );
+    }
+    let hard_fail = p.take(
+        "--bind-address-hard-fail",
+        &flags.bind_address_hard_fail,
+        value::boolean,
+    );
+    Serving {
+        healthz,
+        metrics,
+        hard_fail,
+    }
+}
+
+fn logging(p: &mut Problems, flags: &ServingFlags) -> Logging {
+    Logging {
+        verbosity: p.take("--v", &flags.verbosity, |raw| {
+            value::number(raw, 0, i32::MAX.unsigned_abs())
+        }),
+        format: match flags.logging_format.as_str() {
+            "text" => LogFormat::Text,
+            "json" => LogFormat::Json,
+            other => {
+                p.add("--logging-format", other, "must be text or json");
+                LogFormat::Text
+            }
+        },
+    }
+}

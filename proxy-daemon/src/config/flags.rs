@@ -1,0 +1,318 @@
+//! The command line: kube-proxy's names, defaults and meanings, and a few of our own.
+//!
+//! Every value is taken as text here and judged in [`super::build`], so that all
+//! mistakes of a command line are reported together instead of one per attempt.
+
+use clap::builder::styling::Styles;
+use clap::{Args, Parser};
+
+const ABOUT: &str = "Programs Kubernetes Services into the kernel of this node, in kube-proxy's \
+                     place.\n\nFlags carry kube-proxy's names and meanings. Durations are written \
+                     30s, 1m0s, 2h45m; switches --flag, --flag=true or --flag=false; lists are \
+                     separated by commas.";
+
+const EXAMPLES: &str = "\
+Examples:
+  In a cluster, as the DaemonSet of deploy/ runs it:
+    proxy-daemon --proxy-mode=ipvs --hostname-override=$(NODE_NAME) \\
+        --cluster-cidr=10.244.0.0/16,fd00:10:244::/56
+
+  On a node, with a kubeconfig and least-connection scheduling:
+    proxy-daemon --kubeconfig=/etc/kubernetes/proxy.conf --ipvs-scheduler=lc
+
+  Without Kubernetes, from a directory of Service and EndpointSlice YAML:
+    proxy-daemon --manifests=./services --hostname-override=node-a
+
+  Take everything down that this daemon programmed on the node:
+    proxy-daemon --cleanup
+
+  See how it is doing:
+    curl -s localhost:10256/healthz
+    curl -s localhost:10249/metrics | grep -v '^#'
+
+Exit status: 0 after --cleanup, --help and --version; 2 for a mistake in the flags; 1 for \
+anything else that stops the daemon, with the reason on standard error.";
+
+/// Short help texts fit a terminal; the long ones teach.
+#[derive(Debug, Clone, Parser)]
+#[command(
+    name = "proxy-daemon",
+    version,
+    about = ABOUT,
+    after_long_help = EXAMPLES,
+    after_help = "--help has examples and the whole explanations.",
+    args_override_self = true,
+    styles = Styles::plain(),
+    max_term_width = 100
+)]
+pub struct Flags {
+    #[command(flatten)]
+    pub mode: ModeFlags,
+    #[command(flatten)]
+    pub source: SourceFlags,
+    #[command(flatten)]
+    pub traffic: TrafficFlags,
+    #[command(flatten)]
+    pub ipvs: IpvsFlags,
+    #[command(flatten)]
+    pub conntrack: ConntrackFlags,
+    #[command(flatten)]
+    pub serving: ServingFlags,
+    #[command(flatten)]
+    pub host: HostFlags,
+}
+
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "What to do")]
+pub struct ModeFlags {
+    /// Data plane: ipvs or ebpf
+    ///
+    /// ipvs makes virtual servers of the kernel's IPVS; ebpf attaches programs to sockets
+    /// and devices. kube-proxy's iptables and nftables modes do not exist here.
+    #[arg(long, value_name = "MODE", default_value = "ipvs")]
+    pub proxy_mode: String,
+
+    /// Remove from this node what the daemon programmed, then exit
+    ///
+    /// Only our own objects go. Virtual servers within --ipvs-exclude-cidrs stay.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", default_value = "false")]
+    pub cleanup: String,
+}
+
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Where Services come from")]
+pub struct SourceFlags {
+    /// Kubeconfig file with the API server's address and credentials
+    ///
+    /// Without it (and without --manifests) the Pod's service account is used.
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub kubeconfig: String,
+
+    /// URL of the API server; goes before the one in the kubeconfig
+    #[arg(
+        long,
+        value_name = "URL",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub master: String,
+
+    /// Name of this node's Node object [default: the host name]
+    ///
+    /// Decides which endpoints are local. It must be metadata.name of the Node, which the
+    /// downward API gives a Pod as spec.nodeName.
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub hostname_override: String,
+
+    /// Read Service, EndpointSlice and Node YAML from this directory instead of an API server
+    ///
+    /// Files are watched: saving one programs it. A file that cannot be read keeps its last
+    /// good content. No cluster is needed.
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub manifests: String,
+}
+
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Traffic")]
+pub struct TrafficFlags {
+    /// Pod CIDR of the cluster, one per address family
+    ///
+    /// Sources in it count as pods when --detect-local-mode is ClusterCIDR; other traffic to
+    /// cluster IPs is masqueraded. Example: 10.244.0.0/16,fd00:10:244::/56
+    #[arg(
+        long,
+        value_name = "CIDR,...",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub cluster_cidr: String,
+
+    /// How to tell traffic of this node's pods: ClusterCIDR, NodeCIDR, BridgeInterface or
+    /// InterfaceNamePrefix
+    ///
+    /// ClusterCIDR: source in --cluster-cidr. NodeCIDR: source in the Node's spec.podCIDRs.
+    /// BridgeInterface: comes in by --pod-bridge-interface. InterfaceNamePrefix: comes in by an
+    /// interface whose name begins with --pod-interface-name-prefix.
+    #[arg(long, value_name = "MODE", default_value = "ClusterCIDR")]
+    pub detect_local_mode: String,
+
+    /// Bridge that all pods of the node hang on, for BridgeInterface. Example: cni0
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub pod_bridge_interface: String,
+
+    /// Beginning of the pods' interface names, for InterfaceNamePrefix. Example: veth
+    #[arg(
+        long,
+        value_name = "PREFIX",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub pod_interface_name_prefix: String,
+
+    /// Node addresses that node ports answer on: CIDRs, or "primary"
+    ///
+    /// primary is the Node's own address of each family. Unset: all of the node's addresses
+    /// except loopback. May be repeated.
+    #[arg(long, value_name = "CIDR,...|primary")]
+    pub nodeport_addresses: Vec<String>,
+
+    /// Masquerade all traffic to cluster IPs, also that of pods
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", default_value = "false")]
+    pub masquerade_all: String,
+
+    /// Bit of the packet mark (0 to 31) for packets to be masqueraded
+    ///
+    /// kube-proxy's name; change it where another program uses the same bit.
+    #[arg(long, value_name = "BIT", default_value = "14")]
+    pub iptables_masquerade_bit: String,
+
+    /// How long connections of a removed endpoint may go on
+    ///
+    /// A removed endpoint gets no new connection at once; its open ones continue until they
+    /// end or this time is over. 15m is the kernel's own limit for an idle IPVS connection.
+    #[arg(long, value_name = "DURATION", default_value = "15m0s")]
+    pub drain_timeout: String,
+}
+
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "IPVS")]
+pub struct IpvsFlags {
+    /// Scheduler of the virtual servers: rr, wrr, lc, wlc, sh, mh, sed, nq, ...
+    ///
+    /// Any the kernel has; its module is ip_vs_NAME.
+    #[arg(long, value_name = "NAME", default_value = "rr")]
+    pub ipvs_scheduler: String,
+
+    /// Longest time between two comparisons of the kernel with what should be there
+    ///
+    /// Twice this is also how old an unprogrammed change may get before /healthz says 503.
+    #[arg(long, value_name = "DURATION", default_value = "30s")]
+    pub ipvs_sync_period: String,
+
+    /// Shortest time between two rounds of programming; 0 programs every change at once
+    #[arg(long, value_name = "DURATION", default_value = "0s")]
+    pub ipvs_min_sync_period: String,
+
+    /// Answer ARP only on the interface that holds the address (arp_ignore=1, arp_announce=2)
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", default_value = "false")]
+    pub ipvs_strict_arp: String,
+
+    /// Idle time after which IPVS forgets a TCP connection; 0 leaves the kernel's
+    #[arg(long, value_name = "DURATION", default_value = "0s")]
+    pub ipvs_tcp_timeout: String,
+
+    /// The same after a FIN; 0 leaves the kernel's
+    #[arg(long, value_name = "DURATION", default_value = "0s")]
+    pub ipvs_tcpfin_timeout: String,
+
+    /// The same for UDP; 0 leaves the kernel's
+    #[arg(long, value_name = "DURATION", default_value = "0s")]
+    pub ipvs_udp_timeout: String,
+
+    /// Virtual servers in these blocks belong to somebody else and are never touched
+    #[arg(long, value_name = "CIDR,...")]
+    pub ipvs_exclude_cidrs: Vec<String>,
+}
+
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Connection tracking")]
+pub struct ConntrackFlags {
+    /// Tracked connections per CPU core; 0 leaves the kernel's limit and ignores --conntrack-min
+    #[arg(long, value_name = "N", default_value = "32768")]
+    pub conntrack_max_per_core: String,
+
+    /// Tracked connections at least, whatever --conntrack-max-per-core comes to
+    #[arg(long, value_name = "N", default_value = "131072")]
+    pub conntrack_min: String,
+
+    /// Idle timeout of established TCP connections; 0 leaves the kernel's
+    #[arg(long, value_name = "DURATION", default_value = "24h0m0s")]
+    pub conntrack_tcp_timeout_established: String,
+
+    /// Timeout of TCP connections in CLOSE_WAIT; 0 leaves the kernel's
+    #[arg(long, value_name = "DURATION", default_value = "1h0m0s")]
+    pub conntrack_tcp_timeout_close_wait: String,
+
+    /// Do not drop TCP packets outside the tracked window (nf_conntrack_tcp_be_liberal=1)
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", default_value = "false")]
+    pub conntrack_tcp_be_liberal: String,
+
+    /// Idle timeout of UDP flows without a reply; 0 leaves the kernel's
+    #[arg(long, value_name = "DURATION", default_value = "0s")]
+    pub conntrack_udp_timeout: String,
+
+    /// Idle timeout of UDP flows with replies; 0 leaves the kernel's
+    #[arg(long, value_name = "DURATION", default_value = "0s")]
+    pub conntrack_udp_timeout_stream: String,
+}
+
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Health, metrics and logs")]
+pub struct ServingFlags {
+    /// Address of /healthz and /livez; empty disables
+    #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:10256")]
+    pub healthz_bind_address: String,
+
+    /// Address of /metrics, /proxyMode and /configz; empty disables
+    ///
+    /// 0.0.0.0:10249 lets Prometheus scrape from other nodes.
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:10249")]
+    pub metrics_bind_address: String,
+
+    /// Exit when one of these addresses cannot be bound, instead of trying again
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", default_value = "false")]
+    pub bind_address_hard_fail: String,
+
+    /// Log verbosity: 0 to 3 what matters, 4 and 5 every change, 6 and more everything
+    #[arg(short = 'v', long = "v", value_name = "LEVEL", default_value = "0")]
+    pub verbosity: String,
+
+    /// Format of the log lines: text or json
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub logging_format: String,
+}
+
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Host")]
+pub struct HostFlags {
+    /// cgroup v2 directory whose sockets ebpf mode serves [default: the cgroup2 mount]
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub cgroup_root: String,
+
+    /// Directory of the kernel's settings
+    ///
+    /// A container that is not privileged has /proc/sys read-only. Mount the host's
+    /// /proc/sys/net writable at DIR/net and name DIR here.
+    #[arg(long, value_name = "DIR", default_value = "/proc/sys")]
+    pub sysctl_root: String,
+}

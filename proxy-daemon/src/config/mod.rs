@@ -1,0 +1,283 @@
+//! Flags to one validated [`Config`].
+//!
+//! `flags` takes the command line as text, [`value`] parses kube-proxy's kinds of values,
+//! `build` judges everything and reports all mistakes together. A configuration file is to
+//! enter here too: it fills the same [`Flags`] and goes through the same `build`, so that
+//! one set of rules holds for both.
+
+mod build;
+mod flags;
+#[cfg(test)]
+mod tests;
+pub mod value;
+
+use std::ffi::OsString;
+use std::fmt;
+use std::net::SocketAddr;
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Parser;
+use ipnetwork::IpNetwork;
+
+pub use build::{Problem, Problems};
+pub use flags::Flags;
+
+use crate::model::{LocalDetect, Node, NodeName};
+
+/// Everything the daemon was told, checked. Immutable for the life of the process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    pub proxy_mode: ProxyMode,
+    /// Take down what the daemon programmed, then exit.
+    pub cleanup: bool,
+    pub source: Source,
+    pub node_name: NodeName,
+    pub cluster_cidrs: Vec<IpNetwork>,
+    pub detect_local: DetectLocal,
+    pub node_port_addresses: NodePortAddresses,
+    pub masquerade: Masquerade,
+    /// A removed endpoint's connections may go on for so long.
+    pub drain_timeout: Duration,
+    pub ipvs: Ipvs,
+    pub conntrack: Conntrack,
+    pub serving: Serving,
+    pub logging: Logging,
+    /// `None`: find the cgroup2 mount.
+    pub cgroup_root: Option<PathBuf>,
+    /// `/proc/sys`, or where the host's is mounted writable.
+    pub sysctl_root: PathBuf,
+    /// Accepted, but probably not what was meant: for the log.
+    pub warnings: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProxyMode {
+    Ipvs,
+    Ebpf,
+}
+
+impl fmt::Display for ProxyMode {
+    /// The value of the flag, and the body of `/proxyMode`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ipvs => "ipvs",
+            Self::Ebpf => "ebpf",
+        })
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    Api {
+        /// `None`: the Pod's service account.
+        kubeconfig: Option<PathBuf>,
+        /// Goes before the URL of the kubeconfig.
+        master: Option<String>,
+    },
+    Manifests(PathBuf),
+}
+
+/// `--detect-local-mode` with what the mode needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DetectLocal {
+    ClusterCidr,
+    NodeCidr,
+    BridgeInterface(String),
+    InterfaceNamePrefix(String),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NodePortAddresses {
+    /// All of the node's addresses except loopback.
+    All,
+    /// The Node object's first address of each family.
+    Primary,
+    /// The node's addresses within these.
+    Cidrs(Vec<IpNetwork>),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Masquerade {
+    /// All traffic to cluster IPs, not only that from outside the cluster.
+    pub all: bool,
+    /// 0 to 31.
+    pub bit: u8,
+}
+
+impl Masquerade {
+    /// The packet mark of packets to be masqueraded; also its mask.
+    #[must_use]
+    pub const fn mark(self) -> u32 {
+        1 << self.bit
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ipvs {
+    pub scheduler: String,
+    /// Longest time between two full comparisons with the kernel; above 0.
+    pub sync_period: Duration,
+    /// Shortest time between two rounds; at most `sync_period`.
+    pub min_sync_period: Duration,
+    pub strict_arp: bool,
+    /// `None` leaves the kernel's; else at least a second, which is the kernel's unit.
+    pub tcp_timeout: Option<Duration>,
+    pub tcp_fin_timeout: Option<Duration>,
+    pub udp_timeout: Option<Duration>,
+    pub exclude_cidrs: Vec<IpNetwork>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Conntrack {
+    /// `None` leaves the kernel's limit.
+    pub max_per_core: Option<NonZeroU32>,
+    pub min: u32,
+    /// `None` leaves the kernel's, here and below.
+    pub tcp_established_timeout: Option<Duration>,
+    pub tcp_close_wait_timeout: Option<Duration>,
+    pub tcp_be_liberal: bool,
+    pub udp_timeout: Option<Duration>,
+    pub udp_stream_timeout: Option<Duration>,
+}
+
+impl Conntrack {
+    /// `nf_conntrack_max` for a node of so many cores; `None` leaves the kernel's.
+    #[must_use]
+    pub fn max(&self, cores: u32) -> Option<u32> {
+        self.max_per_core
+            .map(|per_core| per_core.get().saturating_mul(cores).max(self.min))
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Serving {
+    /// `None`: not served.
+    pub healthz: Option<SocketAddr>,
+    pub metrics: Option<SocketAddr>,
+    /// Failure to bind ends the daemon.
+    pub hard_fail: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Logging {
+    pub verbosity: u32,
+    pub format: LogFormat,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+impl Logging {
+    /// klog's numbers on tracing's levels: `-v=2`, which most clusters set, stays quiet.
+    #[must_use]
+    pub const fn level(self) -> tracing::Level {
+        match self.verbosity {
+            0..=3 => tracing::Level::INFO,
+            4..=5 => tracing::Level::DEBUG,
+            _ => tracing::Level::TRACE,
+        }
+    }
+}
+
+/// Why there is no [`Config`].
+#[derive(Debug)]
+pub enum Usage {
+    /// `--help`, `--version`, or a command line that cannot be taken apart.
+    Clap(Box<clap::Error>),
+    /// Values that cannot be used, all of them.
+    Problems(Problems),
+}
+
+impl Usage {
+    /// Prints help and version on standard output, mistakes on standard error.
+    ///
+    /// # Errors
+    /// When the stream cannot be written.
+    pub fn print(&self) -> std::io::Result<()> {
+        match self {
+            Self::Clap(error) => error.print(),
+            Self::Problems(problems) => {
+                use std::io::Write as _;
+                writeln!(std::io::stderr(), "{problems}")
+            }
+        }
+    }
+
+    /// 0 for help and version, 2 for a mistake.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Clap(error) if !error.use_stderr() => 0,
+            Self::Clap(_) | Self::Problems(_) => 2,
+        }
+    }
+}
+
+impl fmt::Display for Usage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Clap(error) => error.fmt(f),
+            Self::Problems(problems) => problems.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for Usage {}
+
+impl Config {
+    /// The command line (`arguments` begins with the program's name) and the host's name,
+    /// which is the node's unless a flag says otherwise.
+    ///
+    /// # Errors
+    /// [`Usage`], which the caller prints and exits with.
+    pub fn from_args<I, T>(arguments: I, hostname: &str) -> Result<Self, Usage>
+    where
+        I: IntoIterator<Item = T>,
+        T: Into<OsString>,
+    {
+        let arguments = arguments
+            .into_iter()
+            .map(|argument| dashes(argument.into()));
+        let flags =
+            Flags::try_parse_from(arguments).map_err(|error| Usage::Clap(Box::new(error)))?;
+        build::build(&flags, hostname).map_err(Usage::Problems)
+    }
+
+    /// What counts as traffic of this node's pods, given the Node as it is now. NodeCIDR
+    /// mode knows nothing before the Node has its pod CIDRs.
+    #[must_use]
+    pub fn local_detect(&self, node: Option<&Node>) -> LocalDetect {
+        let cidrs = |cidrs: &[IpNetwork]| match cidrs {
+            [] => LocalDetect::Unknown,
+            _ => LocalDetect::Cidrs(cidrs.to_vec()),
+        };
+        match &self.detect_local {
+            DetectLocal::ClusterCidr => cidrs(&self.cluster_cidrs),
+            DetectLocal::NodeCidr => cidrs(node.map_or(&[], |node| &node.pod_cidrs)),
+            DetectLocal::BridgeInterface(name) => LocalDetect::Bridge(name.as_str().into()),
+            DetectLocal::InterfaceNamePrefix(prefix) => {
+                LocalDetect::InterfacePrefix(prefix.as_str().into())
+            }
+        }
+    }
+
+    /// How old a change may get, or how long an object may fail, before health is bad.
+    #[must_use]
+    pub const fn health_timeout(&self) -> Duration {
+        self.ipvs.sync_period.saturating_mul(2)
+    }
+}
+
+/// kube-proxy takes `_` for `-` in names of flags, and old manifests use it.
+fn dashes(argument: OsString) -> OsString {
+    let Some(text) = argument.to_str().filter(|text| text.starts_with("--")) else {
+        return argument;
+    };
+    let (name, value) = text.split_at(text.find('=').unwrap_or(text.len()));
+    format!("{}{value}", name.replace('_', "-")).into()
+}
