@@ -1,0 +1,308 @@
+//! The structs in the maps. The only definition of them: programs and daemon compile it.
+//!
+//! ```text
+//! FRONTENDS  FrontendKey -> Frontend   hash; names ranges of SLOTS and the counters' index
+//! SLOTS      index       -> BackendId  array; a range of it is one set of backends
+//! BACKENDS   BackendId   -> Backend    array
+//! FRONTEND_COUNTERS  FrontendId -> FrontendCounters   per-CPU array
+//! BACKEND_COUNTERS   BackendId  -> BackendCounters    per-CPU array
+//! DROPS      Reason      -> u64                       per-CPU array
+//! ```
+//!
+//! A change of a frontend's backends writes a range that no frontend names, then
+//! replaces the frontend's value: a reader meets the old set or the new one. The writer
+//! must leave a range alone for a while after the last frontend stopped naming it (a
+//! program may hold the value it read), and an id likewise. Weights, plain random choice
+//! and Maglev differ in how a range is filled and which number indexes it, not in these
+//! structs.
+//!
+//! Rules for a struct here: fixed-width integers, explicit padding, nothing the compiler
+//! may choose. [`FINGERPRINT`] covers every name, offset and size; a change of it without
+//! a new [`LAYOUT_VERSION`] fails a test, and the loader refuses an object that was built
+//! from another one.
+
+use core::mem::{offset_of, size_of};
+
+use crate::order::{Address, Be16};
+
+/// Part of the path maps are pinned under, and of the object's [`Mark`].
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// Index into `FRONTEND_COUNTERS`. Stays with a frontend while its backends change.
+#[repr(transparent)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct FrontendId(pub u32);
+
+/// Index into `BACKENDS` and `BACKEND_COUNTERS`.
+#[repr(transparent)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct BackendId(pub u32);
+
+/// What a client connects to.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct FrontendKey {
+    address: Address,
+    port: Be16,
+    /// IP protocol number.
+    protocol: u8,
+    /// Always 0: it is compared like everything else in a key.
+    pad: u8,
+}
+
+impl FrontendKey {
+    #[must_use]
+    #[inline(always)]
+    pub const fn new(address: Address, port: Be16, protocol: u8) -> Self {
+        Self {
+            address,
+            port,
+            protocol,
+            pad: 0,
+        }
+    }
+
+    #[must_use]
+    pub const fn address(&self) -> Address {
+        self.address
+    }
+
+    #[must_use]
+    pub const fn port(&self) -> Be16 {
+        self.port
+    }
+
+    #[must_use]
+    pub const fn protocol(&self) -> u8 {
+        self.protocol
+    }
+}
+
+/// `len` slots from `base`; `len` 0 is a frontend without usable backends.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct SlotRange {
+    pub base: u32,
+    pub len: u32,
+}
+
+/// Value of `FRONTENDS`.
+///
+/// Two ranges, because a Service with `externalTrafficPolicy: Local` gives clients on the
+/// node (the Cluster set) something else than clients outside (the Local set). In one
+/// value, so that both change in one step; equal for everybody else.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Frontend {
+    /// For the node itself and its pods.
+    pub node: SlotRange,
+    /// For clients outside the node.
+    pub outside: SlotRange,
+    pub id: FrontendId,
+    /// ClientIP affinity in seconds; 0: none.
+    pub affinity: u32,
+    /// None defined yet; 0.
+    pub flags: u32,
+    pub pad: u32,
+}
+
+/// Value of `BACKENDS`. All zero (a fresh array) is a backend that does not exist.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Backend {
+    pub address: Address,
+    pub port: Be16,
+    /// `Backend::IN_USE | ..`
+    pub flags: u16,
+    pub pad: u32,
+}
+
+impl Backend {
+    /// The entry is a backend.
+    pub const IN_USE: u16 = 1;
+    /// On this node: the client's address can be kept.
+    pub const LOCAL: u16 = 1 << 1;
+
+    #[must_use]
+    #[inline(always)]
+    pub const fn in_use(&self) -> bool {
+        self.flags & Self::IN_USE != 0
+    }
+}
+
+/// Packets and bytes as one hook saw them: the frame's length, a GSO packet as the
+/// segments it stands for.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Traffic {
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+/// Per frontend and CPU. One pair for each hook: a packet that XDP passes on is seen at
+/// tc again, and a sum of both would count it twice.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct FrontendCounters {
+    /// Connects given a backend in the socket layer.
+    pub connections: u64,
+    /// Connects refused there.
+    pub refused: u64,
+    pub tc: Traffic,
+    pub xdp: Traffic,
+}
+
+/// Per backend and CPU.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct BackendCounters {
+    pub connections: u64,
+    pub traffic: Traffic,
+}
+
+/// What layout an object file was built from. The programs carry it in the ELF section
+/// [`Mark::SECTION`]; the loader compares it before anything reaches the kernel.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark {
+    pub version: u32,
+    pub pad: u32,
+    pub fingerprint: u64,
+}
+
+impl Mark {
+    /// Not one of the names that libbpf or aya give a meaning to.
+    pub const SECTION: &'static str = "proxy_layout";
+    pub const SIZE: usize = size_of::<Self>();
+    pub const CURRENT: Self = Self {
+        version: LAYOUT_VERSION,
+        pad: 0,
+        fingerprint: FINGERPRINT,
+    };
+
+    /// From the bytes of the section; the programs are little-endian.
+    #[must_use]
+    pub fn from_section(bytes: &[u8; Self::SIZE]) -> Self {
+        let [a, b, c, d, e, f, g, h, fingerprint @ ..] = *bytes;
+        Self {
+            version: u32::from_le_bytes([a, b, c, d]),
+            pad: u32::from_le_bytes([e, f, g, h]),
+            fingerprint: u64::from_le_bytes(fingerprint),
+        }
+    }
+}
+
+const fn field_size<S, F>(_: fn(&S) -> &F) -> usize {
+    size_of::<F>()
+}
+
+/// FNV-1a, which a `const fn` can do; this tells layouts apart, it protects nothing.
+const fn hash(mut state: u64, bytes: &[u8]) -> u64 {
+    let mut i = 0;
+    while i < bytes.len() {
+        state = (state ^ bytes[i] as u64).wrapping_mul(0x0100_0000_01b3);
+        i += 1;
+    }
+    state
+}
+
+/// States each struct's size and offsets, asserts them, asserts that fields leave no
+/// hole, and hashes all of it.
+macro_rules! layout {
+    ($($name:ident [$size:literal] { $($field:ident @ $offset:literal),+ })+) => {
+        $(const _: () = {
+            assert!(size_of::<$name>() == $size, concat!("size of ", stringify!($name)));
+            $(assert!(
+                offset_of!($name, $field) == $offset,
+                concat!("offset of ", stringify!($name), ".", stringify!($field)),
+            );)+
+            let fields = 0 $(+ field_size(|s: &$name| &s.$field))+;
+            assert!(fields == $size, concat!("implicit padding in ", stringify!($name)));
+        };)+
+
+        /// Of every name, offset and size above.
+        pub const FINGERPRINT: u64 = {
+            let state = 0xcbf2_9ce4_8422_2325;
+            $(
+                let state = hash(state, concat!(stringify!($name), $size).as_bytes());
+                $(let state = hash(state, concat!(stringify!($field), $offset).as_bytes());)+
+            )+
+            state
+        };
+
+        $(
+            #[cfg(feature = "user")]
+            // SAFETY: `repr(C)` of integers, `Copy`, and the assertions above show that
+            // there is no padding, so every byte is initialised.
+            #[allow(unsafe_code, reason = "aya asks for the promise that there is no padding")]
+            unsafe impl aya::Pod for $name {}
+        )+
+    };
+}
+
+layout! {
+    FrontendKey [20] { address @ 0, port @ 16, protocol @ 18, pad @ 19 }
+    SlotRange [8] { base @ 0, len @ 4 }
+    Frontend [32] { node @ 0, outside @ 8, id @ 16, affinity @ 20, flags @ 24, pad @ 28 }
+    Backend [24] { address @ 0, port @ 16, flags @ 18, pad @ 20 }
+    Traffic [16] { packets @ 0, bytes @ 8 }
+    FrontendCounters [48] { connections @ 0, refused @ 8, tc @ 16, xdp @ 32 }
+    BackendCounters [24] { connections @ 0, traffic @ 8 }
+    Mark [16] { version @ 0, pad @ 4, fingerprint @ 8 }
+}
+
+// SAFETY: `repr(transparent)` over u32.
+#[cfg(feature = "user")]
+#[allow(
+    unsafe_code,
+    reason = "aya asks for the promise that there is no padding"
+)]
+unsafe impl aya::Pod for BackendId {}
+
+/// Names of maps and programs in the object, for the loader.
+pub mod names {
+    pub const FRONTENDS: &str = "FRONTENDS";
+    pub const SLOTS: &str = "SLOTS";
+    pub const BACKENDS: &str = "BACKENDS";
+    pub const FRONTEND_COUNTERS: &str = "FRONTEND_COUNTERS";
+    pub const BACKEND_COUNTERS: &str = "BACKEND_COUNTERS";
+    pub const DROPS: &str = "DROPS";
+
+    pub const CONNECT4: &str = "connect4";
+    pub const CONNECT6: &str = "connect6";
+    pub const TC_INGRESS: &str = "tc_ingress";
+    pub const XDP_INGRESS: &str = "xdp_ingress";
+
+    /// Read-only global: 1 when the kernel lets a cgroup program choose the errno.
+    pub const CAN_SET_RETVAL: &str = "CAN_SET_RETVAL";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// When this fails, the maps of a running daemon no longer fit: raise
+    /// `LAYOUT_VERSION` and put both new numbers here.
+    #[test]
+    fn a_changed_layout_has_a_new_version() {
+        assert_eq!(
+            (LAYOUT_VERSION, FINGERPRINT),
+            (1, 5_747_164_597_864_548_069)
+        );
+    }
+
+    #[test]
+    fn a_mark_is_read_back_from_its_section() {
+        let mut bytes = [0; Mark::SIZE];
+        bytes[..4].copy_from_slice(&7_u32.to_le_bytes());
+        bytes[8..].copy_from_slice(&9_u64.to_le_bytes());
+        assert_eq!(
+            Mark::from_section(&bytes),
+            Mark {
+                version: 7,
+                pad: 0,
+                fingerprint: 9
+            }
+        );
+    }
+}

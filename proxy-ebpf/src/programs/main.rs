@@ -1,0 +1,41 @@
+//! The eBPF programs. Entry points only: what they decide is in the library.
+//!
+//! | program | hook | what it does |
+//! |---|---|---|
+//! | `connect4`, `connect6` | cgroup, `connect(2)` | sends the socket to a backend, or refuses |
+//! | `tc_ingress` | tcx or clsact, ingress | counts the packets of each frontend |
+//! | `xdp_ingress` | XDP | counts the packets of each frontend |
+//!
+//! `docs/ebpf.md` says how they are built and loaded.
+#![no_std]
+#![no_main]
+// Every line that touches kernel memory is unsafe; the lint would mark the whole file.
+#![allow(
+    unsafe_code,
+    reason = "contexts and maps are raw pointers given by the kernel"
+)]
+
+#[cfg(not(target_arch = "bpf"))]
+compile_error!("feature `programs` is for target bpfel-unknown-none: use `cargo xtask build`");
+
+mod connect;
+mod device;
+mod maps;
+
+use proxy_ebpf::layout::Mark;
+
+/// The loader compares it with its own before it loads anything.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "proxy_layout")]
+pub static LAYOUT: Mark = Mark::CURRENT;
+
+/// Several of the helpers in use are for GPL-compatible programs only.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "license")]
+pub static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+/// Cannot be reached: the verifier rejects a program that could. The compiler wants it.
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
