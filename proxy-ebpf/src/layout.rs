@@ -54,12 +54,7 @@ impl FrontendKey {
     #[must_use]
     #[inline(always)]
     pub const fn new(address: Address, port: Be16, protocol: u8) -> Self {
-        Self {
-            address,
-            port,
-            protocol,
-            pad: 0,
-        }
+        Self { address, port, protocol, pad: 0 }
     }
 
     #[must_use]
@@ -174,11 +169,7 @@ impl Mark {
     /// Not one of the names that libbpf or aya give a meaning to.
     pub const SECTION: &'static str = "proxy_layout";
     pub const SIZE: usize = size_of::<Self>();
-    pub const CURRENT: Self = Self {
-        version: LAYOUT_VERSION,
-        pad: 0,
-        fingerprint: FINGERPRINT,
-    };
+    pub const CURRENT: Self = Self { version: LAYOUT_VERSION, pad: 0, fingerprint: FINGERPRINT };
 
     /// From the bytes of the section; the programs are little-endian.
     #[must_use]
@@ -253,10 +244,7 @@ layout! {
 
 // SAFETY: `repr(transparent)` over u32.
 #[cfg(feature = "user")]
-#[allow(
-    unsafe_code,
-    reason = "aya asks for the promise that there is no padding"
-)]
+#[allow(unsafe_code, reason = "aya asks for the promise that there is no padding")]
 unsafe impl aya::Pod for BackendId {}
 
 /// Names of maps and programs in the object, for the loader.
@@ -285,10 +273,7 @@ mod tests {
     /// `LAYOUT_VERSION` and put both new numbers here.
     #[test]
     fn a_changed_layout_has_a_new_version() {
-        assert_eq!(
-            (LAYOUT_VERSION, FINGERPRINT),
-            (1, 5_747_164_597_864_548_069)
-        );
+        assert_eq!((LAYOUT_VERSION, FINGERPRINT), (1, 5_747_164_597_864_548_069));
     }
 
     #[test]
@@ -296,13 +281,6 @@ mod tests {
         let mut bytes = [0; Mark::SIZE];
         bytes[..4].copy_from_slice(&7_u32.to_le_bytes());
         bytes[8..].copy_from_slice(&9_u64.to_le_bytes());
-        assert_eq!(
-            Mark::from_section(&bytes),
-            Mark {
-                version: 7,
-                pad: 0,
-                fingerprint: 9
-            }
-        );
+        assert_eq!(Mark::from_section(&bytes), Mark { version: 7, pad: 0, fingerprint: 9 });
     }
 }

@@ -35,10 +35,7 @@ impl Be16 {
     /// As `bpf_sock_addr.user_port` has it: network order in the low 16 bits.
     #[must_use]
     #[inline(always)]
-    #[allow(
-        clippy::cast_possible_truncation,
-        reason = "the kernel keeps a __be16 in a u32"
-    )]
+    #[allow(clippy::cast_possible_truncation, reason = "the kernel keeps a __be16 in a u32")]
     pub const fn from_kernel(value: u32) -> Self {
         Self(value as u16)
     }
@@ -194,13 +191,7 @@ mod tests {
 
     #[test]
     fn addresses_survive_the_round_trip() {
-        for text in [
-            "10.96.0.1",
-            "255.255.255.255",
-            "fd00:1:2:3:4:5:6:7",
-            "::1",
-            "::",
-        ] {
+        for text in ["10.96.0.1", "255.255.255.255", "fd00:1:2:3:4:5:6:7", "::1", "::"] {
             let address: IpAddr = text.parse().unwrap();
             assert_eq!(IpAddr::from(Address::from(address)).to_string(), text);
         }
@@ -214,9 +205,6 @@ mod tests {
         assert_eq!(Be16::from_kernel(port.to_kernel()).to_host(), 8080);
         let address = Address::from(Ipv4Addr::new(10, 96, 0, 1));
         assert_eq!(address.words()[3].to_kernel().to_ne_bytes(), [10, 96, 0, 1]);
-        assert_eq!(
-            address.words()[2].to_kernel().to_ne_bytes(),
-            [0, 0, 0xff, 0xff]
-        );
+        assert_eq!(address.words()[2].to_kernel().to_ne_bytes(), [0, 0, 0xff, 0xff]);
     }
 }

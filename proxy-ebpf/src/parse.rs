@@ -87,12 +87,8 @@ fn ipv4(packet: &impl Bytes, start: usize) -> Result<FiveTuple, Unparsed> {
     let protocol = header[9];
     let (source_port, destination_port) = ports(packet, start + length, protocol)?;
     Ok(FiveTuple {
-        source: Address::v4(Be32::from_wire([
-            header[12], header[13], header[14], header[15],
-        ])),
-        destination: Address::v4(Be32::from_wire([
-            header[16], header[17], header[18], header[19],
-        ])),
+        source: Address::v4(Be32::from_wire([header[12], header[13], header[14], header[15]])),
+        destination: Address::v4(Be32::from_wire([header[16], header[17], header[18], header[19]])),
         source_port,
         destination_port,
         protocol,
@@ -110,13 +106,7 @@ fn ipv6(packet: &impl Bytes, start: usize) -> Result<FiveTuple, Unparsed> {
     let destination = ipv6_address(packet, start + 24)?;
     let (protocol, payload) = skip_extensions(packet, header[6], start + 40)?;
     let (source_port, destination_port) = ports(packet, payload, protocol)?;
-    Ok(FiveTuple {
-        source,
-        destination,
-        source_port,
-        destination_port,
-        protocol,
-    })
+    Ok(FiveTuple { source, destination, source_port, destination_port, protocol })
 }
 
 #[inline(always)]
@@ -145,10 +135,7 @@ fn skip_extensions(
 
     let mut seen = 0;
     while seen < MAX_EXTENSIONS {
-        if !matches!(
-            next,
-            HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION
-        ) {
+        if !matches!(next, HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION) {
             return Ok((next, offset));
         }
         let header: [u8; 4] = packet.load(offset).ok_or(Unparsed::Truncated)?;
@@ -180,10 +167,7 @@ fn ports(packet: &impl Bytes, offset: usize, protocol: u8) -> Result<(Be16, Be16
         return Err(Unparsed::Protocol);
     }
     let bytes: [u8; 4] = packet.load(offset).ok_or(Unparsed::Truncated)?;
-    Ok((
-        Be16::from_wire([bytes[0], bytes[1]]),
-        Be16::from_wire([bytes[2], bytes[3]]),
-    ))
+    Ok((Be16::from_wire([bytes[0], bytes[1]]), Be16::from_wire([bytes[2], bytes[3]])))
 }
 
 #[cfg(test)]

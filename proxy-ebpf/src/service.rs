@@ -46,11 +46,7 @@ pub fn connect(tables: &impl Tables, key: &FrontendKey, random: u32) -> Verdict 
     let verdict = match select(tables, &frontend, Client::Node, random) {
         Ok((backend, Backend { address, port, .. })) => {
             tables.count_backend(backend, |counters| counters.connections += 1);
-            Verdict::Translate {
-                backend,
-                address,
-                port,
-            }
+            Verdict::Translate { backend, address, port }
         }
         Err(reason) => {
             tables.count_drop(reason);
@@ -105,20 +101,14 @@ pub fn select(
     };
     let index = slot_index(range, number).ok_or(Reason::NoEndpoint)?;
     let id = tables.slot(index).ok_or(Reason::VacantSlot)?;
-    let backend = tables
-        .backend(id)
-        .filter(Backend::in_use)
-        .ok_or(Reason::VacantSlot)?;
+    let backend = tables.backend(id).filter(Backend::in_use).ok_or(Reason::VacantSlot)?;
     Ok((id, backend))
 }
 
 /// Scales `number` to the range by multiplication: no division, and as even as a modulus
 /// (the bias is below len / 2^32).
 #[inline(always)]
-#[allow(
-    clippy::cast_possible_truncation,
-    reason = "the product's upper half is below len"
-)]
+#[allow(clippy::cast_possible_truncation, reason = "the product's upper half is below len")]
 fn slot_index(range: SlotRange, number: u32) -> Option<u32> {
     if range.len == 0 {
         return None;

@@ -37,11 +37,7 @@ pub enum Verdict {
     /// Not ours, or nothing to do: on as it came.
     Pass,
     /// To this backend instead.
-    Translate {
-        backend: BackendId,
-        address: Address,
-        port: Be16,
-    },
+    Translate { backend: BackendId, address: Address, port: Be16 },
     /// Refused or dropped, and counted under the reason.
     Drop(Reason),
 }

@@ -40,11 +40,7 @@ pub struct Problems(pub Vec<Problem>);
 impl fmt::Display for Problems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let count = self.0.len();
-        writeln!(
-            f,
-            "error: {count} flag{} cannot be used:",
-            if count == 1 { "" } else { "s" }
-        )?;
+        writeln!(f, "error: {count} flag{} cannot be used:", if count == 1 { "" } else { "s" })?;
         for problem in &self.0 {
             writeln!(f, "  {problem}")?;
         }
@@ -54,11 +50,7 @@ impl fmt::Display for Problems {
 
 impl Problems {
     fn add(&mut self, flag: &'static str, value: &str, expected: impl Into<Expected>) {
-        self.0.push(Problem {
-            flag,
-            value: value.to_owned(),
-            expected: expected.into(),
-        });
+        self.0.push(Problem { flag, value: value.to_owned(), expected: expected.into() });
     }
 
     /// The parsed value, or a placeholder that is never used because a problem was noted.
@@ -105,11 +97,7 @@ pub(super) fn build(flags: &Flags, hostname: &str) -> Result<Config, Problems> {
         detect_local,
         node_port_addresses: node_port_addresses(p, &flags.traffic.nodeport_addresses),
         masquerade: masquerade(p, &flags.traffic),
-        drain_timeout: p.take(
-            "--drain-timeout",
-            &flags.traffic.drain_timeout,
-            value::duration,
-        ),
+        drain_timeout: p.take("--drain-timeout", &flags.traffic.drain_timeout, value::duration),
         ipvs: ipvs(p, &flags.ipvs),
         conntrack: conntrack(p, &flags.conntrack),
         serving: serving(p, &flags.serving),
@@ -120,11 +108,7 @@ pub(super) fn build(flags: &Flags, hostname: &str) -> Result<Config, Problems> {
         }),
         warnings,
     };
-    if problems.0.is_empty() {
-        Ok(config)
-    } else {
-        Err(problems)
-    }
+    if problems.0.is_empty() { Ok(config) } else { Err(problems) }
 }
 
 fn path(raw: &str) -> Option<PathBuf> {
@@ -156,16 +140,9 @@ fn source(p: &mut Problems, flags: &SourceFlags) -> Source {
     let Some(directory) = path(&flags.manifests) else {
         return api;
     };
-    for (flag, value) in [
-        ("--kubeconfig", &flags.kubeconfig),
-        ("--master", &flags.master),
-    ] {
+    for (flag, value) in [("--kubeconfig", &flags.kubeconfig), ("--master", &flags.master)] {
         if !value.is_empty() {
-            p.add(
-                flag,
-                value,
-                "cannot be used with --manifests, which replaces the API server",
-            );
+            p.add(flag, value, "cannot be used with --manifests, which replaces the API server");
         }
     }
     Source::Manifests(directory)
@@ -174,11 +151,7 @@ fn source(p: &mut Problems, flags: &SourceFlags) -> Source {
 /// As kubelet and kube-proxy do it: trimmed and in lower case, so that both sides of the
 /// comparison with `endpoints[].nodeName` agree.
 fn node_name(p: &mut Problems, override_: &str, hostname: &str) -> NodeName {
-    let raw = if override_.trim().is_empty() {
-        hostname
-    } else {
-        override_
-    };
+    let raw = if override_.trim().is_empty() { hostname } else { override_ };
     let name = raw.trim().to_lowercase();
     if name.is_empty() {
         p.add(
@@ -199,24 +172,15 @@ fn local_detection(
         let cidrs = value::cidrs(raw)?;
         let v4 = cidrs.iter().filter(|cidr| cidr.is_ipv4()).count();
         if v4 > 1 || cidrs.len() - v4 > 1 {
-            return Err(
-                "must have at most one block of each address family, for example \
+            return Err("must have at most one block of each address family, for example \
                         10.244.0.0/16,fd00:10:244::/56"
-                    .to_owned(),
-            );
+                .to_owned());
         }
         Ok(cidrs)
     });
-    let bridge = p.take(
-        "--pod-bridge-interface",
-        &flags.pod_bridge_interface,
-        value::interface,
-    );
-    let prefix = p.take(
-        "--pod-interface-name-prefix",
-        &flags.pod_interface_name_prefix,
-        value::interface,
-    );
+    let bridge = p.take("--pod-bridge-interface", &flags.pod_bridge_interface, value::interface);
+    let prefix =
+        p.take("--pod-interface-name-prefix", &flags.pod_interface_name_prefix, value::interface);
     let mode = match flags.detect_local_mode.as_str() {
         "" | "ClusterCIDR" => {
             if flags.cluster_cidr.is_empty() {
@@ -280,14 +244,10 @@ fn node_port_addresses(p: &mut Problems, raw: &[String]) -> NodePortAddresses {
 fn masquerade(p: &mut Problems, flags: &TrafficFlags) -> Masquerade {
     Masquerade {
         all: p.take("--masquerade-all", &flags.masquerade_all, value::boolean),
-        bit: p.take(
-            "--iptables-masquerade-bit",
-            &flags.iptables_masquerade_bit,
-            |raw| {
-                value::number(raw, 0, 31)
-                    .and_then(|bit| u8::try_from(bit).map_err(|error| error.to_string()))
-            },
-        ),
+        bit: p.take("--iptables-masquerade-bit", &flags.iptables_masquerade_bit, |raw| {
+            value::number(raw, 0, 31)
+                .and_then(|bit| u8::try_from(bit).map_err(|error| error.to_string()))
+        }),
     }
 }
 
@@ -299,19 +259,13 @@ fn ipvs(p: &mut Problems, flags: &IpvsFlags) -> Ipvs {
             period => Ok(period),
         })
     });
-    let min_sync_period = p.take(
-        "--ipvs-min-sync-period",
-        &flags.ipvs_min_sync_period,
-        value::duration,
-    );
+    let min_sync_period =
+        p.take("--ipvs-min-sync-period", &flags.ipvs_min_sync_period, value::duration);
     if p.0.len() == before && min_sync_period > sync_period {
         p.add(
             "--ipvs-min-sync-period",
             &flags.ipvs_min_sync_period,
-            format!(
-                "must not be above --ipvs-sync-period, which is {}",
-                flags.ipvs_sync_period
-            ),
+            format!("must not be above --ipvs-sync-period, which is {}", flags.ipvs_sync_period),
         );
     }
     Ipvs {
@@ -339,27 +293,21 @@ fn conntrack(p: &mut Problems, flags: &ConntrackFlags) -> Conntrack {
             &flags.conntrack_max_per_core,
             |raw| value::number(raw, 0, MAX),
         )),
-        min: p.take("--conntrack-min", &flags.conntrack_min, |raw| {
-            value::number(raw, 0, MAX)
-        }),
+        min: p.take("--conntrack-min", &flags.conntrack_min, |raw| value::number(raw, 0, MAX)),
         tcp_established_timeout: p.timeout(
             "--conntrack-tcp-timeout-established",
             &flags.conntrack_tcp_timeout_established,
         ),
-        tcp_close_wait_timeout: p.timeout(
-            "--conntrack-tcp-timeout-close-wait",
-            &flags.conntrack_tcp_timeout_close_wait,
-        ),
+        tcp_close_wait_timeout: p
+            .timeout("--conntrack-tcp-timeout-close-wait", &flags.conntrack_tcp_timeout_close_wait),
         tcp_be_liberal: p.take(
             "--conntrack-tcp-be-liberal",
             &flags.conntrack_tcp_be_liberal,
             value::boolean,
         ),
         udp_timeout: p.timeout("--conntrack-udp-timeout", &flags.conntrack_udp_timeout),
-        udp_stream_timeout: p.timeout(
-            "--conntrack-udp-timeout-stream",
-            &flags.conntrack_udp_timeout_stream,
-        ),
+        udp_stream_timeout: p
+            .timeout("--conntrack-udp-timeout-stream", &flags.conntrack_udp_timeout_stream),
     }
 }
 
@@ -368,16 +316,12 @@ const HEALTHZ_PORT: u16 = 10256;
 const METRICS_PORT: u16 = 10249;
 
 fn serving(p: &mut Problems, flags: &ServingFlags) -> Serving {
-    let healthz = p.take(
-        "--healthz-bind-address",
-        &flags.healthz_bind_address,
-        |raw| value::bind_address(raw, HEALTHZ_PORT),
-    );
-    let metrics = p.take(
-        "--metrics-bind-address",
-        &flags.metrics_bind_address,
-        |raw| value::bind_address(raw, METRICS_PORT),
-    );
+    let healthz = p.take("--healthz-bind-address", &flags.healthz_bind_address, |raw| {
+        value::bind_address(raw, HEALTHZ_PORT)
+    });
+    let metrics = p.take("--metrics-bind-address", &flags.metrics_bind_address, |raw| {
+        value::bind_address(raw, METRICS_PORT)
+    });
     if healthz.is_some() && healthz == metrics {
         p.add(
             "--metrics-bind-address",
@@ -385,23 +329,15 @@ fn serving(p: &mut Problems, flags: &ServingFlags) -> Serving {
             "must differ from --healthz-bind-address",
         );
     }
-    let hard_fail = p.take(
-        "--bind-address-hard-fail",
-        &flags.bind_address_hard_fail,
-        value::boolean,
-    );
-    Serving {
-        healthz,
-        metrics,
-        hard_fail,
-    }
+    let hard_fail =
+        p.take("--bind-address-hard-fail", &flags.bind_address_hard_fail, value::boolean);
+    Serving { healthz, metrics, hard_fail }
 }
 
 fn logging(p: &mut Problems, flags: &ServingFlags) -> Logging {
     Logging {
-        verbosity: p.take("--v", &flags.verbosity, |raw| {
-            value::number(raw, 0, i32::MAX.unsigned_abs())
-        }),
+        verbosity: p
+            .take("--v", &flags.verbosity, |raw| value::number(raw, 0, i32::MAX.unsigned_abs())),
         format: match flags.logging_format.as_str() {
             "text" => LogFormat::Text,
             "json" => LogFormat::Json,

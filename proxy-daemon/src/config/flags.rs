@@ -86,45 +86,25 @@ pub struct SourceFlags {
     /// Kubeconfig file with the API server's address and credentials
     ///
     /// Without it (and without --manifests) the Pod's service account is used.
-    #[arg(
-        long,
-        value_name = "FILE",
-        default_value = "",
-        hide_default_value = true
-    )]
+    #[arg(long, value_name = "FILE", default_value = "", hide_default_value = true)]
     pub kubeconfig: String,
 
     /// URL of the API server; goes before the one in the kubeconfig
-    #[arg(
-        long,
-        value_name = "URL",
-        default_value = "",
-        hide_default_value = true
-    )]
+    #[arg(long, value_name = "URL", default_value = "", hide_default_value = true)]
     pub master: String,
 
     /// Name of this node's Node object [default: the host name]
     ///
     /// Decides which endpoints are local. It must be metadata.name of the Node, which the
     /// downward API gives a Pod as spec.nodeName.
-    #[arg(
-        long,
-        value_name = "NAME",
-        default_value = "",
-        hide_default_value = true
-    )]
+    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
     pub hostname_override: String,
 
     /// Read Service, EndpointSlice and Node YAML from this directory instead of an API server
     ///
     /// Files are watched: saving one programs it. A file that cannot be read keeps its last
     /// good content. No cluster is needed.
-    #[arg(
-        long,
-        value_name = "DIR",
-        default_value = "",
-        hide_default_value = true
-    )]
+    #[arg(long, value_name = "DIR", default_value = "", hide_default_value = true)]
     pub manifests: String,
 }
 
@@ -135,12 +115,7 @@ pub struct TrafficFlags {
     ///
     /// Sources in it count as pods when --detect-local-mode is ClusterCIDR; other traffic to
     /// cluster IPs is masqueraded. Example: 10.244.0.0/16,fd00:10:244::/56
-    #[arg(
-        long,
-        value_name = "CIDR,...",
-        default_value = "",
-        hide_default_value = true
-    )]
+    #[arg(long, value_name = "CIDR,...", default_value = "", hide_default_value = true)]
     pub cluster_cidr: String,
 
     /// How to tell traffic of this node's pods: ClusterCIDR, NodeCIDR, BridgeInterface or
@@ -153,21 +128,11 @@ pub struct TrafficFlags {
     pub detect_local_mode: String,
 
     /// Bridge that all pods of the node hang on, for BridgeInterface. Example: cni0
-    #[arg(
-        long,
-        value_name = "NAME",
-        default_value = "",
-        hide_default_value = true
-    )]
+    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
     pub pod_bridge_interface: String,
 
     /// Beginning of the pods' interface names, for InterfaceNamePrefix. Example: veth
-    #[arg(
-        long,
-        value_name = "PREFIX",
-        default_value = "",
-        hide_default_value = true
-    )]
+    #[arg(long, value_name = "PREFIX", default_value = "", hide_default_value = true)]
     pub pod_interface_name_prefix: String,
 
     /// Node addresses that node ports answer on: CIDRs, or "primary"
@@ -301,12 +266,7 @@ pub struct ServingFlags {
 #[command(next_help_heading = "Host")]
 pub struct HostFlags {
     /// cgroup v2 directory whose sockets ebpf mode serves [default: the cgroup2 mount]
-    #[arg(
-        long,
-        value_name = "DIR",
-        default_value = "",
-        hide_default_value = true
-    )]
+    #[arg(long, value_name = "DIR", default_value = "", hide_default_value = true)]
     pub cgroup_root: String,
 
     /// Directory of the kernel's settings

@@ -146,8 +146,7 @@ impl Conntrack {
     /// `nf_conntrack_max` for a node of so many cores; `None` leaves the kernel's.
     #[must_use]
     pub fn max(&self, cores: u32) -> Option<u32> {
-        self.max_per_core
-            .map(|per_core| per_core.get().saturating_mul(cores).max(self.min))
+        self.max_per_core.map(|per_core| per_core.get().saturating_mul(cores).max(self.min))
     }
 }
 
@@ -240,9 +239,7 @@ impl Config {
         I: IntoIterator<Item = T>,
         T: Into<OsString>,
     {
-        let arguments = arguments
-            .into_iter()
-            .map(|argument| dashes(argument.into()));
+        let arguments = arguments.into_iter().map(|argument| dashes(argument.into()));
         let flags =
             Flags::try_parse_from(arguments).map_err(|error| Usage::Clap(Box::new(error)))?;
         build::build(&flags, hostname).map_err(Usage::Problems)

@@ -17,11 +17,9 @@ fn good(arguments: &[&str]) -> Config {
 /// The problems as `flag=value`, in order.
 fn bad(arguments: &[&str]) -> Vec<String> {
     match parse(arguments) {
-        Err(Usage::Problems(problems)) => problems
-            .0
-            .iter()
-            .map(|p| format!("{}={}", p.flag, p.value))
-            .collect(),
+        Err(Usage::Problems(problems)) => {
+            problems.0.iter().map(|p| format!("{}={}", p.flag, p.value)).collect()
+        }
         other => panic!("{arguments:?}: {other:?}"),
     }
 }
@@ -47,18 +45,12 @@ fn defaults_are_those_of_kube_proxy() {
         Config {
             proxy_mode: ProxyMode::Ipvs,
             cleanup: false,
-            source: Source::Api {
-                kubeconfig: None,
-                master: None
-            },
+            source: Source::Api { kubeconfig: None, master: None },
             node_name: NodeName::new("host.example"),
             cluster_cidrs: vec![],
             detect_local: DetectLocal::ClusterCidr,
             node_port_addresses: NodePortAddresses::All,
-            masquerade: Masquerade {
-                all: false,
-                bit: 14
-            },
+            masquerade: Masquerade { all: false, bit: 14 },
             drain_timeout: secs(900),
             ipvs: Ipvs {
                 scheduler: "rr".to_owned(),
@@ -84,10 +76,7 @@ fn defaults_are_those_of_kube_proxy() {
                 metrics: Some("127.0.0.1:10249".parse().unwrap()),
                 hard_fail: false,
             },
-            logging: Logging {
-                verbosity: 0,
-                format: LogFormat::Text
-            },
+            logging: Logging { verbosity: 0, format: LogFormat::Text },
             cgroup_root: None,
             sysctl_root: PathBuf::from("/proc/sys"),
             warnings: config.warnings.clone(),
@@ -101,16 +90,10 @@ fn defaults_are_those_of_kube_proxy() {
 #[test]
 fn proxy_mode() {
     assert_eq!(good(&["--proxy-mode=ebpf"]).proxy_mode, ProxyMode::Ebpf);
-    assert_eq!(
-        good(&["--proxy-mode", "ipvs"]).proxy_mode.to_string(),
-        "ipvs"
-    );
+    assert_eq!(good(&["--proxy-mode", "ipvs"]).proxy_mode.to_string(), "ipvs");
     for mode in ["iptables", "nftables"] {
         let text = message(&["--proxy-mode", mode]);
-        assert!(
-            text.contains("does not exist here; choose ipvs or ebpf"),
-            "{text}"
-        );
+        assert!(text.contains("does not exist here; choose ipvs or ebpf"), "{text}");
     }
     assert_eq!(bad(&["--proxy-mode=IPVS"]), ["--proxy-mode=IPVS"]);
 }
@@ -122,18 +105,11 @@ fn switches_take_gos_booleans() {
     assert!(strict(&["--ipvs-strict-arp=true"]));
     assert!(strict(&["--ipvs-strict-arp=1"]));
     assert!(!strict(&["--ipvs-strict-arp=false"]));
-    assert!(
-        !strict(&["--ipvs-strict-arp", "--ipvs-strict-arp=F"]),
-        "the last one counts"
-    );
+    assert!(!strict(&["--ipvs-strict-arp", "--ipvs-strict-arp=F"]), "the last one counts");
     assert!(good(&["--cleanup"]).cleanup);
     assert!(good(&["--masquerade-all"]).masquerade.all);
     assert!(good(&["--bind-address-hard-fail"]).serving.hard_fail);
-    assert!(
-        good(&["--conntrack-tcp-be-liberal"])
-            .conntrack
-            .tcp_be_liberal
-    );
+    assert!(good(&["--conntrack-tcp-be-liberal"]).conntrack.tcp_be_liberal);
     let flags = [
         "--ipvs-strict-arp=yes",
         "--cleanup=yes",
@@ -155,10 +131,7 @@ fn source() {
             master: Some("https://10.0.0.1:6443".to_owned())
         }
     );
-    assert_eq!(
-        good(&["--manifests", "dir"]).source,
-        Source::Manifests("dir".into())
-    );
+    assert_eq!(good(&["--manifests", "dir"]).source, Source::Manifests("dir".into()));
     assert_eq!(
         bad(&["--manifests=dir", "--kubeconfig=k", "--master=m"]),
         ["--kubeconfig=k", "--master=m"]
@@ -167,13 +140,8 @@ fn source() {
 
 #[test]
 fn hostname_override() {
-    assert_eq!(
-        good(&["--hostname-override= Node-A "]).node_name,
-        NodeName::new("node-a")
-    );
-    let refused = Config::from_args(["proxy-daemon"], "")
-        .expect_err("no name")
-        .to_string();
+    assert_eq!(good(&["--hostname-override= Node-A "]).node_name, NodeName::new("node-a"));
+    let refused = Config::from_args(["proxy-daemon"], "").expect_err("no name").to_string();
     assert!(refused.contains("--hostname-override"), "{refused}");
 }
 
@@ -186,10 +154,7 @@ fn cluster_cidr() {
     );
     assert!(good(&["--cluster-cidr=10.0.0.0/8"]).warnings.is_empty());
     for value in ["10.0.0.0", "10.0.0.0/33", "x", "10.0.0.0/8,10.1.0.0/16"] {
-        assert_eq!(
-            bad(&["--cluster-cidr", value]),
-            [format!("--cluster-cidr={value}")]
-        );
+        assert_eq!(bad(&["--cluster-cidr", value]), [format!("--cluster-cidr={value}")]);
     }
 }
 
@@ -204,79 +169,37 @@ fn detect_local_mode() {
         scaling_down: false,
     };
     let cluster = good(&["--cluster-cidr=10.0.0.0/8"]);
-    assert_eq!(
-        cluster.local_detect(None),
-        LocalDetect::Cidrs(vec![cidr("10.0.0.0/8")])
-    );
+    assert_eq!(cluster.local_detect(None), LocalDetect::Cidrs(vec![cidr("10.0.0.0/8")]));
     assert_eq!(good(&[]).local_detect(Some(&node)), LocalDetect::Unknown);
 
     let by_node = good(&["--detect-local-mode=NodeCIDR", "--cluster-cidr=10.0.0.0/8"]);
     assert_eq!(by_node.local_detect(None), LocalDetect::Unknown);
     assert_eq!(by_node.local_detect(Some(&node)), LocalDetect::Unknown);
     node.pod_cidrs.push(cidr("10.1.0.0/24"));
-    assert_eq!(
-        by_node.local_detect(Some(&node)),
-        LocalDetect::Cidrs(vec![cidr("10.1.0.0/24")])
-    );
+    assert_eq!(by_node.local_detect(Some(&node)), LocalDetect::Cidrs(vec![cidr("10.1.0.0/24")]));
 
-    let bridge = good(&[
-        "--detect-local-mode=BridgeInterface",
-        "--pod-bridge-interface=cni0",
-    ]);
-    assert_eq!(
-        bridge.local_detect(None),
-        LocalDetect::Bridge("cni0".into())
-    );
-    let prefix = good(&[
-        "--detect-local-mode=InterfaceNamePrefix",
-        "--pod-interface-name-prefix=veth",
-    ]);
-    assert_eq!(
-        prefix.local_detect(None),
-        LocalDetect::InterfacePrefix("veth".into())
-    );
+    let bridge = good(&["--detect-local-mode=BridgeInterface", "--pod-bridge-interface=cni0"]);
+    assert_eq!(bridge.local_detect(None), LocalDetect::Bridge("cni0".into()));
+    let prefix =
+        good(&["--detect-local-mode=InterfaceNamePrefix", "--pod-interface-name-prefix=veth"]);
+    assert_eq!(prefix.local_detect(None), LocalDetect::InterfacePrefix("veth".into()));
 
+    assert_eq!(bad(&["--detect-local-mode=nodecidr"]), ["--detect-local-mode=nodecidr"]);
+    assert_eq!(bad(&["--detect-local-mode=BridgeInterface"]), ["--pod-bridge-interface="]);
+    assert_eq!(bad(&["--detect-local-mode=InterfaceNamePrefix"]), ["--pod-interface-name-prefix="]);
     assert_eq!(
-        bad(&["--detect-local-mode=nodecidr"]),
-        ["--detect-local-mode=nodecidr"]
-    );
-    assert_eq!(
-        bad(&["--detect-local-mode=BridgeInterface"]),
-        ["--pod-bridge-interface="]
-    );
-    assert_eq!(
-        bad(&["--detect-local-mode=InterfaceNamePrefix"]),
-        ["--pod-interface-name-prefix="]
-    );
-    assert_eq!(
-        bad(&[
-            "--pod-bridge-interface=sixteen-letters-",
-            "--pod-interface-name-prefix=a/b"
-        ]),
-        [
-            "--pod-bridge-interface=sixteen-letters-",
-            "--pod-interface-name-prefix=a/b"
-        ]
+        bad(&["--pod-bridge-interface=sixteen-letters-", "--pod-interface-name-prefix=a/b"]),
+        ["--pod-bridge-interface=sixteen-letters-", "--pod-interface-name-prefix=a/b"]
     );
 }
 
 #[test]
 fn nodeport_addresses() {
     let of = |arguments: &[&str]| good(arguments).node_port_addresses;
+    assert_eq!(of(&["--nodeport-addresses=primary"]), NodePortAddresses::Primary);
     assert_eq!(
-        of(&["--nodeport-addresses=primary"]),
-        NodePortAddresses::Primary
-    );
-    assert_eq!(
-        of(&[
-            "--nodeport-addresses=10.0.0.0/8,::1/128",
-            "--nodeport-addresses=127.0.0.0/8"
-        ]),
-        NodePortAddresses::Cidrs(vec![
-            cidr("10.0.0.0/8"),
-            cidr("::1/128"),
-            cidr("127.0.0.0/8")
-        ])
+        of(&["--nodeport-addresses=10.0.0.0/8,::1/128", "--nodeport-addresses=127.0.0.0/8"]),
+        NodePortAddresses::Cidrs(vec![cidr("10.0.0.0/8"), cidr("::1/128"), cidr("127.0.0.0/8")])
     );
     assert_eq!(of(&["--nodeport-addresses="]), NodePortAddresses::All);
     for value in ["primary,10.0.0.0/8", "10.0.0.1"] {
@@ -289,10 +212,7 @@ fn nodeport_addresses() {
 
 #[test]
 fn masquerade_bit() {
-    assert_eq!(
-        good(&["--iptables-masquerade-bit=31"]).masquerade.mark(),
-        0x8000_0000
-    );
+    assert_eq!(good(&["--iptables-masquerade-bit=31"]).masquerade.mark(), 0x8000_0000);
     assert_eq!(good(&["--iptables-masquerade-bit=0"]).masquerade.mark(), 1);
     for value in ["32", "-1", "x"] {
         let flag = format!("--iptables-masquerade-bit={value}");
@@ -305,11 +225,7 @@ fn ipvs_scheduler() {
     assert_eq!(good(&["--ipvs-scheduler=mh"]).ipvs.scheduler, "mh");
     assert_eq!(good(&["--ipvs-scheduler="]).ipvs.scheduler, "rr");
     assert_eq!(bad(&["--ipvs-scheduler=W RR"]), ["--ipvs-scheduler=W RR"]);
-    assert_eq!(
-        bad(&["--ipvs-scheduler=abcdefghijklmnop"]).len(),
-        1,
-        "16 letters"
-    );
+    assert_eq!(bad(&["--ipvs-scheduler=abcdefghijklmnop"]).len(), 1, "16 letters");
 }
 
 #[test]
@@ -319,32 +235,19 @@ fn ipvs_periods() {
     assert_eq!(config.ipvs.min_sync_period, Duration::from_millis(100));
     assert_eq!(config.health_timeout(), secs(120));
     assert_eq!(bad(&["--ipvs-sync-period=0"]), ["--ipvs-sync-period=0"]);
-    assert_eq!(
-        bad(&["--ipvs-min-sync-period=31s"]),
-        ["--ipvs-min-sync-period=31s"]
-    );
-    assert_eq!(
-        bad(&["--ipvs-min-sync-period=1"]),
-        ["--ipvs-min-sync-period=1"]
-    );
+    assert_eq!(bad(&["--ipvs-min-sync-period=31s"]), ["--ipvs-min-sync-period=31s"]);
+    assert_eq!(bad(&["--ipvs-min-sync-period=1"]), ["--ipvs-min-sync-period=1"]);
 }
 
 #[test]
 fn ipvs_timeouts() {
-    let ipvs = good(&[
-        "--ipvs-tcp-timeout=2h45m",
-        "--ipvs-tcpfin-timeout=1s",
-        "--ipvs-udp-timeout=1.5s",
-    ])
-    .ipvs;
+    let ipvs =
+        good(&["--ipvs-tcp-timeout=2h45m", "--ipvs-tcpfin-timeout=1s", "--ipvs-udp-timeout=1.5s"])
+            .ipvs;
     assert_eq!(ipvs.tcp_timeout, Some(secs(9_900)));
     assert_eq!(ipvs.tcp_fin_timeout, Some(secs(1)));
     assert_eq!(ipvs.udp_timeout, Some(Duration::from_millis(1_500)));
-    for flag in [
-        "--ipvs-tcp-timeout",
-        "--ipvs-tcpfin-timeout",
-        "--ipvs-udp-timeout",
-    ] {
+    for flag in ["--ipvs-tcp-timeout", "--ipvs-tcpfin-timeout", "--ipvs-udp-timeout"] {
         for value in ["-1s", "5", "999ms"] {
             let flag = format!("{flag}={value}");
             assert_eq!(bad(&[&flag]), [flag.as_str()]);
@@ -355,18 +258,12 @@ fn ipvs_timeouts() {
 #[test]
 fn ipvs_exclude_cidrs() {
     assert_eq!(
-        good(&[
-            "--ipvs-exclude-cidrs=10.0.0.0/8",
-            "--ipvs-exclude-cidrs=fd00::/8"
-        ])
-        .ipvs
-        .exclude_cidrs,
+        good(&["--ipvs-exclude-cidrs=10.0.0.0/8", "--ipvs-exclude-cidrs=fd00::/8"])
+            .ipvs
+            .exclude_cidrs,
         [cidr("10.0.0.0/8"), cidr("fd00::/8")]
     );
-    assert_eq!(
-        bad(&["--ipvs-exclude-cidrs=10.0.0.1"]),
-        ["--ipvs-exclude-cidrs=10.0.0.1"]
-    );
+    assert_eq!(bad(&["--ipvs-exclude-cidrs=10.0.0.1"]), ["--ipvs-exclude-cidrs=10.0.0.1"]);
 }
 
 #[test]
@@ -410,11 +307,7 @@ fn bind_addresses() {
     let serving = good(&["--healthz-bind-address=[::]:1", "--metrics-bind-address="]).serving;
     assert_eq!(serving.healthz, Some("[::]:1".parse().unwrap()));
     assert_eq!(serving.metrics, None);
-    let bare = good(&[
-        "--healthz-bind-address=::1",
-        "--metrics-bind-address=0.0.0.0",
-    ])
-    .serving;
+    let bare = good(&["--healthz-bind-address=::1", "--metrics-bind-address=0.0.0.0"]).serving;
     assert_eq!(bare.healthz, Some("[::1]:10256".parse().unwrap()));
     assert_eq!(bare.metrics, Some("0.0.0.0:10249".parse().unwrap()));
     for flag in ["--healthz-bind-address", "--metrics-bind-address"] {
@@ -423,10 +316,7 @@ fn bind_addresses() {
             assert_eq!(bad(&[&flag]), [flag.as_str()]);
         }
     }
-    let same = [
-        "--healthz-bind-address=127.0.0.1:1",
-        "--metrics-bind-address=127.0.0.1:1",
-    ];
+    let same = ["--healthz-bind-address=127.0.0.1:1", "--metrics-bind-address=127.0.0.1:1"];
     assert_eq!(bad(&same), ["--metrics-bind-address=127.0.0.1:1"]);
 }
 
@@ -441,14 +331,8 @@ fn logging() {
     ] {
         assert_eq!(good(arguments).logging.level(), level, "{arguments:?}");
     }
-    assert_eq!(
-        good(&["--logging-format=json"]).logging.format,
-        LogFormat::Json
-    );
-    assert_eq!(
-        bad(&["-v=info", "--logging-format=xml"]),
-        ["--v=info", "--logging-format=xml"]
-    );
+    assert_eq!(good(&["--logging-format=json"]).logging.format, LogFormat::Json);
+    assert_eq!(bad(&["-v=info", "--logging-format=xml"]), ["--v=info", "--logging-format=xml"]);
 }
 
 #[test]
@@ -470,10 +354,7 @@ fn underscores_stand_for_dashes_in_names_only() {
 fn all_problems_are_reported_together() {
     let text = message(&["--proxy-mode=iptables", "--ipvs-sync-period=abc", "-v=x"]);
     assert!(text.starts_with("error: 3 flags cannot be used:"), "{text}");
-    assert!(
-        text.contains("--ipvs-sync-period=\"abc\": must be a duration"),
-        "{text}"
-    );
+    assert!(text.contains("--ipvs-sync-period=\"abc\": must be a duration"), "{text}");
     let usage = parse(&["-v=x"]).unwrap_err();
     assert_eq!(usage.exit_code(), 2);
 }
@@ -483,10 +364,7 @@ fn unknown_flags_are_named_and_help_is_no_mistake() {
     let usage = parse(&["--ipvs-schedular=rr"]).unwrap_err();
     assert_eq!(usage.exit_code(), 2);
     let text = usage.to_string();
-    assert!(
-        text.contains("--ipvs-schedular") && text.contains("--ipvs-scheduler"),
-        "{text}"
-    );
+    assert!(text.contains("--ipvs-schedular") && text.contains("--ipvs-scheduler"), "{text}");
     for flag in ["--help", "--version", "-h"] {
         assert_eq!(parse(&[flag]).unwrap_err().exit_code(), 0, "{flag}");
     }
@@ -495,19 +373,11 @@ fn unknown_flags_are_named_and_help_is_no_mistake() {
 #[test]
 fn help_teaches() {
     let help = parse(&["--help"]).unwrap_err().to_string();
-    for heading in [
-        "What to do:",
-        "Traffic:",
-        "IPVS:",
-        "Connection tracking:",
-        "Examples:",
-    ] {
+    for heading in ["What to do:", "Traffic:", "IPVS:", "Connection tracking:", "Examples:"] {
         assert!(help.contains(heading), "{heading} is missing from\n{help}");
     }
-    let flags: Vec<_> = <Flags as clap::CommandFactory>::command()
-        .get_arguments()
-        .cloned()
-        .collect();
+    let flags: Vec<_> =
+        <Flags as clap::CommandFactory>::command().get_arguments().cloned().collect();
     for flag in flags {
         let name = flag.get_long().expect("every flag has a long name");
         assert!(flag.get_help().is_some(), "--{name} is not explained");
@@ -535,19 +405,13 @@ fn durations_as_go_reads_and_writes_them() {
         ("100µs", 100_000, "100µs"),
         ("7ns", 7, "7ns"),
         ("1m0.5s", 60_500_000_000, "1m0.5s"),
-        (
-            "0.3333333333333333333h",
-            1_199_999_999_999,
-            "19m59.999999999s",
-        ),
+        ("0.3333333333333333333h", 1_199_999_999_999, "19m59.999999999s"),
     ] {
         let duration = value::duration(text).unwrap_or_else(|e| panic!("{text}: {e}"));
         assert_eq!(duration, Duration::from_nanos(nanos), "{text}");
         assert_eq!(value::format_duration(duration), written, "{text}");
     }
-    for text in [
-        "", "5", "s", ".s", "-1s", "1 s", "1d", "1s1", "1..5s", "9999999h", "+",
-    ] {
+    for text in ["", "5", "s", ".s", "-1s", "1 s", "1d", "1s1", "1..5s", "9999999h", "+"] {
         assert!(value::duration(text).is_err(), "{text:?} must be refused");
     }
 }

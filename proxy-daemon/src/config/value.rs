@@ -58,9 +58,7 @@ pub fn duration(raw: &str) -> Result<Duration, Expected> {
 fn duration_term(text: &str) -> Option<(u128, &str)> {
     let number_len = text.find(|c: char| !c.is_ascii_digit() && c != '.')?;
     let (number, tail) = text.split_at(number_len);
-    let unit_len = tail
-        .find(|c: char| c.is_ascii_digit() || c == '.')
-        .unwrap_or(tail.len());
+    let unit_len = tail.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(tail.len());
     let (unit, tail) = tail.split_at(unit_len);
     let scale: u128 = match unit {
         "ns" => 1,
@@ -77,11 +75,7 @@ fn duration_term(text: &str) -> Option<(u128, &str)> {
         return None;
     }
     let digits = |text: &str| {
-        if text.is_empty() {
-            Some(0)
-        } else {
-            text.parse::<u128>().ok()
-        }
+        if text.is_empty() { Some(0) } else { text.parse::<u128>().ok() }
     };
     let mut nanos = digits(whole)?.checked_mul(scale)?;
     // More than 15 digits cannot change a whole number of nanoseconds.
@@ -131,16 +125,12 @@ pub fn cidr(raw: &str) -> Result<IpNetwork, Expected> {
 
 /// The items of a comma-separated list; an empty string is an empty list.
 pub fn items(raw: &str) -> impl Iterator<Item = &str> {
-    raw.split(',')
-        .map(str::trim)
-        .filter(|item| !item.is_empty())
+    raw.split(',').map(str::trim).filter(|item| !item.is_empty())
 }
 
 /// Comma-separated CIDR blocks.
 pub fn cidrs(raw: &str) -> Result<Vec<IpNetwork>, Expected> {
-    items(raw)
-        .map(|item| cidr(item).map_err(|expected| format!("{item:?} {expected}")))
-        .collect()
+    items(raw).map(|item| cidr(item).map_err(|expected| format!("{item:?} {expected}"))).collect()
 }
 
 /// `IP:port`, or an IP alone, which gets `default_port`. Empty means: do not serve.
@@ -154,16 +144,11 @@ pub fn bind_address(raw: &str, default_port: u16) -> Result<Option<SocketAddr>, 
             _ => Ok(Some(address)),
         };
     }
-    let bare = raw
-        .strip_prefix('[')
-        .and_then(|r| r.strip_suffix(']'))
-        .unwrap_or(raw);
-    bare.parse::<IpAddr>()
-        .map(|ip| Some(SocketAddr::new(ip, default_port)))
-        .map_err(|_| {
-            "must be IP:port or an IP, for example 0.0.0.0:10256 or [::]:10256; empty disables"
-                .to_owned()
-        })
+    let bare = raw.strip_prefix('[').and_then(|r| r.strip_suffix(']')).unwrap_or(raw);
+    bare.parse::<IpAddr>().map(|ip| Some(SocketAddr::new(ip, default_port))).map_err(|_| {
+        "must be IP:port or an IP, for example 0.0.0.0:10256 or [::]:10256; empty disables"
+            .to_owned()
+    })
 }
 
 /// A decimal number within the bounds, both included.
@@ -183,10 +168,8 @@ pub fn interface(raw: &str) -> Result<String, Expected> {
     if valid {
         Ok(raw.to_owned())
     } else {
-        Err(
-            "must be an interface name of at most 15 characters without '/', ':' or spaces"
-                .to_owned(),
-        )
+        Err("must be an interface name of at most 15 characters without '/', ':' or spaces"
+            .to_owned())
     }
 }
 
@@ -199,10 +182,8 @@ pub fn scheduler(raw: &str) -> Result<String, Expected> {
         _ if raw.len() <= 15 && raw.bytes().all(|b| b.is_ascii_lowercase() || b == b'_') => {
             Ok(raw.to_owned())
         }
-        _ => Err(
-            "must be the name of an IPVS scheduler, for example rr, wrr, lc, wlc, sh, mh, \
+        _ => Err("must be the name of an IPVS scheduler, for example rr, wrr, lc, wlc, sh, mh, \
                   sed or nq"
-                .to_owned(),
-        ),
+            .to_owned()),
     }
 }

@@ -36,17 +36,11 @@ impl std::error::Error for Errno {}
 #[derive(Debug, thiserror::Error)]
 pub enum NetlinkError {
     #[error("netlink {operation}: {source}")]
-    Io {
-        operation: &'static str,
-        source: std::io::Error,
-    },
+    Io { operation: &'static str, source: std::io::Error },
     #[error("netlink reply cannot be read: {0}")]
     Malformed(&'static str),
     #[error("netlink {operation} refused: {errno}")]
-    Refused {
-        operation: &'static str,
-        errno: Errno,
-    },
+    Refused { operation: &'static str, errno: Errno },
 }
 
 /// Operation counts, for tests and metrics.

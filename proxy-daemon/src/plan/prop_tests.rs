@@ -50,6 +50,7 @@ fn frontend(service: &ObjectName, backends: &BTreeSet<u8>) -> Frontend {
         short_circuit: None,
         when_empty: WhenEmpty::Reject,
         masquerade: Masquerade::FromOutside,
+        on_node_address: false,
         affinity: None,
         source_ranges: Arc::from([]),
     }

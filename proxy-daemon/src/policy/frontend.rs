@@ -98,6 +98,9 @@ pub struct Frontend {
     pub short_circuit: Option<BackendSet>,
     pub when_empty: WhenEmpty,
     pub masquerade: Masquerade,
+    /// The address is the node's own: it is there without us, and its other ports are
+    /// none of our business.
+    pub on_node_address: bool,
     /// Client IP affinity with its timeout.
     pub affinity: Option<Duration>,
     /// Allowed clients; empty means all. Load-balancer addresses only.

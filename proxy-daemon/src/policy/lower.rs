@@ -18,6 +18,8 @@ pub struct NodeView {
     pub zone: Option<Zone>,
     /// Addresses on which node ports listen.
     pub node_port_addresses: Vec<IpAddr>,
+    /// Addresses of the node's own links.
+    pub own_addresses: Vec<IpAddr>,
     /// Families this node programs; frontends of the other are left out.
     pub families: Vec<Family>,
     /// `--masquerade-all`.
@@ -99,7 +101,8 @@ fn lower_port(
         let key = FrontendKey { address, protocol: port.protocol, port: number };
         // The first claim wins: a load-balancer address that is also an external IP is
         // one frontend.
-        frontends.entry(key).or_insert(frontend);
+        let on_node_address = node.own_addresses.contains(&address);
+        frontends.entry(key).or_insert(Frontend { on_node_address, ..frontend });
     };
     for &address in &service.cluster_ips {
         claim(address, port.port, internal.clone());
@@ -136,6 +139,7 @@ fn internal_frontend(
         short_circuit: None,
         when_empty: when_empty(local, categories),
         masquerade: if node.masquerade_all { Masquerade::Always } else { Masquerade::FromOutside },
+        on_node_address: false,
         affinity: service.affinity,
         source_ranges: Arc::from([]),
     }
@@ -164,6 +168,7 @@ fn external_frontend(
         } else {
             Masquerade::Always
         },
+        on_node_address: false,
         affinity: service.affinity,
         source_ranges: Arc::from([]),
     }

@@ -16,7 +16,11 @@ use crate::model::{
 enum Step {
     Service(u8, i64),
     ServiceGone(u8),
-    Slice { name: u8, service: u8, address: u8 },
+    Slice {
+        name: u8,
+        service: u8,
+        address: u8,
+    },
     SliceGone(u8),
     /// A re-list at this moment, from the model of what the API holds.
     Relist,
@@ -66,11 +70,7 @@ fn slice(n: u8, of: u8, address: u8) -> EndpointSlice {
         name: name("slice", n),
         service: name("svc", of),
         family: Family::V4,
-        ports: vec![SlicePort {
-            name: "".into(),
-            protocol: Protocol::Tcp,
-            port: NonZeroU16::MIN,
-        }],
+        ports: vec![SlicePort { name: "".into(), protocol: Protocol::Tcp, port: NonZeroU16::MIN }],
         endpoints: vec![Endpoint {
             address: [10, 244, 0, address].into(),
             ready: true,

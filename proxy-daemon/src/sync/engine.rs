@@ -99,6 +99,7 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
             name: config.node_name.clone(),
             zone: None,
             node_port_addresses: Vec::new(),
+            own_addresses: Vec::new(),
             families: config.families.clone(),
             masquerade_all: config.masquerade_all,
         };
@@ -186,6 +187,7 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
                 local,
                 primary,
             ),
+            own_addresses: local.to_vec(),
             ..self.node.clone()
         };
         if view == self.node {
@@ -365,7 +367,13 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
                 Err(error) => warn!(%error, "cannot see whether removed endpoints are idle"),
             }
         }
-        over.into_iter().filter(|key| self.applied.contains_key(key)).map(Op::Delete).collect()
+        // Some went otherwise: deleted with their parent, or by somebody else.
+        let (there, gone): (Vec<_>, Vec<_>) =
+            over.into_iter().partition(|key| self.applied.contains_key(key));
+        for key in &gone {
+            self.drain.end(key);
+        }
+        there.into_iter().map(Op::Delete).collect()
     }
 
     fn apply(&mut self, ops: &[Op<D::Key>], now: Instant) -> (usize, usize) {

@@ -1,1 +1,377 @@
+//! The engine against a pretended kernel, with the clock in the test's hand.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::num::NonZeroU16;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use super::*;
+use crate::dataplane::fake::{Fake, Key};
+use crate::model::{
+    Change, Endpoint, EndpointSlice, Event, Family, LocalDetect, NodeName, ObjectName, Protocol,
+    Rejected, Service, ServicePort, SlicePort, TrafficPolicy,
+};
+use crate::plan::Op;
+
+#[derive(Debug, Clone, Default)]
+pub struct Seen(pub Arc<Mutex<Vec<SyncReport>>>);
+
+impl Observer for Seen {
+    fn queued(&mut self, _: Instant, _: usize, _: usize) {}
+    fn synced(&mut self, report: &SyncReport) {
+        self.0.lock().unwrap().push(report.clone());
+    }
+    fn rejected(&mut self, _: &Rejected) {}
+    fn node(&mut self, _: Option<bool>) {}
+    fn health_check(&mut self, _: &ObjectName, _: Option<HealthCheck>) {}
+}
+
+impl Seen {
+    pub fn last(&self) -> SyncReport {
+        self.0.lock().unwrap().last().cloned().expect("a round was reported")
+    }
+}
+
+pub fn config() -> EngineConfig {
+    EngineConfig {
+        node_name: NodeName::new("node-a"),
+        families: vec![Family::V4, Family::V6],
+        node_port_addresses: NodePortAddresses::All,
+        masquerade_all: false,
+        local_detect: LocalDetect::Unknown,
+        sync_period: Duration::from_secs(30),
+        drain_timeout: Duration::from_secs(60),
+    }
+}
+
+pub fn service(name: &str, ip: u8) -> Service {
+    Service {
+        name: ObjectName::new("ns", name),
+        created: 1,
+        cluster_ips: vec![[10, 96, 0, ip].into()],
+        external_ips: vec![],
+        load_balancer_ips: vec![],
+        ports: vec![ServicePort {
+            name: "".into(),
+            protocol: Protocol::Tcp,
+            port: NonZeroU16::new(80).unwrap(),
+            node_port: None,
+        }],
+        internal_policy: TrafficPolicy::Cluster,
+        external_policy: TrafficPolicy::Cluster,
+        affinity: None,
+        source_ranges: vec![],
+        health_check_node_port: None,
+    }
+}
+
+pub fn slice(of: &str, addresses: &[u8]) -> EndpointSlice {
+    EndpointSlice {
+        name: ObjectName::new("ns", &format!("{of}-1")),
+        service: ObjectName::new("ns", of),
+        family: Family::V4,
+        ports: vec![SlicePort {
+            name: "".into(),
+            protocol: Protocol::Tcp,
+            port: NonZeroU16::new(8080).unwrap(),
+        }],
+        endpoints: addresses
+            .iter()
+            .map(|a| Endpoint {
+                address: [10, 244, 0, *a].into(),
+                ready: true,
+                serving: true,
+                terminating: false,
+                node: Some(NodeName::new("node-a")),
+                zone: None,
+                hint_zones: vec![],
+                hint_nodes: vec![],
+            })
+            .collect(),
+        triggered: None,
+    }
+}
+
+pub fn lists(services: Vec<Service>, slices: Vec<EndpointSlice>) -> Vec<Input> {
+    vec![
+        Input::Addresses(vec![[10, 99, 0, 2].into()]),
+        Input::Object(Event::Node(None)),
+        Input::Object(Event::Services(Change::Reset { objects: services, rejected: vec![] })),
+        Input::Object(Event::Slices(Change::Reset { objects: slices, rejected: vec![] })),
+    ]
+}
+
+pub struct Bed {
+    pub plane: Fake,
+    pub seen: Seen,
+    pub engine: Engine<Fake, Seen>,
+    pub now: Instant,
+}
+
+impl Bed {
+    pub fn new() -> Self {
+        Self::on(Fake::default())
+    }
+
+    /// A new engine on a kernel that may hold something already.
+    pub fn on(plane: Fake) -> Self {
+        let seen = Seen::default();
+        let now = Instant::now();
+        let engine = Engine::new(plane.clone(), seen.clone(), config(), now);
+        Self { plane, seen, engine, now }
+    }
+
+    pub fn step(&mut self, inputs: Vec<Input>) -> Option<Instant> {
+        self.engine.step(self.now, inputs)
+    }
+
+    /// Follows the engine's own wake-ups until it only waits for the next resync.
+    pub fn settle(&mut self, inputs: Vec<Input>) {
+        let mut next = self.step(inputs);
+        for _ in 0..1000 {
+            match next {
+                Some(at) if at <= self.now + Duration::from_secs(2) => {
+                    self.now = at.max(self.now);
+                    next = self.step(vec![]);
+                }
+                _ => return,
+            }
+        }
+        panic!("the engine does not come to rest");
+    }
+
+    pub fn log(&self) -> Vec<Op<Key>> {
+        std::mem::take(&mut self.plane.kernel().log)
+    }
+
+    pub fn keys(&self) -> BTreeSet<Key> {
+        self.plane.kernel().objects.keys().cloned().collect()
+    }
+}
+
+fn web() -> Vec<Input> {
+    lists(vec![service("web", 1)], vec![slice("web", &[1, 2])])
+}
+
+#[test]
+fn nothing_is_written_before_all_lists_are_in() {
+    let mut bed = Bed::new();
+    let mut inputs = web();
+    while let Some(last) = inputs.pop() {
+        let mut partial = Bed::new();
+        let rest: Vec<Input> = web().into_iter().take(inputs.len()).collect();
+        partial.settle(rest);
+        assert_eq!(partial.log(), vec![], "without {last:?}");
+        assert_eq!(partial.plane.kernel().readbacks, 0);
+    }
+    bed.settle(web());
+    assert_eq!(bed.keys().len(), 4, "address, server, two backends: {:?}", bed.keys());
+}
+
+#[test]
+fn a_restart_writes_nothing() {
+    let mut bed = Bed::new();
+    bed.settle(web());
+    bed.log();
+    let mut again = Bed::on(bed.plane.clone());
+    again.settle(web());
+    assert_eq!(again.log(), vec![]);
+    assert_eq!(again.seen.last().kind, SyncKind::Full);
+}
+
+#[test]
+fn what_went_while_the_proxy_was_down_is_removed_after_the_lists() {
+    let mut bed = Bed::new();
+    bed.settle(web());
+    bed.log();
+    let mut again = Bed::on(bed.plane.clone());
+    again.settle(lists(vec![], vec![]));
+    assert_eq!(again.keys(), BTreeSet::new());
+}
+
+#[test]
+fn one_endpoint_change_is_two_operations_among_a_thousand_services() {
+    let mut bed = Bed::new();
+    let names: Vec<String> = (0..1000).map(|n| format!("s{n}")).collect();
+    let services = names
+        .iter()
+        .zip(0u16..)
+        .map(|(name, n)| Service {
+            cluster_ips: vec![IpAddr::from([10, 97, n.to_be_bytes()[0], n.to_be_bytes()[1]])],
+            ..service(name, 0)
+        })
+        .collect();
+    let slices = names.iter().map(|name| slice(name, &[1, 2])).collect();
+    bed.settle(lists(services, slices));
+    bed.log();
+    let changed = Event::Slices(Change::Applied(slice("s500", &[1, 3])));
+    bed.step(vec![Input::Object(changed)]);
+    let log = bed.log();
+    assert_eq!(log.len(), 2, "{log:?}");
+    assert!(matches!(log[0], Op::Create(Key::Backend(..), _)), "the new one first");
+    assert!(matches!(log[1], Op::Retire(Key::Backend(..), 0)));
+    assert_eq!(bed.seen.last().kind, SyncKind::Partial);
+}
+
+#[test]
+fn a_removed_endpoint_drains_and_goes_when_idle() {
+    let mut bed = Bed::new();
+    bed.settle(web());
+    let two = bed.keys().into_iter().filter(|k| matches!(k, Key::Backend(..))).nth(1).unwrap();
+    bed.plane.kernel().busy.insert(two.clone());
+    bed.settle(vec![Input::Object(Event::Slices(Change::Applied(slice("web", &[1]))))]);
+    assert_eq!(bed.plane.kernel().objects.get(&two), Some(&0), "weight 0 while it is busy");
+    bed.plane.kernel().busy.clear();
+    bed.now += Duration::from_secs(10);
+    bed.step(vec![]);
+    assert!(!bed.keys().contains(&two));
+    assert_eq!(bed.seen.last().totals.draining, 0);
+}
+
+#[test]
+fn draining_ends_at_the_deadline_whoever_holds_on() {
+    let mut bed = Bed::new();
+    bed.settle(web());
+    let all: BTreeSet<Key> = bed.keys();
+    bed.plane.kernel().busy = all;
+    bed.settle(vec![Input::Object(Event::Slices(Change::Applied(slice("web", &[1]))))]);
+    bed.now += Duration::from_secs(59);
+    bed.step(vec![]);
+    assert_eq!(bed.keys().len(), 4);
+    bed.now += Duration::from_secs(2);
+    bed.step(vec![]);
+    assert_eq!(bed.keys().len(), 3);
+}
+
+#[test]
+fn an_endpoint_that_comes_back_while_draining_gets_its_weight_back() {
+    let mut bed = Bed::new();
+    bed.settle(web());
+    bed.settle(vec![Input::Object(Event::Slices(Change::Applied(slice("web", &[1]))))]);
+    bed.settle(vec![Input::Object(Event::Slices(Change::Applied(slice("web", &[1, 2]))))]);
+    assert!(bed.plane.kernel().objects.values().all(|v| *v == 1));
+    bed.now += Duration::from_secs(100);
+    bed.settle(vec![]);
+    assert_eq!(bed.keys().len(), 4, "the old deadline is forgotten");
+}
+
+#[test]
+fn a_backend_left_at_weight_zero_by_a_crash_is_repaired_or_drained() {
+    let mut bed = Bed::new();
+    bed.settle(web());
+    bed.settle(vec![Input::Object(Event::Slices(Change::Applied(slice("web", &[1]))))]);
+    // Killed in mid-drain; meanwhile the endpoint is back.
+    let mut again = Bed::on(bed.plane.clone());
+    again.settle(web());
+    assert!(again.plane.kernel().objects.values().all(|v| *v == 1));
+    // Killed in mid-drain; the endpoint stays away.
+    bed.settle(vec![Input::Object(Event::Slices(Change::Applied(slice("web", &[1]))))]);
+    let mut third = Bed::on(bed.plane.clone());
+    third.settle(lists(vec![service("web", 1)], vec![slice("web", &[1])]));
+    assert_eq!(third.seen.last().totals.draining, 1);
+    third.now += Duration::from_secs(61);
+    third.step(vec![]);
+    assert_eq!(third.keys().len(), 3);
+}
+
+#[test]
+fn foreign_objects_are_left_alone_unless_wanted() {
+    let mut bed = Bed::new();
+    let key = |ip: u8| crate::policy::FrontendKey {
+        address: [10, 96, 0, ip].into(),
+        protocol: Protocol::Tcp,
+        port: NonZeroU16::new(80).unwrap(),
+    };
+    let stale = crate::policy::Backend {
+        address: [10, 244, 0, 9].into(),
+        port: NonZeroU16::new(8080).unwrap(),
+        local: true,
+    };
+    {
+        let mut kernel = bed.plane.kernel();
+        for (foreign, value) in
+            [(Key::Server(key(1)), 7), (Key::Backend(key(1), stale), 1), (Key::Server(key(9)), 7)]
+        {
+            kernel.foreign.insert(foreign.clone(), value);
+            kernel.objects.insert(foreign, value);
+        }
+    }
+    // The fake reports them as foreign only.
+    let ours = std::mem::take(&mut bed.plane.kernel().objects);
+    bed.settle(web());
+    let log = bed.log();
+    assert!(log.contains(&Op::Update(Key::Server(key(1)), 1)), "adopted: {log:?}");
+    assert!(log.contains(&Op::Retire(Key::Backend(key(1), stale), 0)), "its leftovers drain");
+    assert!(!log.iter().any(|op| *op.key() == Key::Server(key(9))), "not wanted, not touched");
+    drop(ours);
+}
+
+#[test]
+fn a_refused_operation_is_retried_and_named() {
+    let mut bed = Bed::new();
+    bed.plane.kernel().refuse = Some((1, 1));
+    bed.step(web());
+    let report = bed.seen.last();
+    assert_eq!(report.ops_failed, report.failing_total);
+    assert!(report.failing_total > 0 && report.failing[0].error.contains("EINVAL"));
+    bed.settle(vec![]);
+    assert_eq!(bed.seen.last().failing_total, 0);
+    assert_eq!(bed.keys().len(), 4);
+}
+
+#[test]
+fn default_kubernetes_goes_first() {
+    let mut bed = Bed::new();
+    let mut services: Vec<Service> = (0..3).map(|n| service(&format!("a{n}"), n + 10)).collect();
+    services.push(Service { name: ObjectName::new("default", "kubernetes"), ..service("", 1) });
+    bed.settle(lists(services, vec![]));
+    let order = bed.engine_order();
+    assert_eq!(order.first().map(String::as_str), Some("default/kubernetes"));
+}
+
+impl Bed {
+    /// The order in which a fresh queue would hand out the Services known here.
+    fn engine_order(&self) -> Vec<String> {
+        let mut queue = super::queue::Queue::default();
+        for n in 0..3 {
+            queue.push(ObjectName::new("ns", &format!("a{n}")), super::queue::Urgency::Changed);
+        }
+        queue.push(ObjectName::new("default", "kubernetes"), super::queue::Urgency::Compared);
+        queue.take(10).services.iter().map(ToString::to_string).collect()
+    }
+}
+
+#[test]
+fn a_periodic_resync_repairs_drift() {
+    let mut bed = Bed::new();
+    bed.settle(web());
+    let lost = bed.keys().into_iter().next().unwrap();
+    bed.plane.kernel().objects.remove(&lost);
+    bed.now += Duration::from_secs(31);
+    bed.settle(vec![]);
+    assert!(bed.keys().contains(&lost));
+}
+
+#[test]
+fn a_new_node_address_gets_the_node_ports() {
+    let mut bed = Bed::new();
+    let mut exposed = service("web", 1);
+    exposed.ports[0].node_port = NonZeroU16::new(30080);
+    bed.settle(lists(vec![exposed], vec![slice("web", &[1])]));
+    let node_port = |ip: [u8; 4]| {
+        Key::Server(crate::policy::FrontendKey {
+            address: ip.into(),
+            protocol: Protocol::Tcp,
+            port: NonZeroU16::new(30080).unwrap(),
+        })
+    };
+    assert!(bed.keys().contains(&node_port([10, 99, 0, 2])));
+    bed.settle(vec![Input::Addresses(vec![
+        [10, 99, 0, 2].into(),
+        [192, 0, 2, 1].into(),
+        [127, 0, 0, 1].into(),
+    ])]);
+    assert!(bed.keys().contains(&node_port([192, 0, 2, 1])));
+    assert!(!bed.keys().contains(&node_port([127, 0, 0, 1])), "loopback is left out");
+}

@@ -62,25 +62,15 @@ fn expected(source: impl Into<Address>, destination: impl Into<Address>) -> Five
 fn ipv4_with_and_without_options() {
     for words in [5, 6, 15] {
         let packet = ipv4(words, 0, TCP);
-        assert_eq!(
-            ethernet(&&packet[..]),
-            Ok(expected(CLIENT4, SERVICE4)),
-            "{words} words"
-        );
+        assert_eq!(ethernet(&&packet[..]), Ok(expected(CLIENT4, SERVICE4)), "{words} words");
     }
 }
 
 #[test]
 fn the_first_fragment_has_ports_and_later_ones_do_not() {
     const MORE: u16 = 0x2000;
-    assert_eq!(
-        ethernet(&&ipv4(5, MORE, TCP)[..]),
-        Ok(expected(CLIENT4, SERVICE4))
-    );
-    assert_eq!(
-        ethernet(&&ipv4(5, MORE | 185, TCP)[..]),
-        Err(Unparsed::Fragment)
-    );
+    assert_eq!(ethernet(&&ipv4(5, MORE, TCP)[..]), Ok(expected(CLIENT4, SERVICE4)));
+    assert_eq!(ethernet(&&ipv4(5, MORE | 185, TCP)[..]), Err(Unparsed::Fragment));
     assert_eq!(ethernet(&&ipv4(5, 185, TCP)[..]), Err(Unparsed::Fragment));
 
     let first = ipv6(&[(44, &[0, 0, 1, 0, 0, 0, 9])], TCP);
@@ -94,9 +84,8 @@ fn ipv6_extension_headers_are_skipped() {
     let options: &[u8] = &[0, 1, 4, 0, 0, 0, 0];
     let long: &[u8] = &[1, 1, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     let routing_done: &[u8] = &[0, 0, 0, 0, 0, 0, 0];
-    let authentication: &[u8] = &[
-        4, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
-    ];
+    let authentication: &[u8] =
+        &[4, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1];
     for extensions in [
         &[][..],
         &[(0, options)],
@@ -112,11 +101,7 @@ fn ipv6_extension_headers_are_skipped() {
         &[(60, options); MAX_EXTENSIONS],
     ] {
         let packet = ipv6(extensions, TCP);
-        assert_eq!(
-            ethernet(&&packet[..]),
-            Ok(expected(CLIENT6, SERVICE6)),
-            "{extensions:?}"
-        );
+        assert_eq!(ethernet(&&packet[..]), Ok(expected(CLIENT6, SERVICE6)), "{extensions:?}");
     }
     let packet = ipv6(&[(60, options); MAX_EXTENSIONS + 1], TCP);
     assert_eq!(ethernet(&&packet[..]), Err(Unparsed::Extensions));
@@ -137,16 +122,9 @@ fn what_is_not_for_services_is_named() {
 
 #[test]
 fn a_packet_cut_anywhere_before_the_ports_end_is_truncated() {
-    for (packet, ports_end) in [
-        (ipv4(6, 0, UDP), 14 + 24 + 4),
-        (ipv6(&[], UDP), 14 + 40 + 4),
-    ] {
+    for (packet, ports_end) in [(ipv4(6, 0, UDP), 14 + 24 + 4), (ipv6(&[], UDP), 14 + 40 + 4)] {
         for length in 0..ports_end {
-            assert_eq!(
-                ethernet(&&packet[..length]),
-                Err(Unparsed::Truncated),
-                "{length}"
-            );
+            assert_eq!(ethernet(&&packet[..length]), Err(Unparsed::Truncated), "{length}");
         }
         assert!(ethernet(&&packet[..ports_end]).is_ok());
     }

@@ -81,10 +81,7 @@ pub fn connect6(context: SockAddrContext) -> i32 {
 }
 
 #[inline(always)]
-#[allow(
-    clippy::cast_possible_truncation,
-    reason = "an IP protocol number has 8 bits"
-)]
+#[allow(clippy::cast_possible_truncation, reason = "an IP protocol number has 8 bits")]
 fn decide(socket: *const bpf_sock_addr, address: Address) -> Verdict {
     // SAFETY: the kernel gives a valid context.
     let (port, protocol) = unsafe {

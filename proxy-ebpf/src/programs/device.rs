@@ -22,13 +22,8 @@ pub fn tc_ingress(context: TcContext) -> i32 {
     };
     // SAFETY: a read of the context, which the kernel keeps valid.
     let segments = unsafe { (*context.skb.skb).gso_segs }.max(1);
-    let verdict = service::observe(
-        &Kernel,
-        &packet,
-        Hook::Tc,
-        segments.into(),
-        context.len().into(),
-    );
+    let verdict =
+        service::observe(&Kernel, &packet, Hook::Tc, segments.into(), context.len().into());
     match verdict {
         Verdict::Pass | Verdict::Translate { .. } => NEXT,
         Verdict::Drop(_) => TC_DROP,
@@ -37,10 +32,7 @@ pub fn tc_ingress(context: TcContext) -> i32 {
 
 #[xdp]
 pub fn xdp_ingress(context: XdpContext) -> u32 {
-    let frame = Frame {
-        start: context.data(),
-        end: context.data_end(),
-    };
+    let frame = Frame { start: context.data(), end: context.data_end() };
     let Ok(packet) = parse::ethernet(&frame) else {
         return XDP_PASS;
     };
@@ -55,21 +47,13 @@ pub fn xdp_ingress(context: XdpContext) -> u32 {
 /// when one did not, have the kernel do it and look again.
 #[inline(always)]
 fn parse_skb(context: &TcContext) -> Option<FiveTuple> {
-    let frame = Frame {
-        start: context.data(),
-        end: context.data_end(),
-    };
+    let frame = Frame { start: context.data(), end: context.data_end() };
     match parse::ethernet(&frame) {
         Ok(packet) => Some(packet),
         Err(Unparsed::Truncated) if (frame.end - frame.start) < context.len() as usize => {
-            context
-                .pull_data(context.len().min(parse::USUAL_HEADERS))
-                .ok()?;
+            context.pull_data(context.len().min(parse::USUAL_HEADERS)).ok()?;
             // The old pointers are void after the call.
-            let frame = Frame {
-                start: context.data(),
-                end: context.data_end(),
-            };
+            let frame = Frame { start: context.data(), end: context.data_end() };
             parse::ethernet(&frame).ok()
         }
         Err(_) => None,

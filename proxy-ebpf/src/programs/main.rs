@@ -10,10 +10,7 @@
 #![no_std]
 #![no_main]
 // Every line that touches kernel memory is unsafe; the lint would mark the whole file.
-#![allow(
-    unsafe_code,
-    reason = "contexts and maps are raw pointers given by the kernel"
-)]
+#![allow(unsafe_code, reason = "contexts and maps are raw pointers given by the kernel")]
 
 #[cfg(not(target_arch = "bpf"))]
 compile_error!("feature `programs` is for target bpfel-unknown-none: use `cargo xtask build`");

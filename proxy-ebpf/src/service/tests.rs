@@ -43,11 +43,7 @@ impl Tables for Fake {
 const ID: FrontendId = FrontendId(5);
 
 fn key(protocol: u8) -> FrontendKey {
-    FrontendKey::new(
-        Ipv4Addr::new(10, 96, 0, 1).into(),
-        Be16::from_host(80),
-        protocol,
-    )
+    FrontendKey::new(Ipv4Addr::new(10, 96, 0, 1).into(), Be16::from_host(80), protocol)
 }
 
 fn backend(last: u8) -> Backend {
@@ -82,16 +78,9 @@ fn a_connect_to_a_frontend_goes_to_one_of_its_backends_and_is_counted() {
         let Backend { address, port, .. } = tables.backends[id as usize];
         assert_eq!(
             connect(&tables, &key(parse::TCP), random),
-            Verdict::Translate {
-                backend: BackendId(id),
-                address,
-                port
-            }
+            Verdict::Translate { backend: BackendId(id), address, port }
         );
-        assert_eq!(
-            tables.backend_counters.borrow()[&BackendId(id)].connections,
-            1
-        );
+        assert_eq!(tables.backend_counters.borrow()[&BackendId(id)].connections, 1);
     }
     assert_eq!(tables.frontend_counters.borrow()[&ID].connections, 3);
     assert_eq!(tables.frontend_counters.borrow()[&ID].refused, 0);
@@ -111,10 +100,7 @@ fn other_connects_pass_uncounted() {
 fn an_empty_frontend_refuses() {
     let mut tables = tables();
     tables.frontends.get_mut(&key(parse::TCP)).unwrap().node.len = 0;
-    assert_eq!(
-        connect(&tables, &key(parse::TCP), 7),
-        Verdict::Drop(Reason::NoEndpoint)
-    );
+    assert_eq!(connect(&tables, &key(parse::TCP), 7), Verdict::Drop(Reason::NoEndpoint));
     assert_eq!(tables.frontend_counters.borrow()[&ID].refused, 1);
     assert_eq!(*tables.drops.borrow(), [Reason::NoEndpoint]);
 }
@@ -123,15 +109,9 @@ fn an_empty_frontend_refuses() {
 fn a_slot_or_backend_that_is_not_there_refuses() {
     let mut tables = tables();
     tables.backends[1].flags = 0;
-    assert_eq!(
-        connect(&tables, &key(parse::TCP), 1 << 31),
-        Verdict::Drop(Reason::VacantSlot)
-    );
+    assert_eq!(connect(&tables, &key(parse::TCP), 1 << 31), Verdict::Drop(Reason::VacantSlot));
     tables.slots.truncate(2);
-    assert_eq!(
-        connect(&tables, &key(parse::TCP), 0),
-        Verdict::Drop(Reason::VacantSlot)
-    );
+    assert_eq!(connect(&tables, &key(parse::TCP), 0), Verdict::Drop(Reason::VacantSlot));
     assert_eq!(*tables.drops.borrow(), [Reason::VacantSlot; 2]);
 }
 
@@ -158,26 +138,11 @@ fn packets_are_counted_at_their_hook_only() {
     assert_eq!(observe(&tables, &packet, Hook::Tc, 2, 3000), Verdict::Pass);
     assert_eq!(observe(&tables, &packet, Hook::Xdp, 1, 60), Verdict::Pass);
     assert_eq!(observe(&tables, &packet, Hook::Xdp, 1, 61), Verdict::Pass);
-    let swapped = FiveTuple {
-        destination_port: packet.source_port,
-        ..packet
-    };
+    let swapped = FiveTuple { destination_port: packet.source_port, ..packet };
     assert_eq!(observe(&tables, &swapped, Hook::Xdp, 1, 60), Verdict::Pass);
     let counters = tables.frontend_counters.borrow()[&ID];
-    assert_eq!(
-        counters.tc,
-        Traffic {
-            packets: 2,
-            bytes: 3000
-        }
-    );
-    assert_eq!(
-        counters.xdp,
-        Traffic {
-            packets: 2,
-            bytes: 121
-        }
-    );
+    assert_eq!(counters.tc, Traffic { packets: 2, bytes: 3000 });
+    assert_eq!(counters.xdp, Traffic { packets: 2, bytes: 121 });
 }
 
 proptest! {

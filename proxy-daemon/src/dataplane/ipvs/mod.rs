@@ -1,1 +1,3 @@
 //! IPVS data plane.
+
+pub mod proc;

@@ -88,11 +88,7 @@ struct Complaints(Vec<Complaint>);
 
 impl Complaints {
     fn add(&mut self, part: Part, field: impl Into<String>, reason: impl Into<String>) {
-        self.0.push(Complaint {
-            part,
-            field: field.into(),
-            reason: reason.into(),
-        });
+        self.0.push(Complaint { part, field: field.into(), reason: reason.into() });
     }
 
     /// Keeps the value; an error becomes a complaint about `field`.
@@ -122,10 +118,7 @@ fn object_name(kind: &'static str, metadata: &ObjectMeta) -> Result<ObjectName, 
 }
 
 fn has_label(metadata: &ObjectMeta, label: &str) -> bool {
-    metadata
-        .labels
-        .as_ref()
-        .is_some_and(|labels| labels.contains_key(label))
+    metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(label))
 }
 
 /// The API type of every port is int32, and EndpointSlice validation has let 70000 and
@@ -172,10 +165,7 @@ fn sloppy_ipv4(text: &str) -> Option<Ipv4Addr> {
 
 /// Digits only: `u8::from_str` alone would take `+1`.
 fn decimal(text: &str) -> Option<u8> {
-    text.bytes()
-        .all(|byte| byte.is_ascii_digit())
-        .then(|| text.parse().ok())
-        .flatten()
+    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
 }
 
 /// A range in CIDR notation; host bits are cleared. A bare address is not a range, nor

@@ -31,9 +31,7 @@ pub fn node(object: &api::Node) -> Converted<Node> {
             .filter(|zone| !zone.is_empty())
             .map(|zone| Zone::new(zone)),
         addresses: addresses(object, &mut complaints),
-        pod_cidrs: spec
-            .map(|spec| pod_cidrs(spec, &mut complaints))
-            .unwrap_or_default(),
+        pod_cidrs: spec.map(|spec| pod_cidrs(spec, &mut complaints)).unwrap_or_default(),
         deleting: object.metadata.deletion_timestamp.is_some(),
         scaling_down: spec
             .and_then(|spec| spec.taints.as_ref())
@@ -43,11 +41,8 @@ pub fn node(object: &api::Node) -> Converted<Node> {
 }
 
 fn addresses(object: &api::Node, complaints: &mut Complaints) -> Vec<std::net::IpAddr> {
-    let all = object
-        .status
-        .as_ref()
-        .and_then(|status| status.addresses.as_deref())
-        .unwrap_or_default();
+    let all =
+        object.status.as_ref().and_then(|status| status.addresses.as_deref()).unwrap_or_default();
     let mut found = Vec::new();
     for wanted in ["InternalIP", "ExternalIP"] {
         for (index, entry) in all.iter().enumerate() {

@@ -38,21 +38,13 @@ pub fn service(object: &api::Service) -> Converted<Service> {
             .0
             .first()
             .map_or_else(|| "spec.clusterIP is missing".into(), ToString::to_string);
-        return Converted::Rejected(Rejected {
-            kind: KIND,
-            name,
-            reason,
-        });
+        return Converted::Rejected(Rejected { kind: KIND, name, reason });
     }
     let families: HashSet<Family> = cluster_ips.iter().copied().map(Family::of).collect();
     let external_ips = external_ips(spec, &families, &mut complaints);
     let external_policy = external_policy(spec, &mut complaints);
     let service = Service {
-        created: object
-            .metadata
-            .creation_timestamp
-            .as_ref()
-            .map_or(0, |time| time.0.as_second()),
+        created: object.metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
         load_balancer_ips: load_balancer_ips(object, &families, &mut complaints),
         ports: ports(spec, &mut complaints),
         internal_policy: policy(
@@ -92,11 +84,7 @@ fn not_ours(object: &api::Service, spec: &api::ServiceSpec) -> Option<&'static s
 /// stored before dual-stack).
 fn stated_cluster_ips(spec: &api::ServiceSpec) -> &[String] {
     let single = spec.cluster_ip.as_slice();
-    let all = spec
-        .cluster_ips
-        .as_deref()
-        .filter(|ips| !ips.is_empty())
-        .unwrap_or(single);
+    let all = spec.cluster_ips.as_deref().filter(|ips| !ips.is_empty()).unwrap_or(single);
     match all.first() {
         Some(first) if !first.is_empty() => all,
         _ => &[],
@@ -111,10 +99,7 @@ fn cluster_ips(spec: &api::ServiceSpec, complaints: &mut Complaints) -> Vec<IpAd
         let Some(address) = complaints.keep(Part::Address, field(), frontend(text)) else {
             continue;
         };
-        if found
-            .iter()
-            .any(|other| Family::of(*other) == Family::of(address))
-        {
+        if found.iter().any(|other| Family::of(*other) == Family::of(address)) {
             let reason = format!("{address} is a second address of its family");
             complaints.add(Part::Address, field(), reason);
         } else {
@@ -227,12 +212,7 @@ fn ports(spec: &api::ServiceSpec, complaints: &mut Complaints) -> Vec<ServicePor
             .node_port
             .filter(|number| has_node_ports && *number != 0)
             .and_then(|number| complaints.keep(Part::Port, field("nodePort"), port(number)));
-        found.push(ServicePort {
-            name: name.into(),
-            protocol,
-            port: number,
-            node_port,
-        });
+        found.push(ServicePort { name: name.into(), protocol, port: number, node_port });
     }
     found
 }
@@ -254,18 +234,11 @@ fn policy(field: &str, value: Option<&str>, complaints: &mut Complaints) -> Traf
 /// kept the field.
 fn external_policy(spec: &api::ServiceSpec, complaints: &mut Complaints) -> TrafficPolicy {
     let reachable = matches!(spec.type_.as_deref(), Some("NodePort" | "LoadBalancer"))
-        || spec
-            .external_ips
-            .as_ref()
-            .is_some_and(|ips| !ips.is_empty());
+        || spec.external_ips.as_ref().is_some_and(|ips| !ips.is_empty());
     if !reachable {
         return TrafficPolicy::Cluster;
     }
-    policy(
-        "spec.externalTrafficPolicy",
-        spec.external_traffic_policy.as_deref(),
-        complaints,
-    )
+    policy("spec.externalTrafficPolicy", spec.external_traffic_policy.as_deref(), complaints)
 }
 
 fn affinity(spec: &api::ServiceSpec, complaints: &mut Complaints) -> Option<Duration> {
@@ -304,12 +277,7 @@ fn affinity(spec: &api::ServiceSpec, complaints: &mut Complaints) -> Option<Dura
 /// with prefix 0 opens its family, so that family gets no ranges at all.
 fn source_ranges(spec: &api::ServiceSpec, complaints: &mut Complaints) -> Vec<IpNetwork> {
     let mut found: Vec<IpNetwork> = Vec::new();
-    for (index, text) in spec
-        .load_balancer_source_ranges
-        .iter()
-        .flatten()
-        .enumerate()
-    {
+    for (index, text) in spec.load_balancer_source_ranges.iter().flatten().enumerate() {
         // API validation lets blanks around the range pass.
         let range =
             cidr(text.trim()).map_err(|reason| format!("{reason}; the other ranges guard alone"));
@@ -321,10 +289,7 @@ fn source_ranges(spec: &api::ServiceSpec, complaints: &mut Complaints) -> Vec<Ip
         }
     }
     for all in Family::ALL {
-        if found
-            .iter()
-            .any(|range| Family::of(range.ip()) == all && range.prefix() == 0)
-        {
+        if found.iter().any(|range| Family::of(range.ip()) == all && range.prefix() == 0) {
             found.retain(|range| Family::of(range.ip()) != all);
         }
     }

@@ -71,10 +71,7 @@ fn ports(object: &api::EndpointSlice, complaints: &mut Complaints) -> Vec<SliceP
             continue;
         };
         // The API gives "no port" the meaning "all ports", which no Service port has.
-        let number = entry
-            .port
-            .ok_or_else(|| "no port is given".to_owned())
-            .and_then(port);
+        let number = entry.port.ok_or_else(|| "no port is given".to_owned()).and_then(port);
         let Some(number) = complaints.keep(Part::Port, field("port"), number) else {
             continue;
         };
@@ -139,19 +136,10 @@ fn endpoint_address(text: &str, family: Family) -> Result<IpAddr, String> {
 }
 
 fn triggered(object: &api::EndpointSlice, complaints: &mut Complaints) -> Option<SystemTime> {
-    let text = object
-        .metadata
-        .annotations
-        .as_ref()?
-        .get(ANNOTATION_TRIGGERED)?;
-    let time = text
-        .parse::<jiff::Timestamp>()
-        .map_err(|_| format!("{text:?} is not an RFC 3339 time"));
+    let text = object.metadata.annotations.as_ref()?.get(ANNOTATION_TRIGGERED)?;
+    let time =
+        text.parse::<jiff::Timestamp>().map_err(|_| format!("{text:?} is not an RFC 3339 time"));
     complaints
-        .keep(
-            Part::Setting,
-            format!("metadata.annotations[{ANNOTATION_TRIGGERED}]"),
-            time,
-        )
+        .keep(Part::Setting, format!("metadata.annotations[{ANNOTATION_TRIGGERED}]"), time)
         .map(SystemTime::from)
 }

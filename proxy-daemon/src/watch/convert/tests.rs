@@ -19,9 +19,7 @@ fn make_service(labels: Value, spec: Value, status: Value) -> core::Service {
                  "ports": [{"name": "http", "port": 80, "protocol": "TCP"}]},
         "status": status,
     });
-    let Value::Object(spec) = spec else {
-        panic!("spec must be an object")
-    };
+    let Value::Object(spec) = spec else { panic!("spec must be an object") };
     for (key, value) in spec {
         object["spec"][key] = value;
     }
@@ -53,9 +51,7 @@ fn make_slice(patch: Value) -> discovery::EndpointSlice {
         "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}],
         "endpoints": [{"addresses": ["10.244.0.7"]}],
     });
-    let Value::Object(patch) = patch else {
-        panic!("patch must be an object")
-    };
+    let Value::Object(patch) = patch else { panic!("patch must be an object") };
     for (key, value) in patch {
         object[key] = value;
     }
@@ -67,9 +63,7 @@ fn patched_slice(patch: Value) -> (EndpointSlice, Vec<String>) {
 }
 
 fn addresses(text: &[&str]) -> Vec<IpAddr> {
-    text.iter()
-        .map(|text| text.parse().expect("an address"))
-        .collect()
+    text.iter().map(|text| text.parse().expect("an address")).collect()
 }
 
 #[test]
@@ -78,10 +72,7 @@ fn services_labelled_headless_or_with_a_proxy_name_are_not_ours() {
         // Any value counts, the empty one too: the selector is "exists".
         for value in ["", "other"] {
             let object = make_service(json!({label: value}), json!({}), json!({}));
-            assert!(
-                matches!(service(&object), Converted::NotOurs(_)),
-                "{label}={value}"
-            );
+            assert!(matches!(service(&object), Converted::NotOurs(_)), "{label}={value}");
         }
     }
 }
@@ -98,33 +89,23 @@ fn cluster_ip_none_or_empty_and_external_name_program_nothing() {
         let object = make_service(json!({}), patch.clone(), json!({}));
         assert!(matches!(service(&object), Converted::NotOurs(_)), "{patch}");
     }
-    let no_spec = core::Service {
-        spec: None,
-        ..make_service(json!({}), json!({}), json!({}))
-    };
+    let no_spec = core::Service { spec: None, ..make_service(json!({}), json!({}), json!({})) };
     assert!(matches!(service(&no_spec), Converted::NotOurs(_)));
 }
 
 #[test]
 fn a_service_without_a_usable_cluster_ip_is_rejected_with_the_field_named() {
     let object = make_service(json!({}), json!({"clusterIPs": ["10.96.0.300"]}), json!({}));
-    let Converted::Rejected(rejected) = service(&object) else {
-        panic!("not rejected")
-    };
+    let Converted::Rejected(rejected) = service(&object) else { panic!("not rejected") };
     assert_eq!(rejected.name.to_string(), "shop/web");
-    assert_eq!(
-        rejected.reason,
-        "spec.clusterIPs[0]: \"10.96.0.300\" is not an IP address"
-    );
+    assert_eq!(rejected.reason, "spec.clusterIPs[0]: \"10.96.0.300\" is not an IP address");
 }
 
 #[test]
 fn an_object_without_a_name_is_rejected() {
     let mut object = make_service(json!({}), json!({}), json!({}));
     object.metadata.name = None;
-    let Converted::Rejected(rejected) = service(&object) else {
-        panic!("not rejected")
-    };
+    let Converted::Rejected(rejected) = service(&object) else { panic!("not rejected") };
     assert_eq!(rejected.reason, "metadata.name is missing");
 }
 
@@ -142,23 +123,10 @@ fn cluster_ips_are_taken_one_per_family() {
 
 #[test]
 fn addresses_are_taken_as_sloppily_as_the_api_took_them() {
-    assert_eq!(
-        ip("010.096.000.010"),
-        Ok("10.96.0.10".parse().expect("address"))
-    );
-    assert_eq!(
-        ip("::ffff:10.0.0.1"),
-        Ok("10.0.0.1".parse().expect("address"))
-    );
-    for wrong in [
-        "",
-        "10.0.0",
-        "10.0.0.1.2",
-        "10.0.0.+1",
-        "10.0.0.256",
-        "fe80::1%eth0",
-        "a.b.c.d",
-    ] {
+    assert_eq!(ip("010.096.000.010"), Ok("10.96.0.10".parse().expect("address")));
+    assert_eq!(ip("::ffff:10.0.0.1"), Ok("10.0.0.1".parse().expect("address")));
+    for wrong in ["", "10.0.0", "10.0.0.1.2", "10.0.0.+1", "10.0.0.256", "fe80::1%eth0", "a.b.c.d"]
+    {
         assert!(ip(wrong).is_err(), "{wrong}");
     }
 }
@@ -176,10 +144,7 @@ fn ip_mode_proxy_is_not_programmed_absent_or_vip_is() {
         ]}}),
     );
     // The last one is of a family that the Service has no cluster IP of.
-    assert_eq!(
-        service.load_balancer_ips,
-        addresses(&["203.0.113.1", "203.0.113.2"])
-    );
+    assert_eq!(service.load_balancer_ips, addresses(&["203.0.113.1", "203.0.113.2"]));
     assert_eq!(complaints, Vec::<String>::new());
 }
 
@@ -199,11 +164,7 @@ fn external_ips_are_filtered_per_family_and_by_use() {
 fn source_ranges_are_trimmed_and_unparsable_ones_left_out() {
     let (service, complaints) = spec(json!({"loadBalancerSourceRanges":
         ["203.0.113.7/24", " 2001:db8::/32", "10.0.0.1", "10.0.0.0/33", "10.0.0.0/+8"]}));
-    let ranges: Vec<String> = service
-        .source_ranges
-        .iter()
-        .map(ToString::to_string)
-        .collect();
+    let ranges: Vec<String> = service.source_ranges.iter().map(ToString::to_string).collect();
     assert_eq!(ranges, ["203.0.113.0/24", "2001:db8::/32"]);
     assert_eq!(complaints.len(), 3, "{complaints:?}");
 }
@@ -212,11 +173,7 @@ fn source_ranges_are_trimmed_and_unparsable_ones_left_out() {
 fn a_zero_prefix_range_means_all_of_its_family() {
     let (service, complaints) = spec(json!({"loadBalancerSourceRanges":
         ["203.0.113.0/24", "0.0.0.0/0", "2001:db8::/32"]}));
-    let ranges: Vec<String> = service
-        .source_ranges
-        .iter()
-        .map(ToString::to_string)
-        .collect();
+    let ranges: Vec<String> = service.source_ranges.iter().map(ToString::to_string).collect();
     assert_eq!(ranges, ["2001:db8::/32"]);
     assert_eq!(complaints, Vec::<String>::new());
 }
@@ -224,17 +181,11 @@ fn a_zero_prefix_range_means_all_of_its_family() {
 #[test]
 fn node_ports_only_where_the_type_has_them() {
     let ports = json!([{"name": "a", "port": 80, "nodePort": 30080}, {"name": "b", "port": 81}]);
-    for (kind, expected) in [
-        ("ClusterIP", None),
-        ("NodePort", Some(30080)),
-        ("LoadBalancer", Some(30080)),
-    ] {
+    for (kind, expected) in
+        [("ClusterIP", None), ("NodePort", Some(30080)), ("LoadBalancer", Some(30080))]
+    {
         let (service, complaints) = spec(json!({"type": kind, "ports": ports}));
-        assert_eq!(
-            service.ports[0].node_port.map(NonZeroU16::get),
-            expected,
-            "{kind}"
-        );
+        assert_eq!(service.ports[0].node_port.map(NonZeroU16::get), expected, "{kind}");
         assert_eq!(service.ports[1].node_port, None);
         assert_eq!(complaints, Vec::<String>::new());
     }
@@ -247,18 +198,12 @@ fn an_impossible_service_port_costs_that_port_alone() {
         {"name": "d", "port": 80, "protocol": "ICMP"}, {"name": "e", "port": 80, "nodePort": 70000},
         {"name": "f", "port": 80}, {"name": "f", "port": 80, "protocol": "UDP"}, {"name": "e", "port": 90},
     ]}));
-    let kept: Vec<(&str, Protocol, u16)> = service
-        .ports
-        .iter()
-        .map(|port| (&*port.name, port.protocol, port.port.get()))
-        .collect();
+    let kept: Vec<(&str, Protocol, u16)> =
+        service.ports.iter().map(|port| (&*port.name, port.protocol, port.port.get())).collect();
     assert_eq!(kept, [("e", Protocol::Tcp, 80), ("f", Protocol::Udp, 80)]);
     assert_eq!(service.ports[0].node_port, None);
     assert_eq!(complaints.len(), 7, "{complaints:?}");
-    assert_eq!(
-        complaints[0],
-        "spec.ports[0].port: 70000 is not a port (1 to 65535)"
-    );
+    assert_eq!(complaints[0], "spec.ports[0].port: 70000 is not a port (1 to 65535)");
 }
 
 #[test]
@@ -289,21 +234,12 @@ fn affinity_timeout_defaults_to_10800() {
     let affinity = |config: Value| {
         let (service, complaints) =
             spec(json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": config}));
-        (
-            service.affinity.map(|timeout| timeout.as_secs()),
-            complaints.len(),
-        )
+        (service.affinity.map(|timeout| timeout.as_secs()), complaints.len())
     };
     assert_eq!(affinity(json!(null)), (Some(10_800), 0));
     assert_eq!(affinity(json!({"clientIP": {}})), (Some(10_800), 0));
-    assert_eq!(
-        affinity(json!({"clientIP": {"timeoutSeconds": 600}})),
-        (Some(600), 0)
-    );
-    assert_eq!(
-        affinity(json!({"clientIP": {"timeoutSeconds": -5}})),
-        (Some(10_800), 1)
-    );
+    assert_eq!(affinity(json!({"clientIP": {"timeoutSeconds": 600}})), (Some(600), 0));
+    assert_eq!(affinity(json!({"clientIP": {"timeoutSeconds": -5}})), (Some(10_800), 1));
     assert_eq!(spec(json!({"sessionAffinity": "None"})).0.affinity, None);
 }
 
@@ -348,15 +284,9 @@ fn ports_nil_0_or_outside_1_to_65535_are_skipped_alone() {
         {"name": "d", "port": -1}, {"name": "e", "port": 1, "protocol": "QUIC"},
         {"name": "f", "port": 65535, "protocol": "SCTP"}, {"port": 80},
     ]}));
-    let kept: Vec<(&str, Protocol, u16)> = slice
-        .ports
-        .iter()
-        .map(|port| (&*port.name, port.protocol, port.port.get()))
-        .collect();
-    assert_eq!(
-        kept,
-        [("f", Protocol::Sctp, 65535), ("", Protocol::Tcp, 80)]
-    );
+    let kept: Vec<(&str, Protocol, u16)> =
+        slice.ports.iter().map(|port| (&*port.name, port.protocol, port.port.get())).collect();
+    assert_eq!(kept, [("f", Protocol::Sctp, 65535), ("", Protocol::Tcp, 80)]);
     assert_eq!(
         complaints,
         [
@@ -396,27 +326,11 @@ fn addresses_that_can_never_be_an_endpoint_are_rejected_per_endpoint() {
                 "pod",
             ][..],
         ),
-        (
-            "IPv6",
-            &[
-                "::",
-                "::1",
-                "fe80::1",
-                "ff02::1",
-                "10.0.0.1",
-                "::ffff:10.0.0.1",
-            ][..],
-        ),
+        ("IPv6", &["::", "::1", "fe80::1", "ff02::1", "10.0.0.1", "::ffff:10.0.0.1"][..]),
     ] {
-        let good = if kind == "IPv4" {
-            "10.244.0.7"
-        } else {
-            "fd00:10:244::7"
-        };
-        let mut endpoints: Vec<Value> = wrong
-            .iter()
-            .map(|text| json!({"addresses": [text]}))
-            .collect();
+        let good = if kind == "IPv4" { "10.244.0.7" } else { "fd00:10:244::7" };
+        let mut endpoints: Vec<Value> =
+            wrong.iter().map(|text| json!({"addresses": [text]})).collect();
         endpoints.push(json!({"addresses": [good]}));
         let (slice, complaints) =
             patched_slice(json!({"addressType": kind, "endpoints": endpoints}));
@@ -434,19 +348,9 @@ fn ready_nil_is_true_serving_nil_is_true_terminating_nil_is_false() {
         {"addresses": ["10.244.0.3"], "conditions":
             {"ready": false, "serving": false, "terminating": true}},
     ]}));
-    let conditions: Vec<(bool, bool, bool)> = slice
-        .endpoints
-        .iter()
-        .map(|e| (e.ready, e.serving, e.terminating))
-        .collect();
-    assert_eq!(
-        conditions,
-        [
-            (true, true, false),
-            (true, true, false),
-            (false, false, true)
-        ]
-    );
+    let conditions: Vec<(bool, bool, bool)> =
+        slice.endpoints.iter().map(|e| (e.ready, e.serving, e.terminating)).collect();
+    assert_eq!(conditions, [(true, true, false), (true, true, false), (false, false, true)]);
 }
 
 #[test]
@@ -457,14 +361,8 @@ fn node_zone_and_hints_are_kept() {
         {"addresses": ["10.244.0.2"], "nodeName": "", "zone": ""},
     ]}));
     let first = &slice.endpoints[0];
-    assert_eq!(
-        first.node.as_ref().map(ToString::to_string).as_deref(),
-        Some("node-a")
-    );
-    assert_eq!(
-        first.zone.as_ref().map(ToString::to_string).as_deref(),
-        Some("z1")
-    );
+    assert_eq!(first.node.as_ref().map(ToString::to_string).as_deref(), Some("node-a"));
+    assert_eq!(first.zone.as_ref().map(ToString::to_string).as_deref(), Some("z1"));
     assert_eq!(first.hint_zones.len(), 2);
     assert_eq!(first.hint_nodes.len(), 1);
     let second = &slice.endpoints[1];
@@ -534,10 +432,7 @@ fn fixture_objects<T: serde::de::DeserializeOwned>(name: &str) -> Vec<T> {
             (_, None) => found.push(document),
         }
     }
-    found
-        .into_iter()
-        .map(|item| serde_json::from_value(item).expect("an object"))
-        .collect()
+    found.into_iter().map(|item| serde_json::from_value(item).expect("an object")).collect()
 }
 
 #[test]
@@ -574,10 +469,7 @@ fn the_recorded_load_balancer_service_has_everything() {
             _ => None,
         })
         .expect("shop/web");
-    assert_eq!(
-        web.cluster_ips,
-        addresses(&["10.101.40.77", "fd00:10:96::d:bba0"])
-    );
+    assert_eq!(web.cluster_ips, addresses(&["10.101.40.77", "fd00:10:96::d:bba0"]));
     assert_eq!(web.load_balancer_ips, addresses(&["203.0.113.80"]));
     assert_eq!(web.external_policy, TrafficPolicy::Local);
     assert_eq!(web.affinity, Some(Duration::from_secs(600)));
@@ -598,18 +490,12 @@ fn every_recorded_slice_and_node_converts_without_complaint() {
         for object in fixture_objects::<discovery::EndpointSlice>(name) {
             if let Converted::Ours(slice, complaints) = slice(&object) {
                 assert_eq!(complaints, [], "{name}");
-                found.push((
-                    slice.name.name.to_string(),
-                    slice.family,
-                    slice.endpoints.len(),
-                ));
+                found.push((slice.name.name.to_string(), slice.family, slice.endpoints.len()));
             }
         }
     }
-    let found: Vec<(&str, Family, usize)> = found
-        .iter()
-        .map(|(name, family, count)| (name.as_str(), *family, *count))
-        .collect();
+    let found: Vec<(&str, Family, usize)> =
+        found.iter().map(|(name, family, count)| (name.as_str(), *family, *count)).collect();
     assert_eq!(
         found,
         [
@@ -627,10 +513,7 @@ fn every_recorded_slice_and_node_converts_without_complaint() {
     let (node, complaints): (Node, _) = ours(node(&nodes[0]));
     assert_eq!(complaints, Vec::<String>::new());
     assert_eq!(node.addresses, addresses(&["10.99.0.2", "fd00:99::2"]));
-    assert_eq!(
-        node.zone.map(|zone| zone.to_string()).as_deref(),
-        Some("z1")
-    );
+    assert_eq!(node.zone.map(|zone| zone.to_string()).as_deref(), Some("z1"));
     assert_eq!(node.pod_cidrs.len(), 2);
 }
 
