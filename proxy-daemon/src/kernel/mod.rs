@@ -1,3 +1,4 @@
 //! One thin seam per kernel interface. Each is a trait with a real and a fake
 //! implementation; errors keep the errno.
+pub mod modules;
 pub mod netlink;

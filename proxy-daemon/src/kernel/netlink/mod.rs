@@ -1,6 +1,16 @@
 //! A blocking netlink socket that pipelines requests, and its fakeable trait.
 
+pub mod fake;
+pub mod generic;
+mod socket;
+#[cfg(test)]
+mod tests;
+mod wire;
+
 use std::fmt;
+
+pub use fake::FakeNetlink;
+pub use socket::{Socket, Subsystem};
 
 /// A request or a reply without its `nlmsghdr`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,6 +51,13 @@ pub enum NetlinkError {
     Malformed(&'static str),
     #[error("netlink {operation} refused: {errno}")]
     Refused { operation: &'static str, errno: Errno },
+    /// Replies did not come in time, or the receive buffer overflowed and some are
+    /// lost: requests may or may not have been carried out.
+    #[error("netlink {operation}: {lost} of the replies never came")]
+    Lost { operation: &'static str, lost: usize },
+    /// Every attempt at a dump met a change under way.
+    #[error("netlink dump was interrupted by changes {tries} times in a row")]
+    Interrupted { tries: u32 },
 }
 
 /// Operation counts, for tests and metrics.
@@ -70,6 +87,9 @@ pub trait Netlink: Send {
     /// `NLM_F_DUMP`, restarted when the kernel marks it interrupted (`NLM_F_DUMP_INTR`);
     /// every part of one consistent dump is returned.
     fn dump(&mut self, request: &Message) -> Result<Vec<Message>, NetlinkError>;
+
+    /// A request that is answered by one message (not a dump): that message.
+    fn get(&mut self, request: &Message) -> Result<Result<Message, Errno>, NetlinkError>;
 
     fn counters(&self) -> Counters;
 }
