@@ -11,11 +11,7 @@ use crate::shell;
 
 /// Those of `packages` that are not installed.
 pub fn missing<'a>(packages: &[&'a str]) -> Vec<&'a str> {
-    packages
-        .iter()
-        .copied()
-        .filter(|package| !installed(package))
-        .collect()
+    packages.iter().copied().filter(|package| !installed(package)).collect()
 }
 
 fn installed(package: &str) -> bool {
@@ -38,9 +34,7 @@ pub fn install(packages: &[&str]) -> Result<()> {
         bail!("these packages are missing: {names}\n  install them: sudo apt-get install {names}");
     }
     let mut install = apt_get();
-    install
-        .args(["install", "-y", "--no-install-recommends"])
-        .args(packages);
+    install.args(["install", "-y", "--no-install-recommends"]).args(packages);
     if shell::quietly(&format!("apt-get install {names}"), &mut install).is_ok() {
         return Ok(());
     }
@@ -51,9 +45,7 @@ pub fn install(packages: &[&str]) -> Result<()> {
 
 fn apt_get() -> Command {
     let mut command = Command::new("apt-get");
-    command
-        .env("DEBIAN_FRONTEND", "noninteractive")
-        .args(["-q", "-o", "DPkg::Lock::Timeout=300"]);
+    command.env("DEBIAN_FRONTEND", "noninteractive").args(["-q", "-o", "DPkg::Lock::Timeout=300"]);
     command
 }
 
@@ -99,9 +91,7 @@ impl Bookworm {
             "APT::Sandbox::User=root".to_owned(),
             "Acquire::Languages=none".to_owned(),
         ];
-        let this = Self {
-            options: options.to_vec(),
-        };
+        let this = Self { options: options.to_vec() };
         shell::quietly(
             "reading Debian 12's package lists, with backports",
             this.tool("apt-get").arg("update"),
@@ -111,9 +101,7 @@ impl Bookworm {
 
     fn tool(&self, name: &str) -> Command {
         let mut command = Command::new(name);
-        command
-            .arg("-q")
-            .args(self.options.iter().flat_map(|option| ["-o", option]));
+        command.arg("-q").args(self.options.iter().flat_map(|option| ["-o", option]));
         command
     }
 
@@ -122,16 +110,9 @@ impl Bookworm {
     /// # Errors
     /// When apt-cache fails.
     pub fn search(&self, pattern: &str) -> Result<Vec<String>> {
-        let found = shell::output(
-            self.tool("apt-cache")
-                .args(["search", "--names-only"])
-                .arg(pattern),
-        )?;
-        Ok(found
-            .lines()
-            .filter_map(|line| line.split(" - ").next())
-            .map(str::to_owned)
-            .collect())
+        let found =
+            shell::output(self.tool("apt-cache").args(["search", "--names-only"]).arg(pattern))?;
+        Ok(found.lines().filter_map(|line| line.split(" - ").next()).map(str::to_owned).collect())
     }
 
     /// Downloads one package file into `dir`, which must hold no other.
@@ -155,16 +136,9 @@ struct Mirrors {
 impl Mirrors {
     fn of_machine() -> Self {
         let mut text = fs::read_to_string("/etc/apt/sources.list").unwrap_or_default();
-        for entry in fs::read_dir("/etc/apt/sources.list.d")
-            .into_iter()
-            .flatten()
-            .flatten()
-        {
+        for entry in fs::read_dir("/etc/apt/sources.list.d").into_iter().flatten().flatten() {
             let path = entry.path();
-            if path
-                .extension()
-                .is_some_and(|ext| ext == "list" || ext == "sources")
-            {
+            if path.extension().is_some_and(|ext| ext == "list" || ext == "sources") {
                 text.push('\n');
                 text.push_str(&fs::read_to_string(&path).unwrap_or_default());
             }
@@ -185,9 +159,7 @@ impl Mirrors {
         let security = words.find(|word| word.ends_with("/debian-security"));
         Self {
             main: main.unwrap_or("http://deb.debian.org/debian").to_owned(),
-            security: security
-                .unwrap_or("http://deb.debian.org/debian-security")
-                .to_owned(),
+            security: security.unwrap_or("http://deb.debian.org/debian-security").to_owned(),
         }
     }
 }

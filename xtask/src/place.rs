@@ -13,9 +13,7 @@ use anyhow::{Context, Result};
 pub fn repo() -> PathBuf {
     let manifest = env::var_os("CARGO_MANIFEST_DIR")
         .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
-    manifest
-        .parent()
-        .map_or_else(|| manifest.clone(), Path::to_path_buf)
+    manifest.parent().map_or_else(|| manifest.clone(), Path::to_path_buf)
 }
 
 /// Cargo's target directory for this checkout.
@@ -44,11 +42,7 @@ pub fn cache() -> Result<PathBuf> {
             .join("node-dataplane")
     };
     std::fs::create_dir_all(&dir).with_context(|| {
-        format!(
-            "cannot make the cache directory {} (set PROXY_CACHE_DIR)",
-            dir.display()
-        )
+        format!("cannot make the cache directory {} (set PROXY_CACHE_DIR)", dir.display())
     })?;
-    dir.canonicalize()
-        .with_context(|| format!("cannot resolve {}", dir.display()))
+    dir.canonicalize().with_context(|| format!("cannot resolve {}", dir.display()))
 }

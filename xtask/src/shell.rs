@@ -57,9 +57,7 @@ pub fn quietly(what: &str, command: &mut Command) -> Result<()> {
 /// # Errors
 /// When it cannot be started; its own failure is in the value.
 pub fn visibly(command: &mut Command) -> Result<bool> {
-    let status = command
-        .status()
-        .with_context(|| format!("cannot start `{}`", shown(command)))?;
+    let status = command.status().with_context(|| format!("cannot start `{}`", shown(command)))?;
     Ok(status.success())
 }
 
@@ -100,10 +98,7 @@ pub fn progress<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
         }
         if said {
             let start_of_line = if live { "\r" } else { "" };
-            eprintln!(
-                "{start_of_line}  {label}: {:.1} s      ",
-                start.elapsed().as_secs_f64()
-            );
+            eprintln!("{start_of_line}  {label}: {:.1} s      ", start.elapsed().as_secs_f64());
         }
     });
     let result = work();
@@ -121,8 +116,7 @@ pub fn lock(file: &Path) -> Result<std::fs::File> {
         .with_context(|| format!("cannot make the lock file {}", file.display()))?;
     if lock.try_lock().is_err() {
         eprintln!("  waiting for another run that holds {}", file.display());
-        lock.lock()
-            .with_context(|| format!("cannot lock {}", file.display()))?;
+        lock.lock().with_context(|| format!("cannot lock {}", file.display()))?;
     }
     Ok(lock)
 }

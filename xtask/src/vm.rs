@@ -84,10 +84,7 @@ mod tests {
 
     #[test]
     fn environment_arguments() {
-        assert_eq!(
-            key_value("A_1=x=y").unwrap(),
-            ("A_1".to_owned(), OsString::from("x=y"))
-        );
+        assert_eq!(key_value("A_1=x=y").unwrap(), ("A_1".to_owned(), OsString::from("x=y")));
         for bad in ["novalue", "=x", "1A=x", "A-B=x"] {
             assert!(key_value(bad).is_err(), "{bad}");
         }

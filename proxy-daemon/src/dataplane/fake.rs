@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{Dataplane, OpError, PlaneError, Readback, WorkDone};
+use crate::model::Node;
 use crate::plan::{ObjectKey, Op};
 use crate::policy::{Backend, Frontend, FrontendKey};
 
@@ -111,6 +112,10 @@ impl Dataplane for Fake {
         let mut objects = vec![(Key::Address(key.address), 1), (Key::Server(*key), timeout)];
         objects.extend(frontend.backends.iter().map(|b| (Key::Backend(*key, *b), 1)));
         objects
+    }
+
+    fn node_changed(&mut self, _: Option<&Node>) -> bool {
+        false
     }
 
     fn prepare(&mut self) -> Result<(), PlaneError> {

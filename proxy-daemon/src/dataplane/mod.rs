@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use crate::model::Node;
 use crate::plan::{ObjectKey, Op};
 use crate::policy::{Frontend, FrontendKey};
 
@@ -67,6 +68,10 @@ pub trait Dataplane: Send {
         key: &FrontendKey,
         frontend: &Frontend,
     ) -> Vec<(Self::Key, <Self::Key as ObjectKey>::Value)>;
+
+    /// The Node is now this. True when what [`Dataplane::prepare`] makes depends on what
+    /// changed, so that it has to be called again.
+    fn node_changed(&mut self, node: Option<&Node>) -> bool;
 
     /// Makes what all frontends stand on: links, tables, sysctls. Idempotent.
     fn prepare(&mut self) -> Result<(), PlaneError>;

@@ -13,7 +13,7 @@ use super::report::{HealthCheck, Observer, SyncKind, SyncReport, Totals, Work};
 use super::retry::{Retry, backoff};
 use super::runner::Input;
 use crate::dataplane::{Dataplane, OpError, Readback, WorkDone};
-use crate::model::{Event, Family, LocalDetect, NodeName, ObjectName};
+use crate::model::{Event, Family, NodeName, ObjectName};
 use crate::plan::{Claims, Drain, ObjectKey, Objects, Op, diff};
 use crate::policy::{NodeView, lower};
 use crate::state::State;
@@ -42,7 +42,6 @@ pub struct EngineConfig {
     pub families: Vec<Family>,
     pub node_port_addresses: NodePortAddresses,
     pub masquerade_all: bool,
-    pub local_detect: LocalDetect,
     /// How often everything is compared with the kernel; zero: only at start and after
     /// an error.
     pub sync_period: Duration,
@@ -167,6 +166,9 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
         if dirty.node_changed {
             let node = self.state.node();
             self.observer.node(node.map(|node| !node.deleting && !node.scaling_down));
+            if self.plane.node_changed(node) {
+                self.readback_due.get_or_insert(now);
+            }
             node_changed = true;
         }
         self.queue.changed(dirty, now);

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use super::*;
 use crate::dataplane::fake::{Fake, Key};
 use crate::model::{
-    Change, Endpoint, EndpointSlice, Event, Family, LocalDetect, NodeName, ObjectName, Protocol,
-    Rejected, Service, ServicePort, SlicePort, TrafficPolicy,
+    Change, Endpoint, EndpointSlice, Event, Family, NodeName, ObjectName, Protocol, Rejected,
+    Service, ServicePort, SlicePort, TrafficPolicy,
 };
 use crate::plan::Op;
 
@@ -39,7 +39,6 @@ pub fn config() -> EngineConfig {
         families: vec![Family::V4, Family::V6],
         node_port_addresses: NodePortAddresses::All,
         masquerade_all: false,
-        local_detect: LocalDetect::Unknown,
         sync_period: Duration::from_secs(30),
         drain_timeout: Duration::from_secs(60),
     }

@@ -54,23 +54,16 @@ pub fn ensure(tree: &Tree) -> Result<PathBuf> {
 
 /// A module's file name and content without compression: busybox's insmod may not know it.
 fn module(path: &Path) -> Result<(String, Vec<u8>)> {
-    let name = path
-        .file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned();
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let Some(plain) = name.strip_suffix(".xz") else {
         let content = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
         return Ok((name, content));
     };
     let mut command = Command::new("xz");
     command.arg("-dc").arg(path);
-    let out = command.output().with_context(|| {
-        format!(
-            "cannot start `{}` (package xz-utils)",
-            shell::shown(&command)
-        )
-    })?;
+    let out = command
+        .output()
+        .with_context(|| format!("cannot start `{}` (package xz-utils)", shell::shown(&command)))?;
     anyhow::ensure!(out.status.success(), "cannot decompress {}", path.display());
     Ok((plain.to_owned(), out.stdout))
 }
@@ -138,11 +131,7 @@ mod tests {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        cpio.stdin
-            .take()
-            .unwrap()
-            .write_all(&archive.finish())
-            .unwrap();
+        cpio.stdin.take().unwrap().write_all(&archive.finish()).unwrap();
         let out = cpio.wait_with_output().unwrap();
         assert!(out.status.success());
         assert_eq!(String::from_utf8(out.stdout).unwrap(), "bin\nbin/x\ny\n");

@@ -55,11 +55,7 @@ impl Kernel {
     /// When the cache cannot be read.
     pub fn find(self) -> Result<Option<Tree>> {
         let dir = self.dir()?;
-        if dir.is_dir() {
-            Tree::open(&dir).map(Some)
-        } else {
-            Ok(None)
-        }
+        if dir.is_dir() { Tree::open(&dir).map(Some) } else { Ok(None) }
     }
 
     /// The unpacked tree, downloaded when it is not there.
@@ -89,9 +85,7 @@ impl Kernel {
         // Unpacked aside and renamed into place: an interrupted run leaves no half tree.
         let kernels = cache.join("kernels");
         fs::create_dir_all(&kernels)?;
-        let work = tempfile::Builder::new()
-            .prefix(".new-")
-            .tempdir_in(&kernels)?;
+        let work = tempfile::Builder::new().prefix(".new-").tempdir_in(&kernels)?;
         lists.download(package, work.path())?;
         let deb = only(work.path(), |name| name.ends_with(".deb"))?;
         let root = work.path().join("root");
@@ -111,9 +105,7 @@ impl Kernel {
 
 /// The numbers in a name, so that 6.1.0-9 sorts before 6.1.0-10.
 fn numbers(name: &str) -> Vec<u64> {
-    name.split(|c: char| !c.is_ascii_digit())
-        .filter_map(|word| word.parse().ok())
-        .collect()
+    name.split(|c: char| !c.is_ascii_digit()).filter_map(|word| word.parse().ok()).collect()
 }
 
 fn only(dir: &Path, matches: impl Fn(&str) -> bool) -> Result<PathBuf> {
@@ -127,11 +119,7 @@ fn only(dir: &Path, matches: impl Fn(&str) -> bool) -> Result<PathBuf> {
 
 fn release(root: &Path) -> Result<String> {
     let image = only(&root.join("boot"), |name| name.starts_with("vmlinuz-"))?;
-    let name = image
-        .file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned();
+    let name = image.file_name().unwrap_or_default().to_string_lossy().into_owned();
     Ok(name.trim_start_matches("vmlinuz-").to_owned())
 }
 
@@ -145,26 +133,17 @@ pub struct Tree {
 
 impl Tree {
     fn open(root: &Path) -> Result<Self> {
-        let tree = Self {
-            root: root.to_owned(),
-            release: release(root)?,
-        };
+        let tree = Self { root: root.to_owned(), release: release(root)? };
         let index = tree.module_dir().join("modules.dep");
         if !index.is_file() {
-            bail!(
-                "{} is missing: remove {} and start again",
-                index.display(),
-                root.display()
-            );
+            bail!("{} is missing: remove {} and start again", index.display(), root.display());
         }
         Ok(tree)
     }
 
     /// The kernel image to boot.
     pub fn image(&self) -> PathBuf {
-        self.root
-            .join("boot")
-            .join(format!("vmlinuz-{}", self.release))
+        self.root.join("boot").join(format!("vmlinuz-{}", self.release))
     }
 
     /// What `/lib/modules` shall be in the guest.
@@ -242,11 +221,7 @@ mod tests {
 
     #[test]
     fn built_in_needs_no_file_and_unknown_is_an_error() {
-        assert!(
-            loading_order(DEP, "kernel/virtio.ko\n", &["virtio"])
-                .unwrap()
-                .is_empty()
-        );
+        assert!(loading_order(DEP, "kernel/virtio.ko\n", &["virtio"]).unwrap().is_empty());
         let error = loading_order(DEP, "", &["virtio"]).unwrap_err();
         assert_eq!(error.to_string(), "has no module virtio");
     }

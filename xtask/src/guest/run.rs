@@ -109,11 +109,7 @@ impl Spec {
         let took = start.elapsed();
         eprintln!("vm: exit code {code} after {:.1} s", took.as_secs_f64());
         guest.report_kernel_warnings();
-        Ok(Outcome {
-            code,
-            stdout: std::mem::take(&mut guest.stdout.seen),
-            took,
-        })
+        Ok(Outcome { code, stdout: std::mem::take(&mut guest.stdout.seen), took })
     }
 
     fn write_control(&self, dir: &Path, tree: &Tree) -> Result<()> {
@@ -146,10 +142,7 @@ impl Spec {
             ("PROXY_VM_KERNEL", kernel.as_os_str()),
         ];
         fixed.extend(out.map(|out| ("PROXY_VM_OUT", out)));
-        let given = self
-            .env
-            .iter()
-            .map(|(key, value)| (key.as_str(), value.as_os_str()));
+        let given = self.env.iter().map(|(key, value)| (key.as_str(), value.as_os_str()));
         for (key, value) in fixed.into_iter().chain(given) {
             script.extend_from_slice(b"export ");
             assign(&mut script, key, value);
@@ -176,40 +169,16 @@ impl Spec {
         // The guest ends with us, however we end.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "--"]).arg(qemu);
-        command.args([
-            "-no-user-config",
-            "-nodefaults",
-            "-display",
-            "none",
-            "-no-reboot",
-        ]);
+        command.args(["-no-user-config", "-nodefaults", "-display", "none", "-no-reboot"]);
         // KVM inside a virtual machine may hang the guest; emulation works everywhere.
-        command.args([
-            "-machine",
-            "pc",
-            "-accel",
-            "tcg,thread=multi",
-            "-cpu",
-            "max",
-        ]);
-        command.args([
-            "-m",
-            &format!("{}M", self.memory),
-            "-smp",
-            &self.cpus.to_string(),
-        ]);
+        command.args(["-machine", "pc", "-accel", "tcg,thread=multi", "-cpu", "max"]);
+        command.args(["-m", &format!("{}M", self.memory), "-smp", &self.cpus.to_string()]);
         // QEMU's user-mode network would answer for addresses that do not exist.
         command.args(["-nic", "none"]);
-        command
-            .arg("-kernel")
-            .arg(tree.image())
-            .arg("-initrd")
-            .arg(initramfs);
+        command.arg("-kernel").arg(tree.image()).arg("-initrd").arg(initramfs);
         command.args(["-append", &kernel_arguments()]);
         let console = control.join("console");
-        command
-            .arg("-serial")
-            .arg(format!("file:{}", console.display()));
+        command.arg("-serial").arg(format!("file:{}", console.display()));
         share(&mut command, "root", Path::new("/"), Access::ReadOnly)?;
         share(&mut command, "ctl", control, Access::Write)?;
         if let Some(out) = &self.out {
@@ -237,10 +206,7 @@ enum Access {
 
 fn share(command: &mut Command, tag: &str, path: &Path, access: Access) -> Result<()> {
     let Some(path) = path.to_str().filter(|path| !path.contains(',')) else {
-        bail!(
-            "QEMU cannot share {}: a comma or an odd byte in its path",
-            path.display()
-        );
+        bail!("QEMU cannot share {}: a comma or an odd byte in its path", path.display());
     };
     let mut option =
         format!("local,path={path},mount_tag={tag},security_model=none,multidevs=remap");
@@ -281,11 +247,7 @@ struct Tail {
 
 impl Tail {
     fn new(path: PathBuf) -> Self {
-        Self {
-            path,
-            file: None,
-            seen: Vec::new(),
-        }
+        Self { path, file: None, seen: Vec::new() }
     }
 
     /// Passes on what came since the last call.
@@ -297,12 +259,9 @@ impl Tail {
             return Ok(());
         };
         let from = self.seen.len();
-        file.read_to_end(&mut self.seen)
-            .context("cannot read the guest's output")?;
+        file.read_to_end(&mut self.seen).context("cannot read the guest's output")?;
         if self.seen.len() > from {
-            to.write_all(&self.seen[from..])
-                .and_then(|()| to.flush())
-                .context("cannot write")?;
+            to.write_all(&self.seen[from..]).and_then(|()| to.flush()).context("cannot write")?;
         }
         Ok(())
     }
@@ -328,20 +287,14 @@ impl Running {
     fn follow(&mut self, start: Instant, timeout: Duration) -> Result<u8> {
         loop {
             // Asked before reading: what was written before the end is then still read.
-            let ended = self
-                .qemu
-                .try_wait()
-                .context("cannot wait for QEMU")?
-                .is_some();
+            let ended = self.qemu.try_wait().context("cannot wait for QEMU")?.is_some();
             let code = fs::read_to_string(self.control.join("exit")).ok();
             self.stdout.copy(&mut std::io::stdout())?;
             self.stderr.copy(&mut std::io::stderr())?;
             if let Some(code) = code {
                 self.let_power_off();
                 let text = code.trim();
-                return text
-                    .parse()
-                    .with_context(|| format!("odd exit code {text:?}"));
+                return text.parse().with_context(|| format!("odd exit code {text:?}"));
             }
             if ended {
                 bail!("{}", self.why_it_ended());
@@ -388,23 +341,19 @@ impl Running {
     fn console_tail(&self) -> String {
         let console = self.console();
         let lines: Vec<_> = console.lines().collect();
-        lines[lines.len().saturating_sub(CONSOLE_TAIL)..]
-            .iter()
-            .fold(String::new(), |mut text, line| {
+        lines[lines.len().saturating_sub(CONSOLE_TAIL)..].iter().fold(
+            String::new(),
+            |mut text, line| {
                 let _ = writeln!(text, "  | {line}");
                 text
-            })
+            },
+        )
     }
 
     /// A kernel that complains about its own state is a finding even when the command
     /// succeeded.
     fn report_kernel_warnings(&self) {
-        let marks = [
-            "WARNING: CPU",
-            "BUG:",
-            "refcount_t:",
-            "possible recursive locking",
-        ];
+        let marks = ["WARNING: CPU", "BUG:", "refcount_t:", "possible recursive locking"];
         for line in self.console().lines() {
             if marks.iter().any(|mark| line.contains(mark)) {
                 eprintln!("vm: kernel warning: {}", line.trim());
@@ -421,11 +370,8 @@ mod tests {
     fn quoting_survives_the_shell() {
         for word in ["plain", "it's", "a b\n$HOME `x` \"q\" \\", "", "'"] {
             let script = [b"printf %s ".to_vec(), quoted(OsStr::new(word))].concat();
-            let out = Command::new("/bin/sh")
-                .arg("-c")
-                .arg(OsStr::from_bytes(&script))
-                .output()
-                .unwrap();
+            let out =
+                Command::new("/bin/sh").arg("-c").arg(OsStr::from_bytes(&script)).output().unwrap();
             assert_eq!(String::from_utf8(out.stdout).unwrap(), word);
         }
     }
@@ -433,14 +379,6 @@ mod tests {
     #[test]
     fn a_path_that_would_split_the_option_is_refused() {
         let mut command = Command::new("true");
-        assert!(
-            share(
-                &mut command,
-                "x",
-                Path::new("/a,readonly=off"),
-                Access::Write
-            )
-            .is_err()
-        );
+        assert!(share(&mut command, "x", Path::new("/a,readonly=off"), Access::Write).is_err());
     }
 }
