@@ -1,1 +1,165 @@
-//! `serve`
+//! What the daemon shows of itself: health, metrics, configuration, and the health-check
+//! node ports of Services.
+//!
+//! [`Status`] is the meeting point: the engine's thread writes through a
+//! [`StatusObserver`], HTTP handlers read. Locks are held for the length of a field
+//! access, so neither waits for the other's work.
+
+mod checks;
+mod configz;
+mod exposition;
+pub mod health;
+mod http;
+mod metrics;
+mod observer;
+mod process;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tracing::{info, warn};
+
+use crate::config::{Config, ProxyMode, Serving};
+use crate::model::Family;
+use checks::Checks;
+use health::{Health, Now};
+
+pub use metrics::Metrics;
+pub use observer::StatusObserver;
+
+/// kube-proxy tries again this often too.
+const BIND_RETRY: Duration = Duration::from_secs(5);
+
+type Clock = Box<dyn Fn() -> Now + Send + Sync>;
+
+/// Shared by the engine's observer and the HTTP servers.
+pub struct Status {
+    mode: ProxyMode,
+    configz: serde_json::Value,
+    health: Mutex<Health>,
+    metrics: Metrics,
+    checks: Checks,
+    clock: Clock,
+}
+
+impl fmt::Debug for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Status").field("health", &self.health).finish_non_exhaustive()
+    }
+}
+
+impl Status {
+    /// `families` are those the node has, as `ip_family` labels and health entries.
+    #[must_use]
+    pub fn new(config: &Config, families: &[Family]) -> Arc<Self> {
+        Self::with_clock(config, families, Box::new(Now::read))
+    }
+
+    fn with_clock(config: &Config, families: &[Family], clock: Clock) -> Arc<Self> {
+        let started = clock().wall;
+        Arc::new(Self {
+            mode: config.proxy_mode,
+            configz: configz::document(config),
+            health: Mutex::new(Health::new(families, config.health_timeout())),
+            metrics: Metrics::new(families, config.proxy_mode, started),
+            checks: Checks::default(),
+            clock,
+        })
+    }
+
+    /// For the engine.
+    #[must_use]
+    pub fn observer(self: &Arc<Self>) -> StatusObserver {
+        StatusObserver(Arc::clone(self))
+    }
+
+    #[must_use]
+    pub const fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    fn now(&self) -> Now {
+        (self.clock)()
+    }
+
+    fn health(&self) -> MutexGuard<'_, Health> {
+        // Every update leaves `Health` whole at each step, so a panic elsewhere in the
+        // process does not make it unusable.
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A server that `--bind-address-hard-fail` makes fatal.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error(
+        "{flag}={address} cannot be bound: {source}. Another process may hold the port \
+         (ss -ltnp shows which); --bind-address-hard-fail=false makes the daemon go on and \
+         try again"
+    )]
+    Bind { flag: &'static str, address: SocketAddr, source: std::io::Error },
+    #[error("server of {flag}={address} ended: {source}")]
+    Ended { flag: &'static str, address: SocketAddr, source: std::io::Error },
+}
+
+/// Serves until dropped, or until a bind fails that must not.
+///
+/// # Errors
+/// [`ServeError`]; without `--bind-address-hard-fail` only when a listening socket breaks.
+pub async fn run(status: Arc<Status>, serving: Serving) -> Result<(), ServeError> {
+    let health = server(
+        "--healthz-bind-address",
+        serving.healthz,
+        serving.hard_fail,
+        http::health_router(Arc::clone(&status)),
+    );
+    let metrics = server(
+        "--metrics-bind-address",
+        serving.metrics,
+        serving.hard_fail,
+        http::metrics_router(Arc::clone(&status)),
+    );
+    tokio::try_join!(health, metrics, checks::run(status))?;
+    Ok(())
+}
+
+async fn server(
+    flag: &'static str,
+    address: Option<SocketAddr>,
+    hard_fail: bool,
+    router: axum::Router,
+) -> Result<(), ServeError> {
+    let Some(address) = address else {
+        return Ok(());
+    };
+    let listener = bind(flag, address, hard_fail, BIND_RETRY).await?;
+    info!(%address, "serving what {flag} asks for");
+    axum::serve(listener, router).await.map_err(|source| ServeError::Ended {
+        flag,
+        address,
+        source,
+    })
+}
+
+async fn bind(
+    flag: &'static str,
+    address: SocketAddr,
+    hard_fail: bool,
+    retry: Duration,
+) -> Result<TcpListener, ServeError> {
+    loop {
+        match TcpListener::bind(address).await {
+            Ok(listener) => return Ok(listener),
+            Err(source) if hard_fail => return Err(ServeError::Bind { flag, address, source }),
+            Err(error) => {
+                warn!(%address, %error, retry_in = ?retry, "{flag} cannot be bound");
+                tokio::time::sleep(retry).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,413 @@
+//! The metrics: kube-proxy's names where it has the same, ours with `node_dataplane_`.
+//!
+//! Names, labels and buckets of `kubeproxy_*` are those that dashboards and alerts for
+//! kube-proxy ask for (`pkg/proxy/metrics` of Kubernetes). One round of the engine serves
+//! both address families, so what kube-proxy measures per family is recorded under each.
+
+use std::fmt;
+use std::sync::atomic::AtomicU64;
+use std::time::SystemTime;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family as Vector;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::Registry;
+
+use super::process::ProcessCollector;
+use crate::config::ProxyMode;
+use crate::model::{Family, Rejected};
+use crate::sync::{SyncKind, SyncReport};
+
+type Seconds = Gauge<f64, AtomicU64>;
+type Histograms = Vector<FamilyLabel, Histogram, fn() -> Histogram>;
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FamilyLabel {
+    ip_family: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PolicyLabels {
+    ip_family: &'static str,
+    traffic_policy: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CodeLabel {
+    code: u16,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabel {
+    result: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabel {
+    kind: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BuildLabels {
+    version: &'static str,
+    mode: String,
+}
+
+const fn label(family: Family) -> FamilyLabel {
+    FamilyLabel {
+        ip_family: match family {
+            Family::V4 => "IPv4",
+            Family::V6 => "IPv6",
+        },
+    }
+}
+
+/// 1 ms doubled 14 times.
+fn sync_buckets() -> Histogram {
+    Histogram::new(exponential_buckets(0.001, 2.0, 15))
+}
+
+/// 0.25 s and 0.5 s, then by the second up to a minute, by 5 s up to two, by 30 s to five.
+fn programming_buckets() -> Histogram {
+    let whole = (1..60).chain((60..120).step_by(5)).chain((120..=300).step_by(30));
+    Histogram::new([0.25, 0.5].into_iter().chain(whole.map(f64::from)))
+}
+
+/// All metrics of the process. Recording takes short locks only, never one that a scrape
+/// holds while it formats.
+pub struct Metrics {
+    families: Vec<Family>,
+    started: SystemTime,
+    registry: Registry,
+    sync: Histograms,
+    sync_full: Histograms,
+    sync_partial: Histograms,
+    programming: Histograms,
+    last_sync: Vector<FamilyLabel, Seconds>,
+    last_queued: Vector<FamilyLabel, Seconds>,
+    endpoint_changes: Counter,
+    endpoint_changes_pending: Gauge,
+    service_changes: Counter,
+    service_changes_pending: Gauge,
+    no_local_endpoints: Vector<PolicyLabels, Gauge>,
+    healthz: Vector<CodeLabel, Counter>,
+    livez: Vector<CodeLabel, Counter>,
+    ops: Vector<ResultLabel, Counter>,
+    requests: Counter,
+    dumps: Counter,
+    sends: Counter,
+    rejected: Vector<KindLabel, Counter>,
+    services: Gauge,
+    slices: Gauge,
+    frontends: Gauge,
+    backends: Gauge,
+    conflicts: Gauge,
+    draining: Gauge,
+    failing: Gauge,
+    node_eligible: Gauge,
+    source_connected: Gauge,
+    source_errors: Counter,
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").field("families", &self.families).finish_non_exhaustive()
+    }
+}
+
+impl Metrics {
+    /// `started` bounds the programming latency: what was triggered before is not ours.
+    #[must_use]
+    pub fn new(families: &[Family], mode: ProxyMode, started: SystemTime) -> Self {
+        let metrics = Self {
+            families: families.to_vec(),
+            started,
+            registry: Registry::default(),
+            sync: Vector::new_with_constructor(sync_buckets),
+            sync_full: Vector::new_with_constructor(sync_buckets),
+            sync_partial: Vector::new_with_constructor(sync_buckets),
+            programming: Vector::new_with_constructor(programming_buckets),
+            last_sync: Vector::default(),
+            last_queued: Vector::default(),
+            endpoint_changes: Counter::default(),
+            endpoint_changes_pending: Gauge::default(),
+            service_changes: Counter::default(),
+            service_changes_pending: Gauge::default(),
+            no_local_endpoints: Vector::default(),
+            healthz: Vector::default(),
+            livez: Vector::default(),
+            ops: Vector::default(),
+            requests: Counter::default(),
+            dumps: Counter::default(),
+            sends: Counter::default(),
+            rejected: Vector::default(),
+            services: Gauge::default(),
+            slices: Gauge::default(),
+            frontends: Gauge::default(),
+            backends: Gauge::default(),
+            conflicts: Gauge::default(),
+            draining: Gauge::default(),
+            failing: Gauge::default(),
+            node_eligible: Gauge::default(),
+            source_connected: Gauge::default(),
+            source_errors: Counter::default(),
+        };
+        metrics.node_eligible.set(1);
+        for result in ["applied", "failed"] {
+            // Present at 0 from the start, so that a rate over the first failure is right.
+            let _ = metrics.ops.get_or_create(&ResultLabel { result });
+        }
+        let mut registry = Registry::default();
+        metrics.register_kube_proxy(registry.sub_registry_with_prefix("kubeproxy"));
+        metrics.register_own(registry.sub_registry_with_prefix("node_dataplane"), mode);
+        registry.register_collector(Box::new(ProcessCollector));
+        Self { registry, ..metrics }
+    }
+
+    /// The encoder appends `_total` to the names of counters.
+    fn register_kube_proxy(&self, registry: &mut Registry) {
+        let r = registry;
+        r.register(
+            "sync_proxy_rules_duration_seconds",
+            "Duration of one round of programming, full or partial",
+            self.sync.clone(),
+        );
+        r.register(
+            "sync_full_proxy_rules_duration_seconds",
+            "Duration of one round that compared everything with the kernel",
+            self.sync_full.clone(),
+        );
+        r.register(
+            "sync_partial_proxy_rules_duration_seconds",
+            "Duration of one round that programmed only what changed",
+            self.sync_partial.clone(),
+        );
+        r.register(
+            "network_programming_duration_seconds",
+            "From the change of an endpoint, as its EndpointSlice notes it, until it was programmed",
+            self.programming.clone(),
+        );
+        r.register(
+            "sync_proxy_rules_last_timestamp_seconds",
+            "When a round last ended without a failure",
+            self.last_sync.clone(),
+        );
+        r.register(
+            "sync_proxy_rules_last_queued_timestamp_seconds",
+            "When a change last arrived to be programmed",
+            self.last_queued.clone(),
+        );
+        r.register(
+            "sync_proxy_rules_endpoint_changes",
+            "EndpointSlice changes seen",
+            self.endpoint_changes.clone(),
+        );
+        r.register(
+            "sync_proxy_rules_endpoint_changes_pending",
+            "EndpointSlice changes not yet programmed",
+            self.endpoint_changes_pending.clone(),
+        );
+        r.register(
+            "sync_proxy_rules_service_changes",
+            "Service changes seen",
+            self.service_changes.clone(),
+        );
+        r.register(
+            "sync_proxy_rules_service_changes_pending",
+            "Service changes not yet programmed",
+            self.service_changes_pending.clone(),
+        );
+        r.register(
+            "sync_proxy_rules_no_local_endpoints_total",
+            "Service ports with a Local traffic policy and no endpoint on this node",
+            self.no_local_endpoints.clone(),
+        );
+        r.register("proxy_healthz", "Answers of /healthz by status code", self.healthz.clone());
+        r.register("proxy_livez", "Answers of /livez by status code", self.livez.clone());
+    }
+
+    fn register_own(&self, registry: &mut Registry, mode: ProxyMode) {
+        let r = registry;
+        let version = env!("CARGO_PKG_VERSION");
+        r.register(
+            "build",
+            "What runs",
+            Info::new(BuildLabels { version, mode: mode.to_string() }),
+        );
+        r.register("ops", "Changes of kernel objects by result", self.ops.clone());
+        r.register("netlink_requests", "Netlink requests sent", self.requests.clone());
+        r.register("netlink_dumps", "Netlink dumps asked for", self.dumps.clone());
+        r.register(
+            "netlink_sends",
+            "System calls that sent netlink requests, many requests in each",
+            self.sends.clone(),
+        );
+        r.register(
+            "rejected_objects",
+            "Objects that could not be used, each refused alone",
+            self.rejected.clone(),
+        );
+        r.register("services", "Services known", self.services.clone());
+        r.register("endpoint_slices", "EndpointSlices known", self.slices.clone());
+        r.register("frontends", "Frontends programmed", self.frontends.clone());
+        r.register("backends", "Backends programmed", self.backends.clone());
+        r.register(
+            "frontend_conflicts",
+            "Frontends that a younger Service claims in vain",
+            self.conflicts.clone(),
+        );
+        r.register(
+            "draining_backends",
+            "Removed backends that wait for their last connection",
+            self.draining.clone(),
+        );
+        r.register("failing_objects", "Kernel objects that keep failing", self.failing.clone());
+        r.register(
+            "node_eligible",
+            "1 while load balancers may send to this node",
+            self.node_eligible.clone(),
+        );
+        r.register(
+            "source_connected",
+            "1 while the source of objects answers",
+            self.source_connected.clone(),
+        );
+        r.register(
+            "source_errors",
+            "Failed requests to the source of objects",
+            self.source_errors.clone(),
+        );
+    }
+
+    #[must_use]
+    pub const fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    pub fn queued(&self, at: SystemTime, service_changes: usize, slice_changes: usize) {
+        self.service_changes.inc_by(count(service_changes));
+        self.endpoint_changes.inc_by(count(slice_changes));
+        self.service_changes_pending.inc_by(level(service_changes));
+        self.endpoint_changes_pending.inc_by(level(slice_changes));
+        for family in &self.families {
+            self.last_queued.get_or_create(&label(*family)).set(epoch_seconds(at));
+        }
+    }
+
+    pub fn synced(&self, report: &SyncReport, now: SystemTime) {
+        let duration = report.duration.as_secs_f64();
+        let by_kind = match report.kind {
+            SyncKind::Full => &self.sync_full,
+            SyncKind::Partial => &self.sync_partial,
+        };
+        for family in &self.families {
+            let label = label(*family);
+            self.sync.get_or_create(&label).observe(duration);
+            by_kind.get_or_create(&label).observe(duration);
+            if report.ops_failed == 0 {
+                self.last_sync.get_or_create(&label).set(epoch_seconds(now));
+            }
+        }
+        self.pending_after(report);
+        self.programmed(&report.triggers, now);
+        self.work_of(report);
+        self.totals_of(report);
+    }
+
+    fn pending_after(&self, report: &SyncReport) {
+        if report.pending == 0 {
+            self.service_changes_pending.set(0);
+            self.endpoint_changes_pending.set(0);
+        } else {
+            self.service_changes_pending.dec_by(level(report.service_changes));
+            self.endpoint_changes_pending.dec_by(level(report.slice_changes));
+        }
+    }
+
+    fn programmed(&self, triggers: &[SystemTime], now: SystemTime) {
+        let Some(family) = self.families.first() else {
+            return;
+        };
+        // One slice, one observation: under the first family, since a trigger time does
+        // not say of which family its slice was.
+        let histogram = self.programming.get_or_create_owned(&label(*family));
+        for trigger in triggers.iter().filter(|trigger| **trigger >= self.started) {
+            let took = now.duration_since(*trigger).unwrap_or_default();
+            histogram.observe(took.as_secs_f64());
+        }
+    }
+
+    fn work_of(&self, report: &SyncReport) {
+        let result = |result| self.ops.get_or_create_owned(&ResultLabel { result });
+        result("applied").inc_by(count(report.ops_applied));
+        result("failed").inc_by(count(report.ops_failed));
+        self.requests.inc_by(report.work.requests);
+        self.dumps.inc_by(report.work.dumps);
+        self.sends.inc_by(report.work.sends);
+    }
+
+    fn totals_of(&self, report: &SyncReport) {
+        let totals = &report.totals;
+        for (gauge, value) in [
+            (&self.services, totals.services),
+            (&self.slices, totals.slices),
+            (&self.frontends, totals.frontends),
+            (&self.backends, totals.backends),
+            (&self.conflicts, totals.conflicts),
+            (&self.draining, totals.draining),
+            (&self.failing, report.failing_total),
+        ] {
+            gauge.set(level(value));
+        }
+        for family in &self.families {
+            let ip_family = label(*family).ip_family;
+            for (traffic_policy, value) in
+                [("internal", totals.no_local_internal), ("external", totals.no_local_external)]
+            {
+                let labels = PolicyLabels { ip_family, traffic_policy };
+                self.no_local_endpoints.get_or_create(&labels).set(level(value));
+            }
+        }
+    }
+
+    pub fn rejected(&self, object: &Rejected) {
+        self.rejected.get_or_create(&KindLabel { kind: object.kind }).inc();
+    }
+
+    pub fn node(&self, eligible: bool) {
+        self.node_eligible.set(i64::from(eligible));
+    }
+
+    /// Whether the API server or the directory of manifests answers.
+    pub fn source_connected(&self, connected: bool) {
+        self.source_connected.set(i64::from(connected));
+    }
+
+    /// A request to the source failed.
+    pub fn source_error(&self) {
+        self.source_errors.inc();
+    }
+
+    pub(super) fn healthz(&self, code: u16) {
+        self.healthz.get_or_create(&CodeLabel { code }).inc();
+    }
+
+    pub(super) fn livez(&self, code: u16) {
+        self.livez.get_or_create(&CodeLabel { code }).inc();
+    }
+}
+
+fn count(value: usize) -> u64 {
+    u64::try_from(value).unwrap_or(u64::MAX)
+}
+
+fn level(value: usize) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+fn epoch_seconds(time: SystemTime) -> f64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}

@@ -1,0 +1,463 @@
+//! Both servers over real sockets, against what kube-proxy 1.36.2 answered.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime};
+
+use serde_json::Value;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::health::Now;
+use super::*;
+use crate::config::Config;
+use crate::model::{ObjectName, Rejected};
+use crate::sync::{Failing, HealthCheck, Observer as _, SyncKind, SyncReport, Totals, Work};
+
+/// Wall-clock second 0 of the tests: 2026-11-21T09:00:00Z.
+const EPOCH: u64 = 1_795_251_600;
+
+/// A status whose clock the test moves.
+struct Bed {
+    status: Arc<Status>,
+    observer: StatusObserver,
+    elapsed: Arc<Mutex<Duration>>,
+    start: Instant,
+}
+
+impl Bed {
+    fn new() -> Self {
+        let start = Instant::now();
+        let elapsed = Arc::new(Mutex::new(Duration::ZERO));
+        let clock = {
+            let elapsed = Arc::clone(&elapsed);
+            move || {
+                let elapsed = *elapsed.lock().unwrap();
+                Now {
+                    monotonic: start + elapsed,
+                    wall: SystemTime::UNIX_EPOCH + Duration::from_secs(EPOCH) + elapsed,
+                }
+            }
+        };
+        let config =
+            Config::from_args(["proxy-daemon", "--nodeport-addresses=primary"], "node-a").unwrap();
+        let status = Status::with_clock(&config, &Family::ALL, Box::new(clock));
+        Self { observer: status.observer(), status, elapsed, start }
+    }
+
+    fn at(&self, millis: u64) -> Instant {
+        *self.elapsed.lock().unwrap() = Duration::from_millis(millis);
+        self.start + Duration::from_millis(millis)
+    }
+
+    fn queued(&mut self, millis: u64, services: usize, slices: usize) {
+        let at = self.at(millis);
+        self.observer.queued(at, services, slices);
+    }
+
+    fn synced(&mut self, millis: u64, edit: impl FnOnce(&mut SyncReport)) {
+        let mut report = SyncReport {
+            kind: SyncKind::Partial,
+            started: self.at(millis),
+            duration: Duration::from_micros(1_500),
+            service_changes: 0,
+            slice_changes: 0,
+            triggers: vec![],
+            ops_applied: 0,
+            ops_failed: 0,
+            work: Work::default(),
+            pending: 0,
+            totals: Totals::default(),
+            failing: vec![],
+            failing_total: 0,
+        };
+        edit(&mut report);
+        self.observer.synced(&report);
+    }
+
+    async fn healthz(&self) -> Reply {
+        get(serve(http::health_router(Arc::clone(&self.status))).await, "/healthz", "").await
+    }
+
+    async fn livez(&self) -> Reply {
+        get(serve(http::health_router(Arc::clone(&self.status))).await, "/livez", "").await
+    }
+
+    async fn metrics(&self) -> String {
+        let address = serve(http::metrics_router(Arc::clone(&self.status))).await;
+        get(address, "/metrics", "").await.body
+    }
+}
+
+async fn serve(router: axum::Router) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    address
+}
+
+#[derive(Debug)]
+struct Reply {
+    code: u16,
+    headers: String,
+    body: String,
+}
+
+impl Reply {
+    fn header(&self, name: &str) -> Option<&str> {
+        self.headers.lines().find_map(|line| {
+            let (held, value) = line.split_once(": ")?;
+            held.eq_ignore_ascii_case(name).then_some(value)
+        })
+    }
+
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap()
+    }
+}
+
+async fn get(address: SocketAddr, path: &str, headers: &str) -> Reply {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request =
+        format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n{headers}\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").expect("a whole head");
+    let code = head.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status");
+    Reply { code, headers: head.to_owned(), body: body.to_owned() }
+}
+
+#[tokio::test]
+async fn healthy_answers_are_those_of_kube_proxy() {
+    let mut bed = Bed::new();
+    bed.queued(1_000, 2, 3);
+    bed.synced(2_000, |_| {});
+    bed.at(7_500);
+    let reply = bed.healthz().await;
+    assert_eq!(reply.code, 200);
+    assert_eq!(reply.header("content-type"), Some("application/json"));
+    assert_eq!(reply.header("x-content-type-options"), Some("nosniff"));
+    // Field for field what fixtures of kube-proxy 1.36.2 hold, times apart.
+    assert_eq!(
+        reply.body,
+        concat!(
+            r#"{"lastUpdated":"2026-11-21T09:00:07.5Z","currentTime":"2026-11-21T09:00:07.5Z","#,
+            r#""nodeEligible":true,"healthy":true,"status":{"#,
+            r#""IPv4":{"lastUpdated":"2026-11-21T09:00:02.0015Z","healthy":true},"#,
+            r#""IPv6":{"lastUpdated":"2026-11-21T09:00:02.0015Z","healthy":true}}}"#
+        )
+    );
+    let reply = bed.livez().await;
+    assert_eq!(
+        reply.body,
+        concat!(
+            r#"{"lastUpdated":"2026-11-21T09:00:07.5Z","currentTime":"2026-11-21T09:00:07.5Z","#,
+            r#""healthy":true,"status":{"#,
+            r#""IPv4":{"lastUpdated":"2026-11-21T09:00:02.0015Z","healthy":true},"#,
+            r#""IPv6":{"lastUpdated":"2026-11-21T09:00:02.0015Z","healthy":true}}}"#
+        )
+    );
+}
+
+#[tokio::test]
+async fn healthy_before_the_first_change() {
+    let bed = Bed::new();
+    bed.at(3_600_000);
+    let reply = bed.healthz().await;
+    assert_eq!((reply.code, &reply.json()["status"]), (200, &serde_json::json!({})));
+}
+
+#[tokio::test]
+async fn a_change_that_waits_longer_than_twice_the_sync_period() {
+    let mut bed = Bed::new();
+    bed.synced(0, |_| {});
+    bed.queued(10_000, 1, 0);
+    bed.queued(50_000, 1, 0);
+    bed.synced(55_000, |report| report.pending = 1);
+    bed.at(69_999);
+    assert_eq!(bed.livez().await.code, 200);
+    bed.at(70_000);
+    for reply in [bed.livez().await, bed.healthz().await] {
+        assert_eq!(reply.code, 503);
+        let body = reply.json();
+        assert_eq!(body["healthy"], false);
+        assert_eq!(body["status"]["IPv4"]["healthy"], false);
+        assert_eq!(body["lastUpdated"], "2026-11-21T09:00:00.0015Z", "the last good round");
+    }
+    bed.synced(71_000, |_| {});
+    assert_eq!(bed.livez().await.code, 200);
+}
+
+#[tokio::test]
+async fn nothing_was_ever_programmed() {
+    let mut bed = Bed::new();
+    bed.queued(0, 1, 1);
+    bed.at(60_000);
+    let reply = bed.livez().await;
+    assert_eq!(reply.code, 503);
+    assert_eq!(reply.json()["status"]["IPv6"]["lastUpdated"], "0001-01-01T00:00:00Z");
+}
+
+#[tokio::test]
+async fn an_object_that_keeps_failing_is_named() {
+    let mut bed = Bed::new();
+    let since = bed.at(1_000);
+    bed.synced(31_000, |report| {
+        report.failing_total = 1;
+        report.failing = vec![Failing {
+            object: "virtual server TCP 10.96.0.1:443".to_owned(),
+            error: "ENOENT: No such file or directory".to_owned(),
+            since,
+        }];
+    });
+    bed.at(60_999);
+    let reply = bed.livez().await;
+    assert_eq!(reply.code, 200, "a failure gets its time to pass");
+    bed.at(61_000);
+    let reply = bed.livez().await;
+    assert_eq!(reply.code, 503);
+    assert_eq!(
+        reply.json()["failing"],
+        serde_json::json!([{
+            "object": "virtual server TCP 10.96.0.1:443",
+            "error": "ENOENT: No such file or directory",
+            "since": "2026-11-21T09:00:01Z",
+        }])
+    );
+    bed.synced(62_000, |_| {});
+    let reply = bed.livez().await;
+    assert_eq!((reply.code, reply.json().get("failing")), (200, None));
+}
+
+#[tokio::test]
+async fn a_node_that_goes_is_unhealthy_but_alive() {
+    let mut bed = Bed::new();
+    bed.synced(0, |_| {});
+    for (eligible, code) in [(Some(false), 503), (Some(true), 200), (None, 503)] {
+        bed.observer.node(eligible);
+        let reply = bed.healthz().await;
+        assert_eq!(reply.code, code, "{eligible:?}");
+        assert_eq!(reply.json()["nodeEligible"], code == 200);
+        assert_eq!(reply.json()["status"]["IPv4"]["healthy"], true);
+        assert_eq!(bed.livez().await.code, 200, "{eligible:?}");
+    }
+    let metrics = bed.metrics().await;
+    assert!(metrics.contains("kubeproxy_proxy_healthz_total{code=\"503\"} 2\n"), "{metrics}");
+    assert!(metrics.contains("kubeproxy_proxy_livez_total{code=\"200\"} 3\n"), "{metrics}");
+}
+
+#[tokio::test]
+async fn metrics_server_routes() {
+    let bed = Bed::new();
+    let address = serve(http::metrics_router(Arc::clone(&bed.status))).await;
+    let mode = get(address, "/proxyMode", "").await;
+    assert_eq!((mode.code, mode.body.as_str()), (200, "ipvs"));
+    assert_eq!(mode.header("content-type"), Some("text/plain; charset=utf-8"));
+    assert_eq!(mode.header("x-content-type-options"), Some("nosniff"));
+    assert_eq!(get(address, "/healthz", "").await.body, "ok");
+    let configz = get(address, "/configz", "").await.json();
+    let kube_proxy = &configz["kubeproxy.config.k8s.io"];
+    assert_eq!(kube_proxy["kind"], "KubeProxyConfiguration");
+    assert_eq!(kube_proxy["conntrack"]["tcpEstablishedTimeout"], "24h0m0s");
+    assert_eq!(kube_proxy["nodePortAddresses"], serde_json::json!(["primary"]));
+    let missing = get(address, "/nothing", "").await;
+    assert_eq!((missing.code, missing.body.as_str()), (404, "404 page not found\n"));
+    let page = get(address, "/metrics", "Accept: text/plain;version=0.0.4\r\n").await;
+    assert_eq!(page.header("content-type"), Some(exposition::CLASSIC));
+    let page = get(address, "/metrics", "Accept: application/openmetrics-text\r\n").await;
+    assert_eq!(page.header("content-type"), Some(exposition::OPEN_METRICS));
+    assert!(page.body.ends_with("# EOF\n"));
+}
+
+/// Name, type and label names of each sample of kube-proxy's page that this daemon has.
+const KUBE_PROXY_SAMPLES: &[&str] = &[
+    "kubeproxy_sync_full_proxy_rules_duration_seconds_bucket{ip_family,le}",
+    "kubeproxy_sync_full_proxy_rules_duration_seconds_count{ip_family}",
+    "kubeproxy_sync_full_proxy_rules_duration_seconds_sum{ip_family}",
+    "kubeproxy_sync_proxy_rules_duration_seconds_bucket{ip_family,le}",
+    "kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family}",
+    "kubeproxy_sync_proxy_rules_duration_seconds_sum{ip_family}",
+    "kubeproxy_sync_proxy_rules_endpoint_changes_pending{}",
+    "kubeproxy_sync_proxy_rules_endpoint_changes_total{}",
+    "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds{ip_family}",
+    "kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family}",
+    "kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family,traffic_policy}",
+    "kubeproxy_sync_proxy_rules_service_changes_pending{}",
+    "kubeproxy_sync_proxy_rules_service_changes_total{}",
+];
+
+fn sample_shape(line: &str) -> String {
+    let (name, labels) = line
+        .split_once('{')
+        .unwrap_or_else(|| (line.split_once(' ').map_or(line, |(name, _)| name), "}"));
+    let labels = labels.split_once('}').map_or("", |(labels, _)| labels);
+    let names: BTreeSet<&str> =
+        labels.split(',').filter_map(|label| label.split_once('=')).map(|(name, _)| name).collect();
+    format!("{name}{{{}}}", names.into_iter().collect::<Vec<_>>().join(","))
+}
+
+#[tokio::test]
+async fn metrics_have_the_names_labels_and_buckets_of_kube_proxy() {
+    let mut bed = Bed::new();
+    bed.queued(1_000, 14, 7);
+    bed.synced(2_000, |report| report.kind = SyncKind::Full);
+    let page = bed.metrics().await;
+    let shapes: BTreeSet<String> =
+        page.lines().filter(|line| !line.starts_with('#')).map(sample_shape).collect();
+    for sample in KUBE_PROXY_SAMPLES {
+        assert!(shapes.contains(*sample), "{sample} is missing from\n{page}");
+    }
+    for line in [
+        "# TYPE kubeproxy_sync_proxy_rules_endpoint_changes_total counter",
+        "# TYPE kubeproxy_sync_proxy_rules_no_local_endpoints_total gauge",
+        "# TYPE kubeproxy_sync_proxy_rules_duration_seconds histogram",
+        "kubeproxy_sync_proxy_rules_service_changes_total 14",
+        "kubeproxy_sync_proxy_rules_endpoint_changes_total 7",
+        "kubeproxy_sync_proxy_rules_service_changes_pending 0",
+    ] {
+        assert!(page.contains(line), "{line} is missing from\n{page}");
+    }
+    let buckets: Vec<&str> = page
+        .lines()
+        .filter(|line| {
+            line.starts_with("kubeproxy_sync_proxy_rules_duration_seconds_bucket")
+                && line.contains("IPv4")
+        })
+        .filter_map(|line| line.split_once("le=\"")?.1.split('"').next())
+        .collect();
+    assert_eq!(
+        buckets,
+        [
+            "0.001", "0.002", "0.004", "0.008", "0.016", "0.032", "0.064", "0.128", "0.256",
+            "0.512", "1.024", "2.048", "4.096", "8.192", "16.384", "+Inf"
+        ]
+    );
+}
+
+#[tokio::test]
+async fn metrics_count_what_a_round_did() {
+    let mut bed = Bed::new();
+    let started = SystemTime::UNIX_EPOCH + Duration::from_secs(EPOCH);
+    bed.queued(1_000, 3, 2);
+    bed.synced(2_000, |report| {
+        report.service_changes = 2;
+        report.pending = 3;
+        report.triggers = vec![started - Duration::from_secs(1), started + Duration::from_secs(1)];
+        report.ops_applied = 5;
+        report.ops_failed = 1;
+        report.work = Work { requests: 6, dumps: 2, sends: 1 };
+        report.failing_total = 1;
+        report.totals = Totals {
+            services: 10,
+            frontends: 12,
+            backends: 30,
+            no_local_external: 4,
+            ..Totals::default()
+        };
+    });
+    bed.observer.rejected(&Rejected {
+        kind: "EndpointSlice",
+        name: ObjectName::new("shop", "web-1"),
+        reason: "port".to_owned(),
+    });
+    bed.status.metrics().source_connected(true);
+    let page = bed.metrics().await;
+    for line in [
+        "kubeproxy_sync_proxy_rules_service_changes_pending 1",
+        "kubeproxy_sync_proxy_rules_endpoint_changes_pending 2",
+        "kubeproxy_network_programming_duration_seconds_count{ip_family=\"IPv4\"} 1",
+        "kubeproxy_network_programming_duration_seconds_bucket{le=\"0.5\",ip_family=\"IPv4\"} 0",
+        "kubeproxy_network_programming_duration_seconds_bucket{le=\"1\",ip_family=\"IPv4\"} 1",
+        "kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family=\"IPv6\",traffic_policy=\"external\"} 4",
+        "node_dataplane_ops_total{result=\"applied\"} 5",
+        "node_dataplane_ops_total{result=\"failed\"} 1",
+        "node_dataplane_netlink_requests_total 6",
+        "node_dataplane_netlink_dumps_total 2",
+        "node_dataplane_netlink_sends_total 1",
+        "node_dataplane_frontends 12",
+        "node_dataplane_backends 30",
+        "node_dataplane_failing_objects 1",
+        "node_dataplane_rejected_objects_total{kind=\"EndpointSlice\"} 1",
+        "node_dataplane_source_connected 1",
+    ] {
+        assert!(page.lines().any(|held| held == line), "{line} is missing from\n{page}");
+    }
+    assert!(!page.contains("last_timestamp_seconds{"), "a round with a failure is no success");
+    let resident = page
+        .lines()
+        .find_map(|line| line.strip_prefix("process_resident_memory_bytes "))
+        .and_then(|value| value.parse::<f64>().ok());
+    assert!(resident.is_some_and(|bytes| bytes > 1e6), "{resident:?}");
+    assert!(page.contains("# TYPE process_cpu_seconds_total counter"), "{page}");
+}
+
+#[tokio::test]
+async fn binding_is_retried_unless_it_must_not_fail() {
+    let held = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = held.local_addr().unwrap();
+    let error = bind("--healthz-bind-address", address, true, BIND_RETRY).await.unwrap_err();
+    assert!(error.to_string().contains(&format!("--healthz-bind-address={address}")), "{error}");
+
+    let retried = tokio::spawn(bind("--x", address, false, Duration::from_millis(10)));
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(!retried.is_finished(), "the port is still held");
+    drop(held);
+    retried.await.unwrap().expect("bound after the port became free");
+}
+
+#[tokio::test]
+async fn health_check_node_port_follows_the_endpoints() {
+    let mut bed = Bed::new();
+    let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    let serving = Serving { healthz: None, metrics: None, hard_fail: false };
+    tokio::spawn(run(Arc::clone(&bed.status), serving));
+    let web = ObjectName::new("shop", "web");
+
+    bed.observer.health_check(&web, Some(HealthCheck { port, local_endpoints: 1 }));
+    until(async || TcpStream::connect(address).await.is_ok()).await;
+    let reply = get(address, "/any/path", "").await;
+    assert_eq!(reply.code, 200);
+    assert_eq!(reply.header("content-type"), Some("application/json"));
+    assert_eq!(reply.header("x-content-type-options"), Some("nosniff"));
+    assert_eq!(reply.header("x-load-balancing-endpoint-weight"), Some("1"));
+    assert_eq!(
+        reply.body,
+        "{\n\t\"service\": {\n\t\t\"namespace\": \"shop\",\n\t\t\"name\": \"web\"\n\t},\n\
+         \t\"localEndpoints\": 1,\n\t\"serviceProxyHealthy\": true\n}"
+    );
+
+    bed.observer.health_check(&web, Some(HealthCheck { port, local_endpoints: 0 }));
+    until(async || get(address, "/", "").await.code == 503).await;
+    assert_eq!(get(address, "/", "").await.json()["localEndpoints"], 0);
+
+    // The port passes to another Service; the proxy falls behind.
+    bed.observer.health_check(&web, None);
+    let other = ObjectName::new("shop", "other");
+    bed.observer.health_check(&other, Some(HealthCheck { port, local_endpoints: 2 }));
+    until(async || {
+        TcpStream::connect(address).await.is_ok()
+            && get(address, "/", "").await.json()["service"]["name"] == "other"
+    })
+    .await;
+    bed.queued(0, 1, 0);
+    bed.at(60_000);
+    let reply = get(address, "/", "").await;
+    assert_eq!((reply.code, &reply.json()["serviceProxyHealthy"]), (503, &Value::Bool(false)));
+
+    bed.observer.health_check(&other, None);
+    until(async || TcpStream::connect(address).await.is_err()).await;
+}
+
+/// Waits at most 5 s for something another task does.
+async fn until(mut condition: impl AsyncFnMut() -> bool) {
+    for _ in 0..500 {
+        if condition().await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("did not happen within 5 s");
+}
