@@ -1,1 +1,4 @@
-//! Placeholder replaced below.
+//! Whole-system tests: the servers, networks and machines that the daemon is tested
+//! against.
+
+pub mod apiserver;
