@@ -1,3 +1,4 @@
 //! IPVS data plane.
 
+pub mod codec;
 pub mod proc;
