@@ -6,6 +6,8 @@
 //! one set of rules holds for both.
 
 mod build;
+#[cfg(test)]
+mod deploy_tests;
 mod flags;
 #[cfg(test)]
 mod tests;
