@@ -22,6 +22,7 @@
 //! from another one.
 
 use core::mem::{offset_of, size_of};
+use core::ops::AddAssign;
 
 use crate::order::{Address, Be16};
 
@@ -153,6 +154,29 @@ pub struct FrontendCounters {
 pub struct BackendCounters {
     pub connections: u64,
     pub traffic: Traffic,
+}
+
+impl AddAssign for Traffic {
+    fn add_assign(&mut self, other: Self) {
+        self.packets += other.packets;
+        self.bytes += other.bytes;
+    }
+}
+
+impl AddAssign for FrontendCounters {
+    fn add_assign(&mut self, other: Self) {
+        self.connections += other.connections;
+        self.refused += other.refused;
+        self.tc += other.tc;
+        self.xdp += other.xdp;
+    }
+}
+
+impl AddAssign for BackendCounters {
+    fn add_assign(&mut self, other: Self) {
+        self.connections += other.connections;
+        self.traffic += other.traffic;
+    }
 }
 
 /// What layout an object file was built from. The programs carry it in the ELF section

@@ -2,3 +2,4 @@
 //! against.
 
 pub mod apiserver;
+pub mod ebpf;

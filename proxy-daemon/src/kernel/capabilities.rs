@@ -6,6 +6,8 @@ use std::fs;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Capability {
     NetAdmin = 12,
+    SysAdmin = 21,
+    Bpf = 39,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -24,14 +26,20 @@ pub enum CapabilityError {
 /// # Errors
 /// Names the missing capability and how to get it.
 pub fn check_net_admin() -> Result<(), CapabilityError> {
-    let status = fs::read_to_string("/proc/self/status")
-        .map_err(|error| CapabilityError::Unreadable(error.to_string()))?;
-    let effective = effective(&status)
-        .ok_or_else(|| CapabilityError::Unreadable("no CapEff line".to_owned()))?;
-    if effective & (1 << Capability::NetAdmin as u32) == 0 {
+    if effective_set()? & (1 << Capability::NetAdmin as u32) == 0 {
         return Err(CapabilityError::NetAdmin);
     }
     Ok(())
+}
+
+/// The effective set, a bit per [`Capability`].
+///
+/// # Errors
+/// `/proc` is not there or not readable.
+pub fn effective_set() -> Result<u64, CapabilityError> {
+    let status = fs::read_to_string("/proc/self/status")
+        .map_err(|error| CapabilityError::Unreadable(error.to_string()))?;
+    effective(&status).ok_or_else(|| CapabilityError::Unreadable("no CapEff line".to_owned()))
 }
 
 fn effective(status: &str) -> Option<u64> {

@@ -1,1 +1,16 @@
-//! eBPF data plane.
+//! eBPF data plane: the kernel side of `proxy-ebpf`, loaded, attached and read.
+//!
+//! The only room that knows aya. `docs/ebpf.md` describes the whole.
+
+mod capability;
+mod cgroup;
+mod error;
+mod loader;
+mod object;
+mod tables;
+
+pub use cgroup::cgroup2_mount;
+pub use error::LoadError;
+pub use loader::{Attachment, Capacity, Programs, TcHook, XdpMode};
+pub use object::{OBJECT_ENV, check_layout, object};
+pub use tables::{TableError, Tables};

@@ -1,0 +1,537 @@
+//! The eBPF programs with real traffic: each case loads the object, attaches, sends, and
+//! compares what arrived with what was counted. The cases run on the machine's kernel
+//! (`tests/host_ebpf.rs`) and in the guests.
+//!
+//! Every case has network namespaces of its own, which end with its thread, and a cgroup
+//! of its own. Nothing of the machine's network is touched.
+
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{self, Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::sched::{CloneFlags, setns, unshare};
+use proxy_daemon::dataplane::ebpf::{
+    self, Attachment, Capacity, LoadError, Programs, TcHook, XdpMode, cgroup2_mount,
+};
+use proxy_ebpf::layout::{
+    Backend, BackendId, Frontend, FrontendCounters, FrontendId, FrontendKey, Mark, SlotRange,
+    Traffic,
+};
+use proxy_ebpf::order::Be16;
+use proxy_ebpf::parse::{TCP, UDP};
+use proxy_ebpf::verdict::Reason;
+
+const VIP4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 1));
+const VIP6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, 1));
+const CAPACITY: Capacity = Capacity { frontends: 16, slots: 64, backends: 16 };
+/// Longer than any step takes under emulation; only a failing case waits for it.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+fn load() -> Result<Programs> {
+    Ok(Programs::load(&ebpf::object()?, CAPACITY)?)
+}
+
+/// One more frontend whose set is `backends`; ids, slots and backends in order of calls.
+#[derive(Default)]
+struct Table {
+    frontends: u32,
+    slots: u32,
+    backends: u32,
+}
+
+impl Table {
+    fn add(
+        &mut self,
+        programs: &mut Programs,
+        vip: SocketAddr,
+        protocol: u8,
+        backends: &[SocketAddr],
+    ) -> Result<FrontendId> {
+        let tables = programs.tables();
+        let mut ids = Vec::new();
+        for address in backends {
+            let id = BackendId(self.backends);
+            self.backends += 1;
+            let backend = Backend {
+                address: address.ip().into(),
+                port: Be16::from_host(address.port()),
+                flags: Backend::IN_USE,
+                pad: 0,
+            };
+            tables.set_backend(id, backend)?;
+            ids.push(id);
+        }
+        tables.set_slots(self.slots, &ids)?;
+        let range = SlotRange { base: self.slots, len: u32::try_from(ids.len())? };
+        self.slots += range.len;
+        let id = FrontendId(self.frontends);
+        self.frontends += 1;
+        let key = FrontendKey::new(vip.ip().into(), Be16::from_host(vip.port()), protocol);
+        let frontend = Frontend { node: range, outside: range, id, ..Frontend::default() };
+        tables.set_frontend(key, frontend)?;
+        Ok(id)
+    }
+}
+
+/// Runs `case` on a thread in a network namespace that ends with it.
+fn in_netns<T: Send>(case: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).context("a new network namespace")?;
+            run("ip", &["link", "set", "lo", "up"])?;
+            case()
+        });
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+fn run(program: &str, arguments: &[&str]) -> Result<()> {
+    let output = Command::new(program).args(arguments).output().context(program.to_owned())?;
+    let error = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{program} {}: {error}", arguments.join(" "));
+    Ok(())
+}
+
+/// A cgroup below the root of the v2 hierarchy, removed when dropped.
+struct Cgroup(PathBuf);
+
+impl Cgroup {
+    const PREFIX: &str = "proxy-ebpf-test-";
+
+    fn new(name: &str) -> Result<Self> {
+        let root = cgroup2_mount()?;
+        for entry in fs::read_dir(&root)? {
+            let path = entry?.path();
+            if Self::is_leftover(&path) {
+                fs::remove_dir(&path).with_context(|| format!("left over: {}", path.display()))?;
+            }
+        }
+        let path = root.join(format!("{}{}-{name}", Self::PREFIX, process::id()));
+        fs::create_dir(&path).with_context(|| path.display().to_string())?;
+        Ok(Self(path))
+    }
+
+    /// Made by a test process that is no more.
+    fn is_leftover(path: &Path) -> bool {
+        path.file_name()
+            .and_then(|name| name.to_str()?.strip_prefix(Self::PREFIX)?.split('-').next())
+            .is_some_and(|pid| !Path::new("/proc").join(pid).exists())
+    }
+
+    /// A client in this cgroup: bash, because a cgroup has processes and not threads, and
+    /// bash can connect (`/dev/tcp/ADDRESS/PORT`).
+    fn bash(&self, script: &str) -> Result<Output> {
+        bash(&format!("echo $$ > {}/cgroup.procs || exit 9; {script}", self.0.display()))
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir(&self.0) {
+            eprintln!("{}: {error}", self.0.display());
+        }
+    }
+}
+
+fn bash(script: &str) -> Result<Output> {
+    let mut command = Command::new("bash");
+    Ok(command.args(["-c", script]).stdin(Stdio::null()).output()?)
+}
+
+/// A TCP server of this namespace that counts the connections it accepts and answers
+/// each with a line.
+struct Server {
+    address: SocketAddr,
+    accepted: Arc<AtomicU64>,
+}
+
+impl Server {
+    fn start(address: IpAddr) -> Result<Self> {
+        let listener = TcpListener::bind((address, 0))?;
+        let address = listener.local_addr()?;
+        let accepted = Arc::new(AtomicU64::new(0));
+        let counter = Arc::clone(&accepted);
+        // Ends with the test process: a thread that waits in accept cannot be told to.
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                counter.fetch_add(1, Ordering::SeqCst);
+                // A client that is gone already is no matter of the server's.
+                drop(stream.and_then(|mut stream| stream.write_all(b"hello\n")));
+            }
+        });
+        Ok(Self { address, accepted })
+    }
+
+    fn accepted(&self) -> u64 {
+        self.accepted.load(Ordering::SeqCst)
+    }
+}
+
+/// `count` connections one after the other; each must be answered.
+fn connects(vip: SocketAddr, count: u32) -> String {
+    format!(
+        "for i in $(seq {count}); do exec 3<>/dev/tcp/{}/{} && read -t 10 line <&3 && \
+         [ \"$line\" = hello ] || exit 1; exec 3<&-; done",
+        vip.ip(),
+        vip.port()
+    )
+}
+
+fn succeeds(output: &Output) -> Result<()> {
+    let error = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "client: {}: {error}", output.status);
+    Ok(())
+}
+
+/// TCP through connect4: spread over the backends, counted; nobody outside the cgroup is
+/// affected, and nobody after detaching.
+///
+/// # Errors
+/// What differed.
+pub fn connect4() -> Result<()> {
+    connect_tcp("connect4", VIP4, VIP4, Ipv4Addr::LOCALHOST.into())
+}
+
+/// The same for IPv6.
+///
+/// # Errors
+/// What differed.
+pub fn connect6() -> Result<()> {
+    connect_tcp("connect6", VIP6, VIP6, Ipv6Addr::LOCALHOST.into())
+}
+
+/// An IPv6 socket that connects to an IPv4 frontend by its mapped address.
+///
+/// # Errors
+/// What differed.
+pub fn connect6_mapped() -> Result<()> {
+    let IpAddr::V4(v4) = VIP4 else { bail!("VIP4 is IPv4") };
+    connect_tcp("mapped", VIP4, v4.to_ipv6_mapped().into(), Ipv4Addr::LOCALHOST.into())
+}
+
+fn connect_tcp(name: &str, vip: IpAddr, dialled: IpAddr, local: IpAddr) -> Result<()> {
+    const COUNT: u32 = 40;
+    in_netns(|| {
+        let servers = [Server::start(local)?, Server::start(local)?];
+        let mut programs = load()?;
+        let vip = SocketAddr::new(vip, 80);
+        let backends = servers.each_ref().map(|server| server.address);
+        let frontend = Table::default().add(&mut programs, vip, TCP, &backends)?;
+        let cgroup = Cgroup::new(name)?;
+        let dial = connects(SocketAddr::new(dialled, 80), COUNT);
+
+        let attached = programs.attach_connect(&cgroup.0)?;
+        succeeds(&cgroup.bash(&dial)?)?;
+        let accepted = servers.each_ref().map(Server::accepted);
+        // One of two random backends never chosen in 40 draws: once in 2^39 runs.
+        ensure!(accepted.iter().all(|&n| n > 0), "one backend only: {accepted:?}");
+        for (id, accepted) in accepted.into_iter().enumerate() {
+            let counters = programs.tables().backend_counters(BackendId(u32::try_from(id)?))?;
+            ensure!(counters.connections == accepted, "{counters:?}, accepted {accepted}");
+        }
+        let expected =
+            FrontendCounters { connections: COUNT.into(), ..FrontendCounters::default() };
+        let counted = programs.tables().frontend_counters(frontend)?;
+        ensure!(counted == expected, "counted {counted:?}, expected {expected:?}");
+
+        ensure!(!bash(&dial)?.status.success(), "a client outside the cgroup was redirected");
+        drop(attached);
+        ensure!(!cgroup.bash(&dial)?.status.success(), "redirected after detaching");
+        let after = programs.tables().frontend_counters(frontend)?;
+        ensure!(after == expected, "counted {after:?} after {expected:?}");
+        Ok(())
+    })
+}
+
+/// A connected UDP socket's datagram reaches the backend.
+///
+/// # Errors
+/// What differed.
+pub fn connect4_udp() -> Result<()> {
+    in_netns(|| {
+        let server = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+        server.set_read_timeout(Some(PATIENCE))?;
+        let mut programs = load()?;
+        let vip = SocketAddr::new(VIP4, 53);
+        let frontend = Table::default().add(&mut programs, vip, UDP, &[server.local_addr()?])?;
+        let cgroup = Cgroup::new("udp")?;
+        let _attached = programs.attach_connect(&cgroup.0)?;
+
+        succeeds(&cgroup.bash("echo query > /dev/udp/10.96.0.1/53")?)?;
+        let mut buffer = [0; 64];
+        let length = server.recv(&mut buffer).context("the backend got no datagram")?;
+        ensure!(&buffer[..length] == b"query\n", "{:?}", &buffer[..length]);
+        let counted = programs.tables().frontend_counters(frontend)?;
+        ensure!(counted.connections == 1, "{counted:?}");
+        Ok(())
+    })
+}
+
+/// A frontend without backends refuses at once, with the errno of a refused connection.
+///
+/// # Errors
+/// What differed.
+pub fn connect_refused() -> Result<()> {
+    in_netns(|| {
+        let mut programs = load()?;
+        let mut table = Table::default();
+        let cgroup = Cgroup::new("refused")?;
+        let frontends = [VIP4, VIP6].map(|vip| SocketAddr::new(vip, 80));
+        let ids = [
+            table.add(&mut programs, frontends[0], TCP, &[])?,
+            table.add(&mut programs, frontends[1], TCP, &[])?,
+        ];
+        let _attached = programs.attach_connect(&cgroup.0)?;
+        for (vip, id) in frontends.into_iter().zip(ids) {
+            let output = cgroup.bash(&format!("LC_ALL=C; {}", connects(vip, 1)))?;
+            let error = String::from_utf8_lossy(&output.stderr);
+            ensure!(error.contains("Connection refused"), "{vip}: {}: {error}", output.status);
+            let counted = programs.tables().frontend_counters(id)?;
+            ensure!((counted.connections, counted.refused) == (0, 1), "{vip}: {counted:?}");
+        }
+        let drops = programs.tables().drops(Reason::NoEndpoint)?;
+        ensure!(drops == 2, "{drops} drops");
+        Ok(())
+    })
+}
+
+/// Two namespaces and a veth pair between them. The thread is in the server's, which has
+/// the VIPs; `client` is where to send from.
+struct Wire {
+    server: File,
+    client: File,
+}
+
+impl Wire {
+    /// The server's end, where programs are attached.
+    const DEVICE: &str = "server0";
+
+    fn new() -> Result<Self> {
+        let server = netns()?;
+        unshare(CloneFlags::CLONE_NEWNET).context("a new network namespace")?;
+        let client = netns()?;
+        let target = format!("/proc/{}/fd/{}", process::id(), fd_number(&server));
+        run(
+            "ip",
+            &[
+                "link",
+                "add",
+                "client0",
+                "type",
+                "veth",
+                "peer",
+                "name",
+                Self::DEVICE,
+                "netns",
+                &target,
+            ],
+        )?;
+        for arguments in [
+            ["address", "add", "192.0.2.1/24", "dev", "client0"].as_slice(),
+            &["address", "add", "2001:db8::1/64", "dev", "client0", "nodad"],
+            &["link", "set", "client0", "up"],
+        ] {
+            run("ip", arguments)?;
+        }
+        setns(&server, CloneFlags::CLONE_NEWNET)?;
+        for arguments in [
+            ["address", "add", "192.0.2.2/24", "dev", Self::DEVICE].as_slice(),
+            &["address", "add", "2001:db8::2/64", "dev", Self::DEVICE, "nodad"],
+            &["address", "add", "10.96.0.1/32", "dev", "lo"],
+            &["address", "add", "fd00:96::1/128", "dev", "lo", "nodad"],
+            &["link", "set", Self::DEVICE, "up"],
+        ] {
+            run("ip", arguments)?;
+        }
+        let wire = Self { server, client };
+        wire.at_client(|| {
+            run("ip", &["route", "add", "10.96.0.0/16", "via", "192.0.2.2"])?;
+            run("ip", &["route", "add", "fd00:96::/64", "via", "2001:db8::2"])
+        })?;
+        Ok(wire)
+    }
+
+    fn at_client<T>(&self, action: impl FnOnce() -> Result<T>) -> Result<T> {
+        setns(&self.client, CloneFlags::CLONE_NEWNET)?;
+        let result = action();
+        setns(&self.server, CloneFlags::CLONE_NEWNET)?;
+        result
+    }
+
+    /// Sends `count` datagrams of `length` bytes to `socket` and receives them all: what
+    /// the programs pass on is part of each case.
+    fn send(&self, socket: &UdpSocket, count: usize, length: usize) -> Result<()> {
+        let to = socket.local_addr()?;
+        self.at_client(|| {
+            let any: IpAddr = match to {
+                SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+                SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+            };
+            let client = UdpSocket::bind((any, 0))?;
+            for _ in 0..count {
+                client.send_to(&vec![7; length], to).with_context(|| to.to_string())?;
+            }
+            Ok(())
+        })?;
+        for i in 0..count {
+            let mut buffer = [0; 2048];
+            let got = socket.recv(&mut buffer).with_context(|| format!("{to}, datagram {i}"))?;
+            ensure!(got == length, "{got} bytes instead of {length}");
+        }
+        Ok(())
+    }
+}
+
+fn netns() -> Result<File> {
+    Ok(File::open("/proc/thread-self/ns/net")?)
+}
+
+fn fd_number(file: &File) -> i32 {
+    std::os::fd::AsRawFd::as_raw_fd(file)
+}
+
+fn server(vip: IpAddr, port: u16) -> Result<UdpSocket> {
+    let socket = UdpSocket::bind((vip, port))?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    Ok(socket)
+}
+
+/// Packets that come in by a device are counted by the program that `attach` attaches,
+/// those of frontends alone, to the byte, and go on; after detaching none is counted.
+fn device_counts(
+    attach: impl FnOnce(&mut Programs) -> Result<Attachment> + Send,
+    counter: fn(&FrontendCounters) -> Traffic,
+) -> Result<()> {
+    const ETHERNET: usize = 14;
+    const UDP_HEADER: usize = 8;
+    in_netns(|| {
+        let wire = Wire::new()?;
+        let mut programs = load()?;
+        let mut table = Table::default();
+        // Header length and the port of a Service, for each family.
+        let cases = [(VIP4, 20), (VIP6, 40)];
+        let ids =
+            cases.map(|(vip, _)| table.add(&mut programs, SocketAddr::new(vip, 53), UDP, &[]));
+        let attached = attach(&mut programs)?;
+        for ((vip, header), id) in cases.into_iter().zip(ids) {
+            let id = id?;
+            let (ours, other) = (server(vip, 53)?, server(vip, 54)?);
+            wire.send(&ours, 20, 100)?;
+            wire.send(&ours, 1, 1)?;
+            wire.send(&other, 5, 100)?;
+            let frame = ETHERNET + header + UDP_HEADER;
+            let bytes = u64::try_from(20 * (frame + 100) + frame + 1)?;
+            let expected = Traffic { packets: 21, bytes };
+            let all = programs.tables().frontend_counters(id)?;
+            let counted = counter(&all);
+            ensure!(counted == expected, "{vip}: {counted:?}, expected {expected:?}");
+            ensure!(all.connections + all.refused == 0, "{vip}: {all:?}");
+        }
+        drop(attached);
+        wire.send(&server(VIP4, 53)?, 5, 100)?;
+        let counted = counter(&programs.tables().frontend_counters(FrontendId(0))?);
+        ensure!(counted.packets == 21, "{counted:?} after detaching");
+        Ok(())
+    })
+}
+
+/// At tc, by whichever hook the kernel has.
+///
+/// # Errors
+/// What differed.
+pub fn tc() -> Result<()> {
+    let expected = if has_tcx()? { TcHook::Tcx } else { TcHook::Clsact };
+    device_counts(
+        |programs| {
+            let (hook, attachment) = programs.attach_tc(Wire::DEVICE)?;
+            ensure!(hook == expected, "attached by {hook:?} on a kernel with {expected:?}");
+            Ok(attachment)
+        },
+        |counters| counters.tc,
+    )
+}
+
+/// The tests' kernels are known: tcx came with 6.6 and none has it carried back.
+fn has_tcx() -> Result<bool> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let mut numbers = release.split(['.', '-']).map(str::parse::<u32>);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => Ok((major, minor) >= (6, 6)),
+        _ => bail!("kernel release {release:?}"),
+    }
+}
+
+/// At XDP in the driver (veth has it).
+///
+/// # Errors
+/// What differed.
+pub fn xdp_native() -> Result<()> {
+    device_counts(
+        |programs| Ok(programs.attach_xdp(Wire::DEVICE, XdpMode::Native)?),
+        |counters| counters.xdp,
+    )
+}
+
+/// At generic XDP.
+///
+/// # Errors
+/// What differed.
+pub fn xdp_generic() -> Result<()> {
+    device_counts(
+        |programs| Ok(programs.attach_xdp(Wire::DEVICE, XdpMode::Generic)?),
+        |counters| counters.xdp,
+    )
+}
+
+/// What cannot work says why.
+///
+/// # Errors
+/// What differed.
+pub fn refusals() -> Result<()> {
+    in_netns(|| {
+        let mut object = ebpf::object()?.into_owned();
+        let mark = Mark::CURRENT.fingerprint.to_le_bytes();
+        let place = object.windows(mark.len()).position(|bytes| bytes == mark);
+        object[place.context("the object carries no mark")?] ^= 1;
+        let Err(error) = Programs::load(&object, CAPACITY) else { bail!("wrong layout loaded") };
+        ensure!(matches!(error, LoadError::Layout { .. }), "{error}");
+
+        let mut programs = load()?;
+        for result in [
+            programs.attach_tc("nonesuch0").map(drop),
+            programs.attach_xdp("nonesuch0", XdpMode::Auto).map(drop),
+        ] {
+            let Err(error) = result else { bail!("attached to no interface") };
+            ensure!(error.to_string().contains("no such interface"), "{error}");
+        }
+        let Err(error) = programs.attach_connect(Path::new("/proc")) else {
+            bail!("attached to no cgroup");
+        };
+        ensure!(error.errno().is_some(), "{error}");
+        Ok(())
+    })
+}
+
+/// The verifier's instruction counts on this kernel, one program a line.
+///
+/// # Errors
+/// The programs do not load, or a count is missing or near the verifier's limit.
+pub fn verified_instructions() -> Result<String> {
+    const LIMIT: u32 = 1_000_000;
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let mut table = String::new();
+    for (name, count) in load()?.verified_instructions()? {
+        let count = count.with_context(|| format!("{name}: the kernel does not say"))?;
+        ensure!(count < LIMIT / 10, "{name}: {count} instructions");
+        writeln!(table, "{} {name} {count}", release.trim())?;
+    }
+    Ok(table)
+}
