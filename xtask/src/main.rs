@@ -3,11 +3,14 @@
 //! A command is a clap `Args` struct and a `run(&Args) -> Result<ExitCode>` in its own
 //! module; it appears here as one line of [`Command`] and one of `main`.
 
-#![allow(dead_code, reason = "setup and test, which use the rest, come next")]
+#![allow(dead_code, reason = "test, which uses the rest, comes next")]
 
 mod apt;
+mod build;
+mod ebpf;
 mod guest;
 mod place;
+mod setup;
 mod shell;
 mod vm;
 
@@ -25,11 +28,15 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Setup(setup::Args),
+    Build(build::Args),
     Vm(vm::Args),
 }
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
+        Command::Setup(args) => setup::run(&args),
+        Command::Build(args) => build::run(&args),
         Command::Vm(args) => vm::run(&args),
     };
     outcome.unwrap_or_else(|error| {

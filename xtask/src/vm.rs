@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use crate::guest::{Kernel, Spec};
+use crate::setup;
 
 /// Run a command as root on a guest kernel, with this machine's files at their own paths
 ///
@@ -67,6 +68,7 @@ fn key_value(text: &str) -> Result<(String, OsString), String> {
 /// When there is no exit code to pass on: the guest did not come up, panicked, or exceeded
 /// its time.
 pub fn run(args: &Args) -> Result<ExitCode> {
+    setup::packages_for_guests()?;
     let spec = Spec {
         memory: args.memory,
         cpus: args.cpus,
