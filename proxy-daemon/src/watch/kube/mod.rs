@@ -1,0 +1,60 @@
+//! The Kubernetes API as the source.
+//!
+//! Three independent list-and-watch loops ([`pump`]), one per kind. Selection happens on
+//! the server where it can, with the selectors of kube-proxy 1.36.
+
+mod client;
+mod failure;
+mod lenient;
+mod pump;
+
+use std::sync::Arc;
+
+use kube::{Api, Client};
+use tokio::sync::mpsc;
+
+use super::intake::{Nodes, Services, Slices};
+use super::stats::SourceStats;
+use crate::model::{Event, NodeName};
+
+pub use client::{ClientError, client};
+use pump::{Pump, Selectors};
+
+const SELECT_SERVICES: &str =
+    "!service.kubernetes.io/headless,!service.kubernetes.io/service-proxy-name";
+const SELECT_SLICES: &str = "!service.kubernetes.io/headless";
+
+/// Delivers events until the receiver is dropped. Never gives up: whatever the API
+/// server does, what was delivered stays and the next attempt follows.
+///
+/// `Event::Services(Change::Reset)` and `Event::Slices(Change::Reset)` come once each
+/// before anything else of their kind, also when the API holds none.
+pub async fn run(
+    client: Client,
+    node: NodeName,
+    events: mpsc::Sender<Event>,
+    stats: Arc<SourceStats>,
+) {
+    let services = Pump::<Services>::new(
+        Api::all(client.clone()),
+        Selectors::labels(SELECT_SERVICES),
+        events.clone(),
+        Arc::clone(&stats),
+    );
+    let slices = Pump::<Slices>::new(
+        Api::all(client.clone()),
+        Selectors::labels(SELECT_SLICES),
+        events.clone(),
+        Arc::clone(&stats),
+    );
+    let nodes = Pump::<Nodes>::new(
+        Api::all(client),
+        Selectors::fields(format!("metadata.name={node}")),
+        events,
+        stats,
+    );
+    tokio::join!(services.run(), slices.run(), nodes.run());
+}
+
+#[cfg(test)]
+mod tests;
