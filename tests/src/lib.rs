@@ -2,4 +2,5 @@
 //! against.
 
 pub mod apiserver;
+pub mod cluster;
 pub mod ebpf;

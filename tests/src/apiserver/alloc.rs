@@ -40,12 +40,7 @@ pub struct Allocator {
 impl Allocator {
     /// An allocator over the service ranges.
     pub fn new(ranges: Vec<IpNetwork>) -> Self {
-        Self {
-            ranges,
-            owners: HashMap::new(),
-            held: HashMap::new(),
-            sequence: 0,
-        }
+        Self { ranges, owners: HashMap::new(), held: HashMap::new(), sequence: 0 }
     }
 
     /// Gives a Service's spec what it lacks and records what it holds; nothing is
@@ -111,39 +106,24 @@ impl Allocator {
     fn families(&self, spec: &mut Value, addresses: &[String], headless: bool) -> Vec<String> {
         let mut families = strings(&spec["ipFamilies"]);
         if families.is_empty() && !headless {
-            families = addresses
-                .iter()
-                .filter_map(|ip| ip.parse().ok())
-                .map(family_of)
-                .collect();
+            families = addresses.iter().filter_map(|ip| ip.parse().ok()).map(family_of).collect();
         }
         let served: Vec<String> = self.ranges.iter().map(|r| family_of(r.ip())).collect();
         if families.is_empty() {
             families.extend(served.first().cloned());
         }
         // A headless Service without a selector may get endpoints of any family.
-        let open = headless
-            && spec["selector"]
-                .as_object()
-                .is_none_or(serde_json::Map::is_empty);
+        let open = headless && spec["selector"].as_object().is_none_or(serde_json::Map::is_empty);
         let policy = match spec["ipFamilyPolicy"].as_str() {
             Some(policy) => policy.to_owned(),
             None if open || families.len() > 1 => "RequireDualStack".to_owned(),
             None => "SingleStack".to_owned(),
         };
-        let all = if open {
-            vec!["IPv4".to_owned(), "IPv6".to_owned()]
-        } else {
-            served
-        };
+        let all = if open { vec!["IPv4".to_owned(), "IPv6".to_owned()] } else { served };
         if policy == "SingleStack" {
             families.truncate(1);
         } else {
-            families.extend(
-                all.into_iter()
-                    .filter(|f| !families.contains(f))
-                    .collect::<Vec<_>>(),
-            );
+            families.extend(all.into_iter().filter(|f| !families.contains(f)).collect::<Vec<_>>());
         }
         spec["ipFamilies"] = json!(families);
         spec["ipFamilyPolicy"] = json!(policy);
@@ -169,18 +149,8 @@ impl Allocator {
     }
 
     fn free_address(&mut self, key: &str, family: &str) -> Result<Claim, Status> {
-        let none = || {
-            invalid(
-                key,
-                "spec.clusterIPs",
-                "failed to allocate IP: range is full",
-            )
-        };
-        let range = *self
-            .ranges
-            .iter()
-            .find(|r| family_of(r.ip()) == family)
-            .ok_or_else(none)?;
+        let none = || invalid(key, "spec.clusterIPs", "failed to allocate IP: range is full");
+        let range = *self.ranges.iter().find(|r| family_of(r.ip()) == family).ok_or_else(none)?;
         let size = match range {
             IpNetwork::V4(net) => 1u128 << (32 - net.prefix()),
             IpNetwork::V6(net) => 1u128 << (128 - net.prefix()).min(64),
@@ -298,19 +268,11 @@ fn offset(range: IpNetwork, by: u128) -> IpAddr {
 }
 
 fn family_of(ip: IpAddr) -> String {
-    if ip.is_ipv4() {
-        "IPv4".to_owned()
-    } else {
-        "IPv6".to_owned()
-    }
+    if ip.is_ipv4() { "IPv4".to_owned() } else { "IPv6".to_owned() }
 }
 
 fn strings(list: &Value) -> Vec<String> {
-    list.as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(|v| v.as_str().map(str::to_owned))
-        .collect()
+    list.as_array().into_iter().flatten().filter_map(|v| v.as_str().map(str::to_owned)).collect()
 }
 
 fn invalid(key: &str, field: &str, why: &str) -> Status {

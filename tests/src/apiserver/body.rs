@@ -37,15 +37,7 @@ impl Out {
     pub(super) fn new(faults: watch::Receiver<State>) -> (Self, Body) {
         let (sender, mut receiver) = mpsc::channel(16);
         let body = Body::from_stream(stream::poll_fn(move |cx| receiver.poll_recv(cx)));
-        (
-            Self {
-                sender,
-                faults,
-                cut_after: None,
-                watches_cut: None,
-            },
-            body,
-        )
+        (Self { sender, faults, cut_after: None, watches_cut: None }, body)
     }
 
     /// Cuts the body off after so many bytes.
@@ -75,10 +67,7 @@ impl Out {
                 take = take.min(*left);
                 *left -= take;
             }
-            self.sender
-                .send(Ok(bytes.split_to(take)))
-                .await
-                .map_err(|_| Closed)?;
+            self.sender.send(Ok(bytes.split_to(take))).await.map_err(|_| Closed)?;
             if self.cut_after == Some(0) {
                 return Err(self.cut().await);
             }

@@ -63,9 +63,7 @@ fn set(shared: &Arc<Shared>, params: &Params) -> Result<Reply, Status> {
     let wanted: FaultSet = serde_json::from_value(Value::Object(given))
         .map_err(|e| Status::bad_request(e.to_string()))?;
     if wanted.refuse && clear_after.is_none() {
-        return Err(Status::bad_request(
-            "refuse needs forMs: nobody could switch it off again",
-        ));
+        return Err(Status::bad_request("refuse needs forMs: nobody could switch it off again"));
     }
     shared.faults.set(|faults| *faults = wanted);
     if let Some(time) = clear_after {

@@ -74,9 +74,7 @@ pub fn has_health_check(spec: &Value) -> bool {
 fn externally_accessible(spec: &Value) -> bool {
     matches!(spec["type"].as_str(), Some("NodePort" | "LoadBalancer"))
         || (spec["type"] == "ClusterIP"
-            && spec["externalIPs"]
-                .as_array()
-                .is_some_and(|l| !l.is_empty()))
+            && spec["externalIPs"].as_array().is_some_and(|l| !l.is_empty()))
 }
 
 fn service(object: &mut Value) {
@@ -94,11 +92,7 @@ fn service(object: &mut Value) {
     if spec["sessionAffinity"] == "ClientIP" {
         set(spec, "sessionAffinityConfig", json!({}));
         set(&mut spec["sessionAffinityConfig"], "clientIP", json!({}));
-        set(
-            &mut spec["sessionAffinityConfig"]["clientIP"],
-            "timeoutSeconds",
-            json!(10800),
-        );
+        set(&mut spec["sessionAffinityConfig"]["clientIP"], "timeoutSeconds", json!(10800));
     } else {
         remove(spec, "sessionAffinityConfig");
     }
@@ -134,13 +128,9 @@ pub fn drop_foreign_fields(spec: &mut Value) {
         remove(spec, "healthCheckNodePort");
     }
     if !has_cluster_ip(spec) {
-        for field in [
-            "clusterIP",
-            "clusterIPs",
-            "ipFamilies",
-            "ipFamilyPolicy",
-            "internalTrafficPolicy",
-        ] {
+        for field in
+            ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy", "internalTrafficPolicy"]
+        {
             remove(spec, field);
         }
     }
@@ -176,11 +166,7 @@ pub fn carry_allocated(spec: &mut Value, old: &Value) {
         }
     }
     if has_health_check(spec) && has_health_check(old) {
-        set(
-            spec,
-            "healthCheckNodePort",
-            old["healthCheckNodePort"].clone(),
-        );
+        set(spec, "healthCheckNodePort", old["healthCheckNodePort"].clone());
     }
 }
 

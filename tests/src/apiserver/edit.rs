@@ -13,14 +13,8 @@ impl Store {
     /// `.status` is taken as given, and left as it is when there is none.
     pub fn apply(&self, object: Value) -> Result<u64, Status> {
         let resource = resource_of(&object)?;
-        let name = object["metadata"]["name"]
-            .as_str()
-            .unwrap_or_default()
-            .to_owned();
-        let namespace = object["metadata"]["namespace"]
-            .as_str()
-            .unwrap_or("default")
-            .to_owned();
+        let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        let namespace = object["metadata"]["namespace"].as_str().unwrap_or("default").to_owned();
         let stored = if self.find(resource, &namespace, &name).is_some() {
             self.update(resource, (&namespace, &name), Write::TEST, |_| {
                 let mut object = object;
@@ -98,10 +92,7 @@ impl Store {
 fn resource_of(object: &Value) -> Result<Resource, Status> {
     let kind = object["kind"].as_str().unwrap_or_default();
     Resource::by_kind(object["apiVersion"].as_str(), kind).ok_or_else(|| {
-        Status::bad_request(format!(
-            "no kind {kind:?} in version {}",
-            object["apiVersion"]
-        ))
+        Status::bad_request(format!("no kind {kind:?} in version {}", object["apiVersion"]))
     })
 }
 

@@ -51,10 +51,7 @@ pub struct Faults {
 
 impl Faults {
     pub(super) fn new(store: Arc<Store>) -> Self {
-        Self {
-            sender: Arc::new(watch::Sender::new(State::default())),
-            store,
-        }
+        Self { sender: Arc::new(watch::Sender::new(State::default())), store }
     }
 
     pub(super) fn subscribe(&self) -> watch::Receiver<State> {

@@ -52,22 +52,18 @@ impl Store {
             (key, Object::from_parts((NAMESPACE, &name), version, &[("app", &name)], body))
         });
         let parts = endpoints.div_ceil(PER_SLICE).max(1);
-        self.bulk(
-            Resource::EndpointSlice,
-            services * parts,
-            |at, version, uid, _| {
-                let (service, part) = (at / parts, at % parts);
-                let first = part * PER_SLICE;
-                let last = endpoints.min(first + PER_SLICE);
-                let numbers = (service * endpoints + first)..(service * endpoints + last);
-                let fields = if managed {
-                    managed_fields(SLICE_FIELDS, "discovery.k8s.io/v1", &time)
-                } else {
-                    String::new()
-                };
-                slice((service, part), version, uid, (&time, &fields), numbers)
-            },
-        );
+        self.bulk(Resource::EndpointSlice, services * parts, |at, version, uid, _| {
+            let (service, part) = (at / parts, at % parts);
+            let first = part * PER_SLICE;
+            let last = endpoints.min(first + PER_SLICE);
+            let numbers = (service * endpoints + first)..(service * endpoints + last);
+            let fields = if managed {
+                managed_fields(SLICE_FIELDS, "discovery.k8s.io/v1", &time)
+            } else {
+                String::new()
+            };
+            slice((service, part), version, uid, (&time, &fields), numbers)
+        });
     }
 }
 
@@ -81,10 +77,7 @@ fn slice(
     let (name, owner) = (slice_name(service, part), service_name(service));
     let labels = [
         ("app", owner.as_str()),
-        (
-            "endpointslice.kubernetes.io/managed-by",
-            "endpointslice-controller.k8s.io",
-        ),
+        ("endpointslice.kubernetes.io/managed-by", "endpointslice-controller.k8s.io"),
         ("kubernetes.io/service-name", owner.as_str()),
     ];
     let mut body = format!(
@@ -92,11 +85,7 @@ fn slice(
     );
     for (nth, number) in numbers.enumerate() {
         let comma = if nth == 0 { "" } else { "," };
-        let (node, zone) = if number % 2 == 0 {
-            ("node-a", "z1")
-        } else {
-            ("node-b", "z2")
-        };
+        let (node, zone) = if number % 2 == 0 { ("node-a", "z1") } else { ("node-b", "z2") };
         let address = endpoint_address(number);
         // Writing to a String cannot fail.
         let _ = write!(
@@ -106,10 +95,7 @@ fn slice(
     }
     body.push_str(r#"],"ports":[{"name":"http","protocol":"TCP","port":8080}]}"#);
     let key = Resource::EndpointSlice.key(NAMESPACE, &name);
-    (
-        key,
-        Object::from_parts((NAMESPACE, &name), version, &labels, body),
-    )
+    (key, Object::from_parts((NAMESPACE, &name), version, &labels, body))
 }
 
 const SERVICE_FIELDS: &str = r#"{"f:metadata":{"f:labels":{".":{},"f:app":{}}},"f:spec":{"f:internalTrafficPolicy":{},"f:ports":{".":{},"k:{\"port\":80,\"protocol\":\"TCP\"}":{".":{},"f:name":{},"f:port":{},"f:protocol":{},"f:targetPort":{}}},"f:selector":{},"f:sessionAffinity":{},"f:type":{}}}"#;

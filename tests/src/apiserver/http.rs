@@ -53,16 +53,7 @@ pub(super) async fn answer(shared: Arc<Shared>, request: Request<Body>) -> Respo
     let result = match (admit(&shared, &parts), params) {
         (Err(status), _) | (_, Err(status)) => Err(status),
         (Ok(()), Ok(params)) => match target {
-            Some(target) => {
-                Call {
-                    shared: &shared,
-                    target,
-                    params,
-                    parts: &parts,
-                }
-                .run(body)
-                .await
-            }
+            Some(target) => Call { shared: &shared, target, params, parts: &parts }.run(body).await,
             None => other(&shared, parts.uri.path()),
         },
     };
@@ -70,11 +61,7 @@ pub(super) async fn answer(shared: Arc<Shared>, request: Request<Body>) -> Respo
     let entry = Entry {
         verb,
         method: parts.method.to_string(),
-        uri: parts
-            .uri
-            .path_and_query()
-            .map(ToString::to_string)
-            .unwrap_or_default(),
+        uri: parts.uri.path_and_query().map(ToString::to_string).unwrap_or_default(),
         version: format!("{:?}", parts.version),
         code: response.status().as_u16(),
     };
@@ -92,13 +79,8 @@ fn authorized(shared: &Shared, parts: &Parts) -> bool {
     let Some(token) = &shared.options.token else {
         return true;
     };
-    let given = parts
-        .headers
-        .get(header::AUTHORIZATION)
-        .and_then(|v| v.to_str().ok());
-    given
-        .and_then(|v| v.strip_prefix("Bearer "))
-        .is_some_and(|given| given == token)
+    let given = parts.headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
+    given.and_then(|v| v.strip_prefix("Bearer ")).is_some_and(|given| given == token)
 }
 
 /// Authentication, and the faults that stand before everything else.
@@ -193,11 +175,7 @@ impl Call<'_> {
 
     fn write<'a>(&'a self, manager: &'a str) -> Write<'a> {
         let subresource = self.target.subresource.as_deref();
-        Write {
-            manager,
-            status: StatusOf::Server,
-            subresource,
-        }
+        Write { manager, status: StatusOf::Server, subresource }
     }
 
     fn watch(&self) -> Result<Reply, Status> {
@@ -257,10 +235,7 @@ impl Call<'_> {
             }
         }
         let manager = self.manager();
-        let stored = self
-            .shared
-            .store
-            .create(resource, object, self.write(&manager))?;
+        let stored = self.shared.store.create(resource, object, self.write(&manager))?;
         Ok(self.object(201, &stored))
     }
 
@@ -269,10 +244,8 @@ impl Call<'_> {
         check_kind(resource, &object)?;
         let manager = self.manager();
         let at = (self.namespace(), name);
-        let stored = self
-            .shared
-            .store
-            .update(resource, at, self.write(&manager), |_| Ok(object))?;
+        let stored =
+            self.shared.store.update(resource, at, self.write(&manager), |_| Ok(object))?;
         Ok(self.object(200, &stored))
     }
 
@@ -281,21 +254,15 @@ impl Call<'_> {
         let resource = self.target.resource;
         let manager = self.manager();
         let at = (self.namespace(), name);
-        let exists = self
-            .shared
-            .store
-            .find(resource, self.namespace(), name)
-            .is_some();
+        let exists = self.shared.store.find(resource, self.namespace(), name).is_some();
         if kind == PatchKind::Apply && !exists {
             return self.create(patch);
         }
         let stored =
-            self.shared
-                .store
-                .update(resource, at, self.write(&manager), |mut object| {
-                    kind.apply(&mut object, &patch);
-                    Ok(object)
-                })?;
+            self.shared.store.update(resource, at, self.write(&manager), |mut object| {
+                kind.apply(&mut object, &patch);
+                Ok(object)
+            })?;
         Ok(self.object(200, &stored))
     }
 
@@ -327,10 +294,7 @@ impl Call<'_> {
         let items: Vec<Value> = page.items.iter().map(|object| object.value()).collect();
         for object in &page.items {
             // Somebody else may have deleted it since; gone is what was asked for.
-            let _ = self
-                .shared
-                .store
-                .remove(resource, &object.namespace, &object.name);
+            let _ = self.shared.store.remove(resource, &object.namespace, &object.name);
         }
         Ok(Reply::Json(
             200,
@@ -359,11 +323,7 @@ fn check_kind(resource: Resource, object: &Value) -> Result<(), Status> {
 }
 
 fn header_text(headers: &HeaderMap, name: header::HeaderName) -> String {
-    headers
-        .get(name)
-        .and_then(|v| v.to_str().ok())
-        .unwrap_or_default()
-        .to_owned()
+    headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned()
 }
 
 fn respond(shared: &Shared, result: Result<Reply, Status>) -> Response<Body> {
@@ -377,24 +337,14 @@ fn respond(shared: &Shared, result: Result<Reply, Status>) -> Response<Body> {
         }
         Ok(Reply::Json(code, value)) => {
             let pieces = vec![Bytes::from(value.to_string())];
-            (
-                code,
-                "application/json",
-                body::of_pieces(pieces, faults, false),
-            )
+            (code, "application/json", body::of_pieces(pieces, faults, false))
         }
-        Ok(Reply::Pieces(pieces, list)) => (
-            200,
-            "application/json",
-            body::of_pieces(pieces, faults, list),
-        ),
+        Ok(Reply::Pieces(pieces, list)) => {
+            (200, "application/json", body::of_pieces(pieces, faults, list))
+        }
         Err(status) => {
             let pieces = vec![Bytes::from(status.to_value().to_string())];
-            (
-                status.code,
-                "application/json",
-                body::of_pieces(pieces, faults, false),
-            )
+            (status.code, "application/json", body::of_pieces(pieces, faults, false))
         }
     };
     let mut response = Response::new(body);
@@ -410,14 +360,8 @@ fn respond(shared: &Shared, result: Result<Reply, Status>) -> Response<Body> {
     set("content-type", mime);
     // Priority and fairness comes after authentication.
     if code != 401 {
-        set(
-            "x-kubernetes-pf-flowschema-uid",
-            "5e1f0000-0000-4000-8001-000000000001",
-        );
-        set(
-            "x-kubernetes-pf-prioritylevel-uid",
-            "5e1f0000-0000-4000-8001-000000000002",
-        );
+        set("x-kubernetes-pf-flowschema-uid", "5e1f0000-0000-4000-8001-000000000001");
+        set("x-kubernetes-pf-prioritylevel-uid", "5e1f0000-0000-4000-8001-000000000002");
     }
     response
 }

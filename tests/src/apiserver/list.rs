@@ -40,18 +40,13 @@ impl Token {
     /// Reads a token.
     pub fn parse(text: &str) -> Result<Self, Status> {
         let invalid = |why: &str| Status::bad_request(format!("continue key is not valid: {why}"));
-        let bytes = URL_SAFE_NO_PAD
-            .decode(text)
-            .map_err(|e| invalid(&e.to_string()))?;
+        let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|e| invalid(&e.to_string()))?;
         let value: Value = serde_json::from_slice(&bytes).map_err(|e| invalid(&e.to_string()))?;
-        let start = value["start"]
-            .as_str()
-            .and_then(|start| start.strip_prefix('/'));
+        let start = value["start"].as_str().and_then(|start| start.strip_prefix('/'));
         match (value["v"] == "meta.k8s.io/v1", value["rv"].as_i64(), start) {
-            (true, Some(version), Some(start)) => Ok(Self {
-                version: u64::try_from(version).ok(),
-                start: start.to_owned(),
-            }),
+            (true, Some(version), Some(start)) => {
+                Ok(Self { version: u64::try_from(version).ok(), start: start.to_owned() })
+            }
             _ => Err(invalid("server does not recognize this encoded version")),
         }
     }
@@ -60,9 +55,8 @@ impl Token {
         let version = self.version.map_or(json!(-1), |v| json!(v));
         // The order of the keys is that of the recorded tokens.
         let start = json!(format!("/{}", self.start));
-        URL_SAFE_NO_PAD.encode(format!(
-            r#"{{"v":"meta.k8s.io/v1","rv":{version},"start":{start}}}"#
-        ))
+        URL_SAFE_NO_PAD
+            .encode(format!(r#"{{"v":"meta.k8s.io/v1","rv":{version},"start":{start}}}"#))
     }
 }
 
@@ -124,13 +118,9 @@ impl Store {
         let found = objects_at(&inner, query, version, start).map_err(|expired| {
             let start = start.to_owned();
             match query.at {
-                At::Continue(_) => Status::expired_continue(
-                    Token {
-                        version: None,
-                        start,
-                    }
-                    .encode(),
-                ),
+                At::Continue(_) => {
+                    Status::expired_continue(Token { version: None, start }.encode())
+                }
                 _ => expired,
             }
         })?;
@@ -149,15 +139,8 @@ fn objects_at(
     start: &str,
 ) -> Result<Found, Status> {
     let table = &inner.tables[query.resource as usize];
-    let prefix = query
-        .namespace
-        .map(|ns| format!("{ns}/"))
-        .unwrap_or_default();
-    let from = if start > prefix.as_str() {
-        start
-    } else {
-        prefix.as_str()
-    };
+    let prefix = query.namespace.map(|ns| format!("{ns}/")).unwrap_or_default();
+    let from = if start > prefix.as_str() { start } else { prefix.as_str() };
     let in_range = |key: &str| key >= from && key.starts_with(&prefix);
     let present = table
         .objects
@@ -185,11 +168,7 @@ fn objects_at(
 /// Selects, and cuts a page off.
 fn cut(query: &Query<'_>, version: u64, found: Found) -> Page {
     let total = found.len();
-    let limit = if query.limit == 0 {
-        usize::MAX
-    } else {
-        query.limit
-    };
+    let limit = if query.limit == 0 { usize::MAX } else { query.limit };
     let (mut items, mut next, mut remaining) = (Vec::new(), None, None);
     for (at, (key, object)) in found.into_iter().enumerate() {
         if !query.selector.matches(&object) {
@@ -198,21 +177,10 @@ fn cut(query: &Query<'_>, version: u64, found: Found) -> Page {
         items.push(object);
         if items.len() == limit && at + 1 < total {
             // The first key that sorts after this one.
-            next = Some(
-                Token {
-                    version: Some(version),
-                    start: format!("{key}\0"),
-                }
-                .encode(),
-            );
+            next = Some(Token { version: Some(version), start: format!("{key}\0") }.encode());
             remaining = query.selector.is_empty().then_some(total - at - 1);
             break;
         }
     }
-    Page {
-        version,
-        items,
-        next,
-        remaining,
-    }
+    Page { version, items, next, remaining }
 }

@@ -71,11 +71,7 @@ impl RequestLog {
 
     /// Requests of one kind for one resource, whatever they were answered.
     pub fn count(&self, resource: Resource, verb: Verb) -> u64 {
-        self.lock()
-            .counters
-            .get(&(Some(resource), verb))
-            .copied()
-            .unwrap_or(0)
+        self.lock().counters.get(&(Some(resource), verb)).copied().unwrap_or(0)
     }
 
     /// All requests, discovery and health included.
@@ -90,11 +86,7 @@ impl RequestLog {
 
     /// Watches that are being served now.
     pub fn open_watches(&self, resource: Resource) -> usize {
-        self.lock()
-            .open_watches
-            .get(&resource)
-            .copied()
-            .unwrap_or(0)
+        self.lock().open_watches.get(&resource).copied().unwrap_or(0)
     }
 
     /// Forgets entries and counters.
@@ -116,10 +108,7 @@ impl RequestLog {
     /// Counts a watch as open for as long as the guard lives.
     pub(super) fn watch_opened(&self, resource: Resource) -> OpenWatch {
         *self.lock().open_watches.entry(resource).or_default() += 1;
-        OpenWatch {
-            log: self.clone(),
-            resource,
-        }
+        OpenWatch { log: self.clone(), resource }
     }
 
     /// The counters as JSON: `{"services": {"List": 1}, ...}`.
@@ -130,11 +119,8 @@ impl RequestLog {
             let name = resource.map_or_else(|| "other".to_owned(), Resource::qualified);
             requests[name][format!("{verb:?}")] = json!(count);
         }
-        let open: BTreeMap<_, _> = inner
-            .open_watches
-            .iter()
-            .map(|(r, count)| (r.qualified(), count))
-            .collect();
+        let open: BTreeMap<_, _> =
+            inner.open_watches.iter().map(|(r, count)| (r.qualified(), count)).collect();
         json!({"requests": requests, "openWatches": open})
     }
 }

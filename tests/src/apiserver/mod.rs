@@ -137,14 +137,8 @@ impl ApiServer {
         }));
         let faults = Faults::new(store.clone());
         let log = RequestLog::default();
-        let shared = Arc::new(Shared {
-            store,
-            faults,
-            log,
-            options,
-            address,
-            audits: AtomicU64::new(1),
-        });
+        let shared =
+            Arc::new(Shared { store, faults, log, options, address, audits: AtomicU64::new(1) });
         add_default_objects(&shared)?;
         // Its threads inherit the network namespace of this one.
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -154,11 +148,7 @@ impl ApiServer {
             .build()?;
         let (ca_pem, config) = tls.map(|tls| (tls.ca_pem, tls.config)).unzip();
         runtime.spawn(serve::accept_loop(shared.clone(), listener, config));
-        Ok(Self {
-            shared,
-            ca_pem,
-            runtime: Some(runtime),
-        })
+        Ok(Self { shared, ca_pem, runtime: Some(runtime) })
     }
 
     /// Where it listens.
@@ -168,11 +158,7 @@ impl ApiServer {
 
     /// Its URL: `https://127.0.0.1:43211`.
     pub fn url(&self) -> String {
-        let scheme = if self.ca_pem.is_some() {
-            "https"
-        } else {
-            "http"
-        };
+        let scheme = if self.ca_pem.is_some() { "https" } else { "http" };
         format!("{scheme}://{}", self.shared.address)
     }
 
@@ -193,9 +179,7 @@ impl ApiServer {
         if let Some(pem) = self.ca_pem() {
             cluster["certificate-authority-data"] = json!(STANDARD.encode(pem));
         }
-        let user = self
-            .token()
-            .map_or_else(|| json!({}), |token| json!({"token": token}));
+        let user = self.token().map_or_else(|| json!({}), |token| json!({"token": token}));
         let config = json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "test",
             "clusters": [{"name": "test", "cluster": cluster}],
@@ -251,20 +235,9 @@ fn add_default_objects(shared: &Shared) -> anyhow::Result<()> {
     let Some(endpoint) = shared.options.kubernetes_endpoint else {
         return Ok(());
     };
-    let write = Write {
-        manager: "kube-apiserver",
-        status: StatusOf::Server,
-        subresource: None,
-    };
-    let first = shared
-        .options
-        .service_ranges
-        .first()
-        .context("no service range given")?;
-    let address = first
-        .iter()
-        .nth(1)
-        .context("the service range has no first address")?;
+    let write = Write { manager: "kube-apiserver", status: StatusOf::Server, subresource: None };
+    let first = shared.options.service_ranges.first().context("no service range given")?;
+    let address = first.iter().nth(1).context("the service range has no first address")?;
     let service = json!({
         "metadata": {"name": "kubernetes", "namespace": "default",
                      "labels": {"component": "apiserver", "provider": "kubernetes"}},
@@ -285,10 +258,7 @@ fn add_default_objects(shared: &Shared) -> anyhow::Result<()> {
 }
 
 /// Service ranges of the recorded cluster. Its IPv6 addresses spread over 20 bits.
-#[allow(
-    clippy::unwrap_used,
-    reason = "evaluated when compiled, and fails there"
-)]
+#[allow(clippy::unwrap_used, reason = "evaluated when compiled, and fails there")]
 const SERVICE_RANGES: [IpNetwork; 2] = [
     IpNetwork::V4(Ipv4Network::new_checked(Ipv4Addr::new(10, 96, 0, 0), 12).unwrap()),
     IpNetwork::V6(Ipv6Network::new_checked(FIRST_IPV6, 108).unwrap()),

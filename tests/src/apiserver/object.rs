@@ -36,20 +36,9 @@ impl Object {
             .as_object()
             .into_iter()
             .flatten()
-            .map(|(k, v)| {
-                (
-                    Box::from(k.as_str()),
-                    Box::from(v.as_str().unwrap_or_default()),
-                )
-            })
+            .map(|(k, v)| (Box::from(k.as_str()), Box::from(v.as_str().unwrap_or_default())))
             .collect();
-        Self {
-            namespace,
-            name,
-            version,
-            labels,
-            body: exact(value.to_string()),
-        }
+        Self { namespace, name, version, labels, body: exact(value.to_string()) }
     }
 
     /// Takes a body that is known to be right, without parsing it: bulk loading.
@@ -59,26 +48,14 @@ impl Object {
         labels: &[(&str, &str)],
         body: String,
     ) -> Self {
-        let labels = labels
-            .iter()
-            .map(|(k, v)| (Box::from(*k), Box::from(*v)))
-            .collect();
+        let labels = labels.iter().map(|(k, v)| (Box::from(*k), Box::from(*v))).collect();
         let (namespace, name) = (namespace.into(), name.into());
-        Self {
-            namespace,
-            name,
-            version,
-            labels,
-            body: exact(body),
-        }
+        Self { namespace, name, version, labels, body: exact(body) }
     }
 
     /// The value of a label.
     pub fn label(&self, key: &str) -> Option<&str> {
-        self.labels
-            .iter()
-            .find(|(k, _)| &**k == key)
-            .map(|(_, v)| &**v)
+        self.labels.iter().find(|(k, _)| &**k == key).map(|(_, v)| &**v)
     }
 
     /// The object as it stands among a list's items.

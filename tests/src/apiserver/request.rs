@@ -51,12 +51,7 @@ impl Target {
                 [name, sub] => (owned(name), owned(sub)),
                 _ => return None,
             };
-            return Some(Self {
-                resource,
-                namespace: owned(namespace),
-                name,
-                subresource,
-            });
+            return Some(Self { resource, namespace: owned(namespace), name, subresource });
         }
         let (plural, name, subresource) = match rest {
             [plural] => (plural, None, None),
@@ -68,12 +63,7 @@ impl Target {
         if name.is_some() && resource.info().namespaced {
             return None;
         }
-        Some(Self {
-            resource,
-            namespace: None,
-            name,
-            subresource,
-        })
+        Some(Self { resource, namespace: None, name, subresource })
     }
 }
 
@@ -85,16 +75,12 @@ impl Params {
     /// Reads a URI's query.
     pub fn parse(uri: &Uri) -> Result<Self, Status> {
         let query = QueryString::<HashMap<String, String>>::try_from_uri(uri);
-        query
-            .map(|q| Self(q.0))
-            .map_err(|e| Status::bad_request(e.to_string()))
+        query.map(|q| Self(q.0)).map_err(|e| Status::bad_request(e.to_string()))
     }
 
     /// All parameters.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.0
-            .iter()
-            .map(|(name, text)| (name.as_str(), text.as_str()))
+        self.0.iter().map(|(name, text)| (name.as_str(), text.as_str()))
     }
 
     /// A parameter's text, empty when it is absent.
@@ -104,9 +90,7 @@ impl Params {
 
     /// A boolean as the API's query conversion reads it: there and not `0` or `false`.
     pub fn flag(&self, name: &str) -> bool {
-        self.0
-            .get(name)
-            .is_some_and(|v| !matches!(v.to_ascii_lowercase().as_str(), "0" | "false"))
+        self.0.get(name).is_some_and(|v| !matches!(v.to_ascii_lowercase().as_str(), "0" | "false"))
     }
 
     fn number(&self, name: &str) -> Result<u64, Status> {

@@ -159,9 +159,7 @@ impl Resource {
     /// Name as error messages give it: `services`, `endpointslices.discovery.k8s.io`.
     pub fn qualified(self) -> String {
         match self.info() {
-            Info {
-                group: "", plural, ..
-            } => (*plural).to_owned(),
+            Info { group: "", plural, .. } => (*plural).to_owned(),
             Info { group, plural, .. } => format!("{plural}.{group}"),
         }
     }
@@ -184,11 +182,7 @@ impl Resource {
 
     /// Key of an object in the store, ordered as etcd orders lists.
     pub fn key(self, namespace: &str, name: &str) -> String {
-        if self.info().namespaced {
-            format!("{namespace}/{name}")
-        } else {
-            name.to_owned()
-        }
+        if self.info().namespaced { format!("{namespace}/{name}") } else { name.to_owned() }
     }
 
     fn api_resources(self) -> Vec<Value> {
@@ -214,20 +208,12 @@ impl Resource {
             "name": format!("{}/status", info.plural), "singularName": "", "kind": info.kind,
             "namespaced": info.namespaced, "verbs": ["get", "patch", "update"],
         });
-        if info.status {
-            vec![whole, status]
-        } else {
-            vec![whole]
-        }
+        if info.status { vec![whole, status] } else { vec![whole] }
     }
 }
 
 fn group_version(group: &str, version: &str) -> String {
-    if group.is_empty() {
-        version.to_owned()
-    } else {
-        format!("{group}/{version}")
-    }
+    if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") }
 }
 
 /// `/version`.

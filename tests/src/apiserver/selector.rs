@@ -44,8 +44,7 @@ impl Selector {
 
     /// Adds `metadata.name=name`: a watch on a single object's path.
     pub fn and_name(mut self, name: &str) -> Self {
-        self.fields
-            .push(("metadata.name".into(), name.to_owned(), true));
+        self.fields.push(("metadata.name".into(), name.to_owned(), true));
         self
     }
 
@@ -84,12 +83,12 @@ fn body_field(object: &Object, path: &str) -> String {
 impl Requirement {
     fn matches(&self, object: &Object) -> bool {
         match self {
-            Self::In(key, values) => object
-                .label(key)
-                .is_some_and(|found| values.iter().any(|v| v == found)),
-            Self::NotIn(key, values) => object
-                .label(key)
-                .is_none_or(|found| values.iter().all(|v| v != found)),
+            Self::In(key, values) => {
+                object.label(key).is_some_and(|found| values.iter().any(|v| v == found))
+            }
+            Self::NotIn(key, values) => {
+                object.label(key).is_none_or(|found| values.iter().all(|v| v != found))
+            }
             Self::Exists(key) => object.label(key).is_some(),
             Self::Absent(key) => object.label(key).is_none(),
         }
@@ -121,16 +120,10 @@ fn requirement(text: &str) -> Result<Requirement, Status> {
         return Ok(Requirement::Absent(key(rest, text)?));
     }
     if let Some((name, value)) = text.split_once("!=") {
-        return Ok(Requirement::NotIn(
-            key(name, text)?,
-            vec![value.trim().to_owned()],
-        ));
+        return Ok(Requirement::NotIn(key(name, text)?, vec![value.trim().to_owned()]));
     }
     if let Some((name, value)) = text.split_once("==").or_else(|| text.split_once('=')) {
-        return Ok(Requirement::In(
-            key(name, text)?,
-            vec![value.trim().to_owned()],
-        ));
+        return Ok(Requirement::In(key(name, text)?, vec![value.trim().to_owned()]));
     }
     if let Some((head, set)) = text.split_once('(') {
         let values = set.strip_suffix(')').ok_or_else(|| unparsable(text))?;
@@ -154,9 +147,7 @@ fn key(name: &str, whole: &str) -> Result<String, Status> {
 }
 
 fn unparsable(text: &str) -> Status {
-    Status::bad_request(format!(
-        "unable to parse requirement: {text:?} is not a label requirement"
-    ))
+    Status::bad_request(format!("unable to parse requirement: {text:?} is not a label requirement"))
 }
 
 fn field(resource: Resource, text: &str) -> Result<(String, String, bool), Status> {
@@ -183,9 +174,7 @@ fn field(resource: Resource, text: &str) -> Result<(String, String, bool), Statu
         _ => &[],
     };
     if !["metadata.name", "metadata.namespace"].contains(&path) && !extra.contains(&path) {
-        return Err(Status::bad_request(format!(
-            "field label not supported: {path}"
-        )));
+        return Err(Status::bad_request(format!("field label not supported: {path}")));
     }
     Ok((path.to_owned(), value.to_owned(), equal))
 }

@@ -88,7 +88,6 @@ async fn serve(shared: Arc<Shared>, stream: impl AsyncRead + AsyncWrite + Unpin 
         async move { Ok::<_, Infallible>(http::answer(shared, request.map(Body::new)).await) }
     });
     // How a client leaves is no concern of the server's.
-    let _ = Builder::new(TokioExecutor::new())
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
+    let _ =
+        Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
 }

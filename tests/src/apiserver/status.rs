@@ -24,13 +24,7 @@ pub struct Status {
 
 impl Status {
     fn new(code: u16, reason: &'static str, message: String) -> Self {
-        Self {
-            code,
-            reason,
-            message,
-            details: Value::Null,
-            continue_token: None,
-        }
+        Self { code, reason, message, details: Value::Null, continue_token: None }
     }
 
     /// No valid bearer token.
@@ -41,28 +35,19 @@ impl Status {
     /// The path names nothing this server has.
     pub fn no_such_path() -> Self {
         let message = "the server could not find the requested resource".into();
-        Self {
-            details: json!({}),
-            ..Self::new(404, "NotFound", message)
-        }
+        Self { details: json!({}), ..Self::new(404, "NotFound", message) }
     }
 
     /// No object of that name.
     pub fn not_found(resource: Resource, name: &str) -> Self {
         let message = format!("{} \"{name}\" not found", resource.qualified());
-        Self {
-            details: named(resource, name),
-            ..Self::new(404, "NotFound", message)
-        }
+        Self { details: named(resource, name), ..Self::new(404, "NotFound", message) }
     }
 
     /// An object of that name is there already.
     pub fn already_exists(resource: Resource, name: &str) -> Self {
         let message = format!("{} \"{name}\" already exists", resource.qualified());
-        Self {
-            details: named(resource, name),
-            ..Self::new(409, "AlreadyExists", message)
-        }
+        Self { details: named(resource, name), ..Self::new(409, "AlreadyExists", message) }
     }
 
     /// A write names a resource version that is no longer the object's.
@@ -72,10 +57,7 @@ impl Status {
              please apply your changes to the latest version and try again",
             resource.qualified()
         );
-        Self {
-            details: named(resource, name),
-            ..Self::new(409, "Conflict", message)
-        }
+        Self { details: named(resource, name), ..Self::new(409, "Conflict", message) }
     }
 
     /// The object is well formed and still not acceptable.
@@ -86,10 +68,7 @@ impl Status {
         details["kind"] = json!(kind);
         details["causes"] =
             json!([{"reason": "FieldValueInvalid", "message": why, "field": field}]);
-        Self {
-            details,
-            ..Self::new(422, "Invalid", message)
-        }
+        Self { details, ..Self::new(422, "Invalid", message) }
     }
 
     /// The request itself cannot be understood.
@@ -124,11 +103,7 @@ impl Status {
     /// A watch from before the history that is kept. `oldest` is the newest version
     /// that is *not* kept any more, as the watch cache reports it.
     pub fn too_old(asked: u64, oldest: u64) -> Self {
-        Self::new(
-            410,
-            "Expired",
-            format!("too old resource version: {asked} ({oldest})"),
-        )
+        Self::new(410, "Expired", format!("too old resource version: {asked} ({oldest})"))
     }
 
     /// An exact list at a version that is compacted.
@@ -146,10 +121,7 @@ impl Status {
             provided token results in an inconsistent list - objects that were created, \
             modified, or deleted between the time the first chunk was returned and now may show \
             up in the list.";
-        Self {
-            continue_token: Some(token),
-            ..Self::new(410, "Expired", message.into())
-        }
+        Self { continue_token: Some(token), ..Self::new(410, "Expired", message.into()) }
     }
 
     /// A version this server has not reached.

@@ -80,31 +80,20 @@ pub struct Write<'a> {
 
 impl Write<'static> {
     /// The in-process API of tests.
-    pub const TEST: Self = Self {
-        manager: "test",
-        status: StatusOf::Client,
-        subresource: None,
-    };
+    pub const TEST: Self = Self { manager: "test", status: StatusOf::Client, subresource: None };
 }
 
 impl Store {
     /// An empty store.
     pub fn new(settings: Settings) -> Self {
-        let table = || Table {
-            compacted: FIRST_VERSION,
-            ..Table::default()
-        };
+        let table = || Table { compacted: FIRST_VERSION, ..Table::default() };
         let inner = Inner {
             version: FIRST_VERSION,
             tables: Resource::ALL.iter().map(|_| table()).collect(),
             allocator: Allocator::new(settings.service_ranges.clone()),
             uids: 0,
         };
-        Self {
-            inner: Mutex::new(inner),
-            changed: watch::Sender::new(FIRST_VERSION),
-            settings,
-        }
+        Self { inner: Mutex::new(inner), changed: watch::Sender::new(FIRST_VERSION), settings }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -128,29 +117,19 @@ impl Store {
 
     /// The object of that name, complete with `kind` and `apiVersion`.
     pub fn get(&self, resource: Resource, namespace: &str, name: &str) -> Option<Value> {
-        self.find(resource, namespace, name)
-            .map(|object| object.full_value(resource))
+        self.find(resource, namespace, name).map(|object| object.full_value(resource))
     }
 
     pub(super) fn find(&self, resource: Resource, ns: &str, name: &str) -> Option<Arc<Object>> {
         let inner = self.lock();
-        inner.tables[resource as usize]
-            .objects
-            .get(resource.key(ns, name).as_str())
-            .cloned()
+        inner.tables[resource as usize].objects.get(resource.key(ns, name).as_str()).cloned()
     }
 
     /// All objects of a resource, complete, in list order.
     pub fn all(&self, resource: Resource) -> Vec<Value> {
-        let objects: Vec<_> = self.lock().tables[resource as usize]
-            .objects
-            .values()
-            .cloned()
-            .collect();
-        objects
-            .iter()
-            .map(|object| object.full_value(resource))
-            .collect()
+        let objects: Vec<_> =
+            self.lock().tables[resource as usize].objects.values().cloned().collect();
+        objects.iter().map(|object| object.full_value(resource)).collect()
     }
 
     /// How many objects of a resource there are.
@@ -169,10 +148,7 @@ impl Store {
         let name = new_name(&mut object, &mut inner)?;
         let namespace = own_namespace(resource, &mut object);
         let key = resource.key(&namespace, &name);
-        if inner.tables[resource as usize]
-            .objects
-            .contains_key(key.as_str())
-        {
+        if inner.tables[resource as usize].objects.contains_key(key.as_str()) {
             return Err(Status::already_exists(resource, &name));
         }
         defaults::on_create(resource, &mut object, write.status);
@@ -208,16 +184,11 @@ impl Store {
     ) -> Result<Arc<Object>, Status> {
         let mut inner = self.lock();
         let key = resource.key(namespace, name);
-        let stored = inner.tables[resource as usize]
-            .objects
-            .get(key.as_str())
-            .cloned();
+        let stored = inner.tables[resource as usize].objects.get(key.as_str()).cloned();
         let stored = stored.ok_or_else(|| Status::not_found(resource, name))?;
         let old = stored.value();
         let mut new = change(stored.full_value(resource))?;
-        let wanted = new["metadata"]["resourceVersion"]
-            .as_str()
-            .unwrap_or_default();
+        let wanted = new["metadata"]["resourceVersion"].as_str().unwrap_or_default();
         if !wanted.is_empty() && wanted != stored.version.to_string() {
             return Err(Status::conflict(resource, name));
         }
@@ -264,12 +235,7 @@ impl Store {
         }
         inner.version += 1;
         let version = inner.version;
-        let change = Change {
-            version,
-            key,
-            before: Some(before.clone()),
-            after: None,
-        };
+        let change = Change { version, key, before: Some(before.clone()), after: None };
         inner.tables[resource as usize].push(change, self.settings.history);
         self.changed.send_replace(inner.version);
         Ok(before)
@@ -291,12 +257,7 @@ impl Store {
             let (key, object): (Arc<str>, _) = (key.into(), Arc::new(object));
             let table = &mut inner.tables[resource as usize];
             let before = table.objects.insert(key.clone(), object.clone());
-            let change = Change {
-                version,
-                key,
-                before,
-                after: Some(object),
-            };
+            let change = Change { version, key, before, after: Some(object) };
             table.push(change, self.settings.history);
         }
         self.changed.send_replace(inner.version);
@@ -327,16 +288,7 @@ impl Store {
         if self.settings.managed_fields {
             let time = now();
             let (manager, subresource) = (write.manager, write.subresource);
-            managed::record(
-                resource,
-                new,
-                old,
-                Writer {
-                    manager,
-                    subresource,
-                    time: &time,
-                },
-            );
+            managed::record(resource, new, old, Writer { manager, subresource, time: &time });
         }
     }
 }
@@ -356,12 +308,7 @@ impl Inner {
         let table = &mut self.tables[resource as usize];
         let key: Arc<str> = key.into();
         let before = table.objects.insert(key.clone(), object.clone());
-        let change = Change {
-            version: self.version,
-            key,
-            before,
-            after: Some(object.clone()),
-        };
+        let change = Change { version: self.version, key, before, after: Some(object.clone()) };
         table.push(change, history);
         object
     }
@@ -389,18 +336,14 @@ impl Table {
         if version < self.compacted {
             return Err(Status::too_old(version, self.compacted));
         }
-        let first = self
-            .changes
-            .partition_point(|change| change.version <= version);
+        let first = self.changes.partition_point(|change| change.version <= version);
         Ok(self.changes.range(first..))
     }
 }
 
 /// RFC 3339 in UTC, whole seconds, as object metadata has it.
 pub(super) fn now() -> String {
-    jiff::Timestamp::now()
-        .strftime("%Y-%m-%dT%H:%M:%SZ")
-        .to_string()
+    jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
 fn new_name(object: &mut Value, inner: &mut Inner) -> Result<String, Status> {
@@ -424,10 +367,7 @@ fn own_namespace(resource: Resource, object: &mut Value) -> String {
     if metadata["namespace"].as_str().is_none_or(str::is_empty) {
         metadata["namespace"] = json!("default");
     }
-    metadata["namespace"]
-        .as_str()
-        .unwrap_or_default()
-        .to_owned()
+    metadata["namespace"].as_str().unwrap_or_default().to_owned()
 }
 
 /// What a client cannot change, or did not mean to.
@@ -439,13 +379,7 @@ fn keep_server_fields(resource: Resource, new: &mut Value, old: &Value, write: W
         (new["kind"], new["apiVersion"], new["status"]) = (kind, version, status);
         return;
     }
-    for field in [
-        "name",
-        "namespace",
-        "uid",
-        "creationTimestamp",
-        "generation",
-    ] {
+    for field in ["name", "namespace", "uid", "creationTimestamp", "generation"] {
         new["metadata"][field] = old["metadata"][field].clone();
     }
     if new["metadata"]["managedFields"].is_null() {

@@ -20,28 +20,17 @@ pub(super) struct Tls {
 pub(super) fn generate(addresses: &[IpAddr]) -> anyhow::Result<Tls> {
     let mut ca = CertificateParams::new(Vec::new())?;
     ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    ca.key_usages = vec![
-        KeyUsagePurpose::KeyCertSign,
-        KeyUsagePurpose::DigitalSignature,
-    ];
+    ca.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
     ca.distinguished_name.push(DnType::CommonName, "kubernetes");
     let ca_key = KeyPair::generate()?;
     let ca_pem = ca.self_signed(&ca_key)?.pem();
     let issuer = Issuer::new(ca, ca_key);
 
-    let fixed = [
-        "localhost",
-        "kubernetes",
-        "kubernetes.default.svc",
-        "127.0.0.1",
-        "::1",
-    ];
+    let fixed = ["localhost", "kubernetes", "kubernetes.default.svc", "127.0.0.1", "::1"];
     let mut names: Vec<String> = fixed.map(str::to_owned).into();
     names.extend(addresses.iter().map(ToString::to_string));
     let mut server = CertificateParams::new(names)?;
-    server
-        .distinguished_name
-        .push(DnType::CommonName, "kube-apiserver");
+    server.distinguished_name.push(DnType::CommonName, "kube-apiserver");
     let key = KeyPair::generate()?;
     let certificate = server.signed_by(&key, &issuer)?;
 
@@ -53,8 +42,5 @@ pub(super) fn generate(addresses: &[IpAddr]) -> anyhow::Result<Tls> {
         .with_single_cert(vec![certificate.der().clone()], key)
         .context("server certificate")?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(Tls {
-        config: Arc::new(config),
-        ca_pem,
-    })
+    Ok(Tls { config: Arc::new(config), ca_pem })
 }

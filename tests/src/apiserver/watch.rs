@@ -65,13 +65,7 @@ pub(super) fn start(shared: &Arc<Shared>, request: WatchRequest) -> Body {
     let out = out.of_watch();
     let expired = out.faults.borrow().watches_expired;
     let open = shared.log.watch_opened(request.resource);
-    let mut watch = Watch {
-        shared: shared.clone(),
-        request,
-        out,
-        version: 0,
-        expired,
-    };
+    let mut watch = Watch { shared: shared.clone(), request, out, version: 0, expired };
     tokio::spawn(async move {
         // An end that the client or a fault brought about needs no further answer.
         let _: Result<(), Closed> = watch.run().await;
@@ -176,11 +170,8 @@ impl Watch {
         let resource = self.request.resource;
         let selected = |object: &Option<Arc<Object>>| {
             object.clone().filter(|object| {
-                let here = self
-                    .request
-                    .namespace
-                    .as_deref()
-                    .is_none_or(|n| n == &*object.namespace);
+                let here =
+                    self.request.namespace.as_deref().is_none_or(|n| n == &*object.namespace);
                 here && self.request.selector.matches(object)
             })
         };
@@ -206,10 +197,7 @@ impl Watch {
 
     async fn event(&mut self, kind: &str, object: &[u8]) -> Result<(), Closed> {
         if self.out.faults.borrow().set.rubbish {
-            return self
-                .out
-                .send(Bytes::from_static(b"<html>{\"type\":\n"))
-                .await;
+            return self.out.send(Bytes::from_static(b"<html>{\"type\":\n")).await;
         }
         let mut line = Vec::with_capacity(object.len() + 40);
         line.extend_from_slice(format!(r#"{{"type":"{kind}","object":"#).as_bytes());

@@ -45,9 +45,7 @@ struct Args {
 }
 
 fn parse_generate(text: &str) -> Result<(usize, usize), String> {
-    let parts = text
-        .split_once(':')
-        .and_then(|(n, m)| Some((n.parse().ok()?, m.parse().ok()?)));
+    let parts = text.split_once(':').and_then(|(n, m)| Some((n.parse().ok()?, m.parse().ok()?)));
     parts.ok_or_else(|| "expected SERVICES:ENDPOINTS, such as 1000:10".to_owned())
 }
 
@@ -64,10 +62,7 @@ fn main() -> anyhow::Result<()> {
     for path in &args.manifests {
         let text =
             std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
-        server
-            .store()
-            .load_yaml(&text)
-            .with_context(|| path.display().to_string())?;
+        server.store().load_yaml(&text).with_context(|| path.display().to_string())?;
     }
     if let Some((services, endpoints)) = args.generate {
         server.store().load_generated(services, endpoints);
@@ -77,10 +72,7 @@ fn main() -> anyhow::Result<()> {
     }
     let services = server.store().len(Resource::Service);
     let slices = server.store().len(Resource::EndpointSlice);
-    println!(
-        "test-apiserver ready: {} services={services} endpointslices={slices}",
-        server.url()
-    );
+    println!("test-apiserver ready: {} services={services} endpointslices={slices}", server.url());
     std::io::stdout().flush()?;
     loop {
         std::thread::park();

@@ -55,13 +55,11 @@ impl Client {
     }
 
     pub async fn post(&self, path: &str, body: &Value) -> Reply {
-        self.send(Method::POST, path, "application/json", body)
-            .await
+        self.send(Method::POST, path, "application/json", body).await
     }
 
     pub async fn patch(&self, path: &str, how: &str, body: &Value) -> Reply {
-        self.send(Method::PATCH, path, &format!("application/{how}"), body)
-            .await
+        self.send(Method::PATCH, path, &format!("application/{how}"), body).await
     }
 
     pub async fn send(&self, method: Method, path: &str, mime: &str, body: &Value) -> Reply {
@@ -93,17 +91,10 @@ impl Client {
 
     /// A watch, by its path and query.
     pub async fn watch(&self, path: &str) -> Events {
-        let response = self
-            .open(Method::GET, path, "", &Value::Null)
-            .await
-            .unwrap();
+        let response = self.open(Method::GET, path, "", &Value::Null).await.unwrap();
         assert_eq!(response.status(), 200, "watch {path}");
         let headers = response.headers().clone();
-        Events {
-            headers,
-            stream: response.into_body().into_data_stream(),
-            buffer: Vec::new(),
-        }
+        Events { headers, stream: response.into_body().into_data_stream(), buffer: Vec::new() }
     }
 
     async fn open(
@@ -124,19 +115,14 @@ impl Client {
         if !mime.is_empty() {
             request = request.header(header::CONTENT_TYPE, mime);
         }
-        let body = if body.is_null() {
-            Body::empty()
-        } else {
-            Body::from(body.to_string())
-        };
+        let body = if body.is_null() { Body::empty() } else { Body::from(body.to_string()) };
         let request = request.body(body)?;
         match &self.ca_pem {
             None => self.exchange(stream, request).await,
             Some(pem) => {
                 let connector = TlsConnector::from(Arc::new(tls(pem, self.http2)?));
                 let name = ServerName::from(self.address.ip());
-                self.exchange(connector.connect(name, stream).await?, request)
-                    .await
+                self.exchange(connector.connect(name, stream).await?, request).await
             }
         }
     }
@@ -168,11 +154,7 @@ fn tls(ca_pem: &str, http2: bool) -> anyhow::Result<ClientConfig> {
         .with_safe_default_protocol_versions()?
         .with_root_certificates(roots)
         .with_no_client_auth();
-    config.alpn_protocols = vec![if http2 {
-        b"h2".to_vec()
-    } else {
-        b"http/1.1".to_vec()
-    }];
+    config.alpn_protocols = vec![if http2 { b"h2".to_vec() } else { b"http/1.1".to_vec() }];
     Ok(config)
 }
 

@@ -17,20 +17,12 @@ use serde_json::{Value, json};
 
 /// A server without TLS, for tests that are not about it.
 pub fn plain() -> ApiServer {
-    ApiServer::start(Options {
-        tls: false,
-        ..Options::default()
-    })
-    .unwrap()
+    ApiServer::start(Options { tls: false, ..Options::default() }).unwrap()
 }
 
 /// A server that holds nothing at all.
 pub fn empty() -> ApiServer {
-    let options = Options {
-        tls: false,
-        kubernetes_endpoint: None,
-        ..Options::default()
-    };
+    let options = Options { tls: false, kubernetes_endpoint: None, ..Options::default() };
     ApiServer::start(options).unwrap()
 }
 
@@ -46,8 +38,5 @@ pub fn service(name: &str) -> Value {
 /// Names of a list's items.
 pub fn names(list: &Value) -> Vec<&str> {
     let items = list["items"].as_array().unwrap();
-    items
-        .iter()
-        .map(|item| item["metadata"]["name"].as_str().unwrap())
-        .collect()
+    items.iter().map(|item| item["metadata"]["name"].as_str().unwrap()).collect()
 }

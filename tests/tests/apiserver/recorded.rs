@@ -30,24 +30,12 @@ macro_rules! recorded {
 fn parse(text: &str) -> Recorded {
     let (head, body) = text.split_once("\n\n").unwrap();
     let mut head = head.lines();
-    let code = head
-        .next()
-        .unwrap()
-        .split(' ')
-        .nth(1)
-        .unwrap()
-        .parse()
-        .unwrap();
-    let mut headers: Vec<String> = head
-        .map(|line| line.split_once(':').unwrap().0.to_owned())
-        .collect();
+    let code = head.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+    let mut headers: Vec<String> =
+        head.map(|line| line.split_once(':').unwrap().0.to_owned()).collect();
     headers.sort();
     let lines = body.lines().filter(|l| !l.is_empty());
-    Recorded {
-        code,
-        headers,
-        lines: lines.map(|l| serde_json::from_str(l).unwrap()).collect(),
-    }
+    Recorded { code, headers, lines: lines.map(|l| serde_json::from_str(l).unwrap()).collect() }
 }
 
 fn header_names(headers: &HeaderMap) -> Vec<String> {
@@ -62,13 +50,7 @@ fn header_names(headers: &HeaderMap) -> Vec<String> {
 /// Replaces what differs from run to run by its kind.
 fn normalise(value: &mut Value) {
     let varying = |key: &str| {
-        let keys = [
-            "uid",
-            "resourceVersion",
-            "creationTimestamp",
-            "time",
-            "nodePort",
-        ];
+        let keys = ["uid", "resourceVersion", "creationTimestamp", "time", "nodePort"];
         keys.contains(&key) || ["healthCheckNodePort", "generation", "continue"].contains(&key)
     };
     match value {
@@ -97,9 +79,7 @@ fn allocated(text: &str) -> Option<IpNetwork> {
     let ranges = ["10.96.0.0/12", "fd00:10:96::/108"];
     let chosen_by_hand = ["10.96.0.1", "10.96.0.10"].contains(&text);
     let ranges = ranges.map(|range| range.parse::<IpNetwork>().unwrap());
-    ranges
-        .into_iter()
-        .find(|range| range.contains(ip) && !chosen_by_hand)
+    ranges.into_iter().find(|range| range.contains(ip) && !chosen_by_hand)
 }
 
 fn assert_same(mut ours: Value, mut theirs: Value) {
@@ -108,23 +88,11 @@ fn assert_same(mut ours: Value, mut theirs: Value) {
     if ours != theirs {
         let text = |value: &Value| serde_json::to_string_pretty(value).unwrap();
         let (ours, theirs) = (text(&ours), text(&theirs));
-        let at = ours
-            .lines()
-            .zip(theirs.lines())
-            .position(|(a, b)| a != b)
-            .unwrap_or(0);
+        let at = ours.lines().zip(theirs.lines()).position(|(a, b)| a != b).unwrap_or(0);
         let near = |text: &str| {
-            text.lines()
-                .skip(at.saturating_sub(12))
-                .take(24)
-                .collect::<Vec<_>>()
-                .join("\n")
+            text.lines().skip(at.saturating_sub(12)).take(24).collect::<Vec<_>>().join("\n")
         };
-        panic!(
-            "line {at}\n--- ours\n{}\n--- recorded\n{}",
-            near(&ours),
-            near(&theirs)
-        );
+        panic!("line {at}\n--- ours\n{}\n--- recorded\n{}", near(&ours), near(&theirs));
     }
 }
 
@@ -151,9 +119,7 @@ const MERGE: &str = "merge-patch+json";
 const STRATEGIC: &str = "strategic-merge-patch+json";
 
 async fn patch(client: &Client, how: &str, path: &str, change: Value) {
-    let reply = client
-        .patch(&format!("{path}?fieldManager=kubectl-patch"), how, &change)
-        .await;
+    let reply = client.patch(&format!("{path}?fieldManager=kubectl-patch"), how, &change).await;
     assert_eq!(reply.code, 200, "{}", reply.text);
 }
 
@@ -179,13 +145,7 @@ async fn replay() -> (ApiServer, Client) {
     patch(&client, MERGE, &format!("{shop}/web/status"), status).await;
     let ingress = json!([{"ip": "203.0.113.81", "ipMode": "Proxy"}]);
     let status = json!({"status": {"loadBalancer": {"ingress": ingress}}});
-    patch(
-        &client,
-        MERGE,
-        &format!("{shop}/behind-proxy-lb/status"),
-        status,
-    )
-    .await;
+    patch(&client, MERGE, &format!("{shop}/behind-proxy-lb/status"), status).await;
     let ports = json!({"spec": {"ports": [{"name": "grpc2", "port": 9001, "targetPort": 9001}]}});
     patch(&client, STRATEGIC, &format!("{shop}/api"), ports).await;
     (server, client)
@@ -194,11 +154,7 @@ async fn replay() -> (ApiServer, Client) {
 async fn compare(client: &Client, path: &str, theirs: Recorded) {
     let ours = client.get(path).await;
     assert_eq!(ours.code, theirs.code);
-    assert_eq!(
-        header_names(&ours.headers),
-        theirs.headers,
-        "headers of {path}"
-    );
+    assert_eq!(header_names(&ours.headers), theirs.headers, "headers of {path}");
     assert_eq!(ours.headers["content-type"], "application/json");
     assert_same(ours.json(), theirs.lines[0].clone());
 }
@@ -223,10 +179,7 @@ async fn pages_are_as_recorded() {
             base64::Engine::decode(&base64::engine::general_purpose::URL_SAFE_NO_PAD, token);
         let text = String::from_utf8(bytes.unwrap()).unwrap();
         let (head, rest) = text.split_once(r#""rv":"#).unwrap();
-        format!(
-            "{head}{}",
-            rest.trim_start_matches(|c: char| c.is_ascii_digit())
-        )
+        format!("{head}{}", rest.trim_start_matches(|c: char| c.is_ascii_digit()))
     };
     compare(&client, "/api/v1/services?limit=3", first).await;
     let ours = client.get("/api/v1/services?limit=3").await.json();
@@ -234,12 +187,7 @@ async fn pages_are_as_recorded() {
     assert_eq!(token_form(&ours), token_form(&theirs));
     let token = ours["metadata"]["continue"].as_str().unwrap();
     let second = format!("/api/v1/services?limit=3&continue={token}");
-    compare(
-        &client,
-        &second,
-        recorded!("list-services-page2-limit3.http"),
-    )
-    .await;
+    compare(&client, &second, recorded!("list-services-page2-limit3.http")).await;
     let ours = client.get(&second).await.json();
     let theirs = recorded!("list-services-page2-limit3.http").lines.remove(0);
     assert_eq!(token_form(&ours), token_form(&theirs));
@@ -249,12 +197,7 @@ async fn pages_are_as_recorded() {
 async fn a_node_is_as_recorded() {
     let (_server, client) = replay().await;
     let theirs = recorded!("get-node.http");
-    apply(
-        &client,
-        "/api/v1/nodes",
-        &as_applied(&theirs.lines[0]).unwrap(),
-    )
-    .await;
+    apply(&client, "/api/v1/nodes", &as_applied(&theirs.lines[0]).unwrap()).await;
     let addresses = theirs.lines[0]["status"]["addresses"].clone();
     let status = json!({"status": {"addresses": addresses}});
     patch(&client, MERGE, "/api/v1/nodes/node-a/status", status).await;
@@ -273,43 +216,24 @@ async fn a_node_is_as_recorded() {
 async fn no_token_and_a_wrong_one_are_answered_as_recorded() {
     let server = plain();
     for token in [None, Some("wrong".to_owned())] {
-        let client = Client {
-            token,
-            ..Client::new(&server)
-        };
-        compare(
-            &client,
-            "/api/v1/services",
-            recorded!("list-unauthorized.http"),
-        )
-        .await;
+        let client = Client { token, ..Client::new(&server) };
+        compare(&client, "/api/v1/services", recorded!("list-unauthorized.http")).await;
         assert_eq!(client.get("/api/v1/services?watch=true").await.code, 401);
     }
-    let anonymous = Client {
-        token: None,
-        ..Client::new(&server)
-    };
+    let anonymous = Client { token: None, ..Client::new(&server) };
     assert_eq!(anonymous.get("/healthz").await.text, "ok");
-    assert_eq!(
-        anonymous.get("/version").await.json()["gitVersion"],
-        "v1.36.2"
-    );
+    assert_eq!(anonymous.get("/version").await.json()["gitVersion"], "v1.36.2");
 }
 
 #[tokio::test]
 async fn too_old_a_version_is_answered_as_recorded() {
     let (_server, client) = replay().await;
     let theirs = recorded!("watch-too-old.http");
-    let mut watch = client
-        .watch("/api/v1/services?watch=true&resourceVersion=1")
-        .await;
+    let mut watch = client.watch("/api/v1/services?watch=true&resourceVersion=1").await;
     assert_eq!(header_names(&watch.headers), theirs.headers);
     let mut ours = watch.event().await;
     let message = ours["object"]["message"].as_str().unwrap().to_owned();
-    assert!(
-        message.starts_with("too old resource version: 1 ("),
-        "{message}"
-    );
+    assert!(message.starts_with("too old resource version: 1 ("), "{message}");
     ours["object"]["message"] = theirs.lines[0]["object"]["message"].clone();
     assert_same(ours, theirs.lines[0].clone());
     assert_eq!(watch.next(PATIENCE).await, Next::End);
@@ -320,14 +244,7 @@ async fn a_watch_list_is_as_recorded() {
     let (_server, client) = replay().await;
     // The recording was made while `fresh` was there and `proxied` was not.
     let theirs = recorded!("watchlist-services.http");
-    client
-        .send(
-            Method::DELETE,
-            "/api/v1/namespaces/shop/services/proxied",
-            "",
-            &Value::Null,
-        )
-        .await;
+    client.send(Method::DELETE, "/api/v1/namespaces/shop/services/proxied", "", &Value::Null).await;
     create_fresh(&client).await;
     let path = "/api/v1/services?watch=true&sendInitialEvents=true\
                 &resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true";
@@ -363,18 +280,11 @@ async fn watches_are_as_recorded() {
     let mut slices = client.watch(&format!("{slices}?{query}")).await;
 
     let delete = |path: &'static str| client.send(Method::DELETE, path, "", &Value::Null);
-    assert_eq!(
-        delete("/api/v1/namespaces/shop/services/proxied")
-            .await
-            .code,
-        200
-    );
+    assert_eq!(delete("/api/v1/namespaces/shop/services/proxied").await.code, 200);
     create_fresh(&client).await;
     let shop = "/apis/discovery.k8s.io/v1/namespaces/shop/endpointslices";
     assert_eq!(
-        delete("/apis/discovery.k8s.io/v1/namespaces/shop/endpointslices/orphan")
-            .await
-            .code,
+        delete("/apis/discovery.k8s.io/v1/namespaces/shop/endpointslices/orphan").await.code,
         200
     );
     let web = client.get(&format!("{shop}/web-v4")).await.json();
