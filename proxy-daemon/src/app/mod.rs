@@ -1,6 +1,194 @@
-//! Wiring.
+//! Wiring: from flags to running threads, and the order of starting and stopping.
 
+mod addresses;
+mod conntrack;
+mod ipvs;
+mod logging;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::time::Instant;
+
+use tokio::sync::mpsc;
+use tracing::{error, info, warn};
+
+use crate::config::{self, Config, ProxyMode, Source};
+use crate::kernel::capabilities::check_net_admin;
+use crate::model::{Event, Family};
+use crate::serve::{self, Status};
+use crate::sync::{self, Engine, EngineConfig, Input, NodePortAddresses};
+use crate::watch::manifests::Manifests;
+use crate::watch::{self, SourceStats};
+
+/// Events that wait for the engine. Beyond that the source waits: a first list of tens
+/// of thousands of objects is one event, so this is deep enough.
+const QUEUE: usize = 1024;
+
+/// A sentence for the user; everything that ends a start comes as one.
+type Fatal = String;
+
+/// The program.
 #[must_use]
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+pub fn main() -> ExitCode {
+    let hostname = nix::unistd::gethostname()
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default();
+    let config = match Config::from_args(std::env::args_os(), &hostname) {
+        Ok(config) => config,
+        Err(usage) => {
+            // Nothing is left to do when standard error is closed.
+            let _ = usage.print();
+            return ExitCode::from(usage.exit_code());
+        }
+    };
+    logging::start(config.logging);
+    for warning in &config.warnings {
+        warn!("{warning}");
+    }
+    match run(&config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(fatal) => {
+            error!("{fatal}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(config: &Config) -> Result<(), Fatal> {
+    check_net_admin().map_err(|error| error.to_string())?;
+    match config.proxy_mode {
+        ProxyMode::Ipvs => {}
+        ProxyMode::Ebpf => {
+            return Err("--proxy-mode=ebpf: this version loads and tests its eBPF programs but \
+                        carries no traffic with them yet; use --proxy-mode=ipvs"
+                .to_owned());
+        }
+    }
+    if config.cleanup {
+        return ipvs::cleanup(config);
+    }
+    let families = families();
+    let (plane, link) = ipvs::plane(config, &families)?;
+    conntrack::apply(config);
+
+    let status = Status::new(config, &families);
+    let (inputs, engine_inputs) = sync_channel(QUEUE);
+    let engine = Engine::new(plane, status.observer(), engine_config(config, families), Instant::now());
+    let min_interval = config.ipvs.min_sync_period;
+    let engine = std::thread::Builder::new()
+        .name("engine".into())
+        .spawn(move || sync::run(engine, &engine_inputs, min_interval))
+        .map_err(|error| format!("cannot start the engine's thread: {error}"))?;
+    addresses::watch(link, inputs.clone())?;
+
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| format!("cannot start the runtime: {error}"))?;
+    let ended = runtime.block_on(serve_until_stopped(config, status, inputs.clone()));
+    // What was programmed stays; the next start takes it over.
+    if inputs.send(Input::Stop).is_ok() && engine.join().is_err() {
+        return Err("the engine ended in a panic".to_owned());
+    }
+    runtime.shutdown_background();
+    ended
+}
+
+fn engine_config(config: &Config, families: Vec<Family>) -> EngineConfig {
+    EngineConfig {
+        node_name: config.node_name.clone(),
+        families,
+        node_port_addresses: match &config.node_port_addresses {
+            config::NodePortAddresses::All => NodePortAddresses::All,
+            config::NodePortAddresses::Primary => NodePortAddresses::Primary,
+            config::NodePortAddresses::Cidrs(cidrs) => NodePortAddresses::Cidrs(cidrs.clone()),
+        },
+        masquerade_all: config.masquerade.all,
+        sync_period: config.ipvs.sync_period,
+        drain_timeout: config.drain_timeout,
+    }
+}
+
+/// A kernel without IPv6 has no such file; Services of that family are then left out.
+fn families() -> Vec<Family> {
+    if std::path::Path::new("/proc/net/if_inet6").exists() {
+        Family::ALL.to_vec()
+    } else {
+        info!("this kernel has no IPv6: only IPv4 Services are programmed");
+        vec![Family::V4]
+    }
+}
+
+async fn serve_until_stopped(
+    config: &Config,
+    status: Arc<Status>,
+    inputs: SyncSender<Input>,
+) -> Result<(), Fatal> {
+    let (events, received) = mpsc::channel(QUEUE);
+    forward(received, inputs)?;
+    let stats = Arc::new(SourceStats::default());
+    status.watch_source(Arc::clone(&stats));
+    let source = source(config, events, stats);
+    let servers = serve::run(status, config.serving);
+    tokio::select! {
+        ended = source => ended,
+        ended = servers => ended.map_err(|error| error.to_string()),
+        signal = stop_signal() => {
+            info!("{signal}: stopping; what is programmed stays");
+            Ok(())
+        }
+    }
+}
+
+async fn source(
+    config: &Config,
+    events: mpsc::Sender<Event>,
+    stats: Arc<SourceStats>,
+) -> Result<(), Fatal> {
+    let node = config.node_name.clone();
+    match &config.source {
+        Source::Api { kubeconfig, master } => {
+            let client = watch::kube::client(kubeconfig.as_deref(), master.as_deref())
+                .await
+                .map_err(|error| error.to_string())?;
+            watch::kube::run(client, node, events, stats).await;
+        }
+        Source::Manifests(directory) => {
+            let manifests = Manifests::open(directory, node, stats)
+                .map_err(|error| format!("--manifests: {error}"))?;
+            manifests.run(events).await;
+        }
+    }
+    Err("the source of objects ended: the engine is gone".to_owned())
+}
+
+/// From the sources' async world to the engine's thread.
+fn forward(mut events: mpsc::Receiver<Event>, inputs: SyncSender<Input>) -> Result<(), Fatal> {
+    std::thread::Builder::new()
+        .name("events".into())
+        .spawn(move || {
+            while let Some(event) = events.blocking_recv() {
+                if inputs.send(Input::Object(event)).is_err() {
+                    return;
+                }
+            }
+        })
+        .map(|_| ())
+        .map_err(|error| format!("cannot start the event thread: {error}"))
+}
+
+async fn stop_signal() -> &'static str {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        warn!("signals cannot be handled: SIGTERM ends the process at once, which is safe too");
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    }
 }

@@ -84,12 +84,20 @@ impl Sysctls {
     /// # Errors
     /// When it cannot be read, or differs and cannot be written.
     pub fn set(&self, setting: &Setting) -> Result<bool, SysctlError> {
-        if self.read(setting.name)? == setting.value {
+        self.set_to(setting.name, setting.value)
+    }
+
+    /// [`Sysctls::set`] for a value that is known at run time only.
+    ///
+    /// # Errors
+    /// When it cannot be read, or differs and cannot be written.
+    pub fn set_to(&self, name: &str, value: &str) -> Result<bool, SysctlError> {
+        if self.read(name)? == value {
             return Ok(false);
         }
-        let path = self.root.join(setting.name);
-        fs::write(&path, setting.value).map(|()| true).map_err(|source| SysctlError {
-            name: setting.name.to_owned(),
+        let path = self.root.join(name);
+        fs::write(&path, value).map(|()| true).map_err(|source| SysctlError {
+            name: name.to_owned(),
             operation: "write",
             path,
             source,

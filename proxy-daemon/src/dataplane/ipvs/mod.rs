@@ -1,4 +1,301 @@
-//! IPVS data plane.
+//! The IPVS data plane: virtual servers by generic netlink, their addresses on a dummy
+//! link, and what IPVS cannot do in nf_tables sets of our own.
 
+mod apply;
 pub mod codec;
-pub mod proc;
+mod objects;
+mod proc;
+mod readback;
+pub mod ruleset;
+
+use std::fmt;
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use nix::libc;
+use tracing::{info, warn};
+
+use self::codec::{Requests, SchedulerName, Timeouts, VirtualServer, VirtualServerKey};
+use self::ruleset::{Ruleset, RulesetConfig};
+use super::{Dataplane, OpError, PlaneError, Readback, WorkDone};
+use crate::kernel::links::Links;
+use crate::kernel::modules::MissingModule;
+use crate::kernel::netlink::{Errno, Netlink, resolve_family};
+use crate::kernel::sysctl::{KernelVersion, Sysctls, ipvs_settings};
+use crate::model::{Family, LocalDetect, Node};
+use crate::plan::Op;
+use crate::policy::{Frontend, FrontendKey};
+
+pub use objects::{Forward, Key, ServerConfig, Value};
+
+/// The dummy link, named as kube-proxy names it, so that its addresses are taken over.
+pub const LINK: &str = "kube-ipvs0";
+
+/// A mark that nobody routes by, for the virtual server that tries the scheduler.
+const TRIAL_MARK: u32 = 0x7FFF_5EED;
+
+/// What counts as a pod of this node, which may depend on the Node (NodeCIDR mode).
+pub type LocalDetection = Box<dyn Fn(Option<&Node>) -> LocalDetect + Send>;
+
+pub struct IpvsConfig {
+    pub scheduler: SchedulerName,
+    pub families: Vec<Family>,
+    pub masquerade_all: bool,
+    pub masquerade_bit: u8,
+    pub local_detection: LocalDetection,
+    pub sysctl_root: PathBuf,
+    pub strict_arp: bool,
+    pub tcp_timeout: Option<Duration>,
+    pub tcp_fin_timeout: Option<Duration>,
+    pub udp_timeout: Option<Duration>,
+}
+
+impl fmt::Debug for IpvsConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IpvsConfig").field("scheduler", &self.scheduler).finish_non_exhaustive()
+    }
+}
+
+/// The kernel interfaces of this plane.
+pub struct Seams<N> {
+    /// Generic netlink.
+    pub generic: N,
+    /// Netfilter netlink.
+    pub netfilter: N,
+    pub links: Box<dyn Links>,
+    pub kernel: KernelVersion,
+    /// `/proc/thread-self/net/ip_vs`, or a file like it.
+    pub table: PathBuf,
+}
+
+impl<N> fmt::Debug for Seams<N> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Seams").field("kernel", &self.kernel).finish_non_exhaustive()
+    }
+}
+
+pub struct IpvsPlane<N: Netlink> {
+    config: IpvsConfig,
+    generic: N,
+    ruleset: Ruleset<N>,
+    links: Box<dyn Links>,
+    kernel: KernelVersion,
+    table: PathBuf,
+    requests: Option<Requests>,
+    link: u32,
+    local_detect: LocalDetect,
+    /// Sysctls that could not be set, so that each is said once.
+    complained: Vec<&'static str>,
+    reads: u64,
+}
+
+impl<N: Netlink> fmt::Debug for IpvsPlane<N> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IpvsPlane").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl<N: Netlink> IpvsPlane<N> {
+    pub fn new(config: IpvsConfig, seams: Seams<N>) -> Self {
+        let local_detect = (config.local_detection)(None);
+        Self {
+            config,
+            generic: seams.generic,
+            ruleset: Ruleset::new(seams.netfilter),
+            links: seams.links,
+            kernel: seams.kernel,
+            table: seams.table,
+            requests: None,
+            link: 0,
+            local_detect,
+            complained: Vec::new(),
+            reads: 0,
+        }
+    }
+
+    /// The family id, which the kernel hands out when the module is loaded.
+    fn requests(&mut self) -> Result<Requests, PlaneError> {
+        if let Some(requests) = self.requests {
+            return Ok(requests);
+        }
+        let family = resolve_family(&mut self.generic, "IPVS", "ip_vs")
+            .map_err(|error| PlaneError::new("IPVS", error))?;
+        Ok(*self.requests.insert(Requests::new(family)))
+    }
+
+    fn set_sysctls(&mut self) -> Result<(), PlaneError> {
+        let sysctls = Sysctls::at(&self.config.sysctl_root);
+        for setting in ipvs_settings(self.kernel, self.config.strict_arp) {
+            match sysctls.set(&setting) {
+                Ok(true) => info!(sysctl = setting.name, value = setting.value, "set"),
+                Ok(false) => {}
+                // Nothing is masqueraded without it: better not to start.
+                Err(error) if setting.name.ends_with("vs/conntrack") => {
+                    return Err(PlaneError::new("sysctls", error));
+                }
+                Err(error) if !self.complained.contains(&setting.name) => {
+                    self.complained.push(setting.name);
+                    warn!(%error, wanted = setting.value, "going on without this sysctl");
+                }
+                Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn set_timeouts(&mut self, requests: Requests) -> Result<(), PlaneError> {
+        let seconds = |time: Option<Duration>| {
+            time.map(|time| u32::try_from(time.as_secs()).unwrap_or(u32::MAX))
+        };
+        let timeouts = Timeouts {
+            tcp: seconds(self.config.tcp_timeout),
+            tcp_fin: seconds(self.config.tcp_fin_timeout),
+            udp: seconds(self.config.udp_timeout),
+        };
+        if timeouts == Timeouts::default() {
+            return Ok(());
+        }
+        self.one(requests.set_timeouts(&timeouts))?
+            .map_err(|errno| PlaneError::new("IPVS timeouts", errno))
+    }
+
+    /// Makes and deletes a virtual server with the scheduler, which loads its module.
+    fn try_scheduler(&mut self, requests: Requests) -> Result<(), PlaneError> {
+        let Some(mark) = NonZeroU32::new(TRIAL_MARK) else { return Ok(()) };
+        let key = VirtualServerKey::FwMark { mark, family: Family::V4 };
+        let scheduler = self.config.scheduler.clone();
+        match self.one(requests.new_service(&VirtualServer::new(key, scheduler.clone())))? {
+            Ok(()) => {}
+            Err(Errno(libc::ENOENT)) => {
+                let feature = format!("IPVS scheduler `{scheduler}` (--ipvs-scheduler)");
+                let missing = MissingModule::new(scheduler.module(), feature);
+                return Err(PlaneError::new("IPVS scheduler", missing));
+            }
+            // Left by a start that was killed right here.
+            Err(Errno(libc::EEXIST)) => {}
+            Err(errno) => return Err(PlaneError::new("IPVS scheduler", errno)),
+        }
+        self.one(requests.del_service(&key))?
+            .map_err(|errno| PlaneError::new("IPVS scheduler trial", errno))
+    }
+
+    fn one(
+        &mut self,
+        request: crate::kernel::netlink::Message,
+    ) -> Result<Result<(), Errno>, PlaneError> {
+        let results = self
+            .generic
+            .request_all(&[request])
+            .map_err(|error| PlaneError::new("IPVS", error))?;
+        results.into_iter().next().ok_or_else(|| PlaneError::new("IPVS", "no answer"))
+    }
+
+    /// Removes everything that carries our mark, and nothing else. What was removed, in
+    /// words for the user.
+    ///
+    /// # Errors
+    /// When the kernel cannot be read or refuses.
+    pub fn cleanup(&mut self) -> Result<Vec<String>, PlaneError> {
+        let mut done = Vec::new();
+        self.open_link()?;
+        let readback = self.readback()?;
+        let wanted = crate::plan::Objects::default();
+        let ops: Vec<Op<Key>> = crate::plan::diff(
+            readback.ours.keys().filter(|key| !matches!(key, Key::RealServer(..))),
+            &wanted,
+            &readback.ours,
+        );
+        let results = self.apply(&ops);
+        for (op, result) in ops.iter().zip(&results) {
+            if let Err(error) = result {
+                return Err(PlaneError::new("cleanup", format!("{:?}: {error}", op.key())));
+            }
+        }
+        done.push(format!("{} kernel objects", ops.len()));
+        let tables =
+            self.ruleset.delete_table().map_err(|error| PlaneError::new("nf_tables", error))?;
+        done.extend(tables.iter().map(|family| format!("nf_tables table for {family}")));
+        let addresses =
+            self.links.addresses().map_err(|error| PlaneError::new("addresses", error))?;
+        if addresses.iter().any(|address| address.link == self.link) {
+            done.push(format!("{LINK} stays: it has addresses that are not ours"));
+        } else {
+            self.links.delete_dummy(LINK).map_err(|error| PlaneError::new("link", error))?;
+            done.push(format!("link {LINK}"));
+        }
+        Ok(done)
+    }
+
+    /// Everything that must be there for this plane to work at all: to be called at start,
+    /// so that the process ends with a sentence instead of failing later. Returns the
+    /// index of the dummy link.
+    ///
+    /// # Errors
+    /// Names the missing module or sysctl and what to do.
+    pub fn check(&mut self) -> Result<u32, PlaneError> {
+        let requests = self.requests()?;
+        self.open_link()?;
+        self.set_sysctls()?;
+        self.try_scheduler(requests)?;
+        self.set_timeouts(requests)?;
+        Ok(self.link)
+    }
+
+    fn open_link(&mut self) -> Result<(), PlaneError> {
+        self.link =
+            self.links.ensure_dummy(LINK).map_err(|error| PlaneError::new("link", error))?;
+        Ok(())
+    }
+}
+
+impl<N: Netlink> Dataplane for IpvsPlane<N> {
+    type Key = Key;
+
+    fn lower(&self, key: &FrontendKey, frontend: &Frontend) -> Vec<(Key, Value)> {
+        objects::lower(key, frontend, &self.config.scheduler)
+    }
+
+    fn node_changed(&mut self, node: Option<&Node>) -> bool {
+        let detect = (self.config.local_detection)(node);
+        let changed = detect != self.local_detect;
+        self.local_detect = detect;
+        changed
+    }
+
+    fn prepare(&mut self) -> Result<(), PlaneError> {
+        self.requests()?;
+        self.open_link()?;
+        self.set_sysctls()?;
+        let config = RulesetConfig {
+            masquerade_all: self.config.masquerade_all,
+            masquerade_bit: self.config.masquerade_bit,
+            local_detect: self.local_detect.clone(),
+            families: self.config.families.clone(),
+        };
+        self.ruleset.ensure(&config).map_err(|error| PlaneError::new("nf_tables", error))?;
+        Ok(())
+    }
+
+    fn readback(&mut self) -> Result<Readback<Key>, PlaneError> {
+        self.read_kernel()
+    }
+
+    fn apply(&mut self, ops: &[Op<Key>]) -> Vec<Result<(), OpError>> {
+        self.apply_all(ops)
+    }
+
+    fn unused(&mut self, retired: &[Key]) -> Result<Vec<Key>, PlaneError> {
+        self.without_connections(retired)
+    }
+
+    fn work(&self) -> WorkDone {
+        let parts =
+            [self.generic.counters(), self.ruleset.netlink().counters(), self.links.counters()];
+        WorkDone {
+            requests: parts.iter().map(|p| p.requests).sum(),
+            dumps: parts.iter().map(|p| p.dumps).sum::<u64>() + self.reads,
+            sends: parts.iter().map(|p| p.sends).sum(),
+        }
+    }
+}

@@ -5,7 +5,7 @@
 //! good as one that arrived.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
@@ -23,6 +23,8 @@ const LONGEST_BURST: Duration = Duration::from_millis(200);
 #[derive(Debug)]
 pub struct AddressMonitor {
     socket: Socket,
+    /// Changes on this link are not news: we make them ourselves, by the thousand.
+    ignore: u32,
 }
 
 impl AddressMonitor {
@@ -31,11 +33,11 @@ impl AddressMonitor {
     ///
     /// # Errors
     /// When the socket cannot be made.
-    pub fn open() -> io::Result<Self> {
+    pub fn open(ignore: u32) -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind(&SocketAddr::new(0, GROUPS))?;
         socket.set_non_blocking(true)?;
-        Ok(Self { socket })
+        Ok(Self { socket, ignore })
     }
 
     /// Waits until something changed (true) or the time is over (false). A burst is one
@@ -44,16 +46,23 @@ impl AddressMonitor {
     /// # Errors
     /// When waiting on the socket fails.
     pub fn wait(&mut self, timeout: Duration) -> io::Result<bool> {
-        if !self.readable(timeout)? {
-            return Ok(false);
+        let deadline = Instant::now() + timeout;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if !self.readable(left)? {
+                return Ok(false);
+            }
+            if self.drain()? {
+                break;
+            }
         }
         let end = Instant::now() + LONGEST_BURST;
         loop {
-            self.drain()?;
             let left = end.saturating_duration_since(Instant::now()).min(SETTLE);
             if left.is_zero() || !self.readable(left)? {
                 return Ok(true);
             }
+            self.drain()?;
         }
     }
 
@@ -71,20 +80,58 @@ impl AddressMonitor {
         self.socket.as_fd()
     }
 
-    fn drain(&self) -> io::Result<()> {
+    /// True when something came that is not to be ignored.
+    fn drain(&self) -> io::Result<bool> {
+        let mut news = false;
         let mut buffer = Vec::with_capacity(32 << 10);
         loop {
             buffer.clear();
             match self.socket.recv(&mut buffer, 0) {
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Ok(_) => news |= links(&buffer).any(|link| link != Some(self.ignore)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(news),
                 // Notices were lost, which is a notice too.
-                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
-                Err(error) => {
-                    tracing::debug!(fd = self.socket.as_raw_fd(), %error, "address monitor");
-                    return Err(error);
-                }
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => news = true,
+                Err(error) => return Err(error),
             }
+        }
+    }
+}
+
+/// The link that each notice of a datagram is about: `ifa_index` of `struct ifaddrmsg`,
+/// behind the 16 bytes of `struct nlmsghdr`. `None` for what cannot be read.
+fn links(mut datagram: &[u8]) -> impl Iterator<Item = Option<u32>> {
+    std::iter::from_fn(move || {
+        let length = u32::from_ne_bytes(datagram.get(..4)?.try_into().ok()?) as usize;
+        let link = datagram.get(20..24).and_then(|b| b.try_into().ok()).map(u32::from_ne_bytes);
+        let next = length.next_multiple_of(4).max(16).min(datagram.len());
+        datagram = &datagram[next..];
+        Some(link)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_notice_of_a_datagram_names_its_link() {
+        let notice = |link: u32| {
+            let mut bytes = vec![0u8; 24];
+            bytes[0] = 24;
+            bytes[20..].copy_from_slice(&link.to_ne_bytes());
+            bytes
+        };
+        let datagram = [notice(7), notice(100)].concat();
+        assert_eq!(links(&datagram).collect::<Vec<_>>(), [Some(7), Some(100)]);
+        assert_eq!(links(&datagram[..30]).collect::<Vec<_>>(), [Some(7), None]);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_datagram_is_read_without_panic(
+            bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..80),
+        ) {
+            let _ = links(&bytes).count();
         }
     }
 }

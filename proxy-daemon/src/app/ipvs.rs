@@ -1,0 +1,61 @@
+//! Building the IPVS data plane on real sockets.
+
+use std::path::PathBuf;
+
+use tracing::info;
+
+use crate::config::Config;
+use crate::dataplane::ipvs::codec::SchedulerName;
+use crate::dataplane::ipvs::{IpvsConfig, IpvsPlane, Seams};
+use crate::kernel::links::NetlinkLinks;
+use crate::kernel::netlink::{Socket, Subsystem};
+use crate::kernel::sysctl::KernelVersion;
+use crate::model::Family;
+
+use super::Fatal;
+
+/// Of the engine's own thread, so that it is the table of the right network namespace.
+const TABLE: &str = "/proc/thread-self/net/ip_vs";
+
+/// The plane, checked to be able to work, and the index of its dummy link.
+pub fn plane(config: &Config, families: &[Family]) -> Result<(IpvsPlane<Socket>, u32), Fatal> {
+    let mut plane = open(config, families)?;
+    let link = plane.check().map_err(|error| error.to_string())?;
+    Ok((plane, link))
+}
+
+/// `--cleanup`.
+pub fn cleanup(config: &Config) -> Result<(), Fatal> {
+    let mut plane = open(config, &Family::ALL)?;
+    for what in plane.cleanup().map_err(|error| error.to_string())? {
+        info!("removed: {what}");
+    }
+    Ok(())
+}
+
+fn open(config: &Config, families: &[Family]) -> Result<IpvsPlane<Socket>, Fatal> {
+    let socket = |subsystem| Socket::open(subsystem).map_err(|error| error.to_string());
+    let seams = Seams {
+        generic: socket(Subsystem::Generic)?,
+        netfilter: socket(Subsystem::Netfilter)?,
+        links: Box::new(NetlinkLinks::new(socket(Subsystem::Route)?)),
+        kernel: KernelVersion::running().map_err(|error| error.to_string())?,
+        table: PathBuf::from(TABLE),
+    };
+    let scheduler = SchedulerName::new(&config.ipvs.scheduler)
+        .map_err(|error| format!("--ipvs-scheduler: {error}"))?;
+    let detection = config.clone();
+    let plane = IpvsConfig {
+        scheduler,
+        families: families.to_vec(),
+        masquerade_all: config.masquerade.all,
+        masquerade_bit: config.masquerade.bit,
+        local_detection: Box::new(move |node| detection.local_detect(node)),
+        sysctl_root: config.sysctl_root.clone(),
+        strict_arp: config.ipvs.strict_arp,
+        tcp_timeout: config.ipvs.tcp_timeout,
+        tcp_fin_timeout: config.ipvs.tcp_fin_timeout,
+        udp_timeout: config.ipvs.udp_timeout,
+    };
+    Ok(IpvsPlane::new(plane, seams))
+}

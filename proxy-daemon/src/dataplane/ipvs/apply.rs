@@ -1,0 +1,157 @@
+//! Operations to kernel requests: neighbours on one interface go out together.
+
+use std::net::IpAddr;
+
+use nix::libc;
+
+use super::codec::{RealServerKey, Requests};
+use super::objects::{Key, Value, server_key};
+use super::ruleset::{Element, Operation};
+use super::{IpvsPlane, OpError};
+use crate::kernel::links::AddressChange;
+use crate::kernel::netlink::{Errno, Message, Netlink};
+use crate::plan::Op;
+
+/// Which kernel interface an operation goes through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Interface {
+    NfTables,
+    Ipvs,
+    Links,
+}
+
+const fn interface(key: &Key) -> Interface {
+    match key {
+        Key::Element(_) => Interface::NfTables,
+        Key::VirtualServer(_) | Key::RealServer(..) => Interface::Ipvs,
+        Key::Address(_) => Interface::Links,
+    }
+}
+
+type Results = Vec<Result<(), OpError>>;
+
+impl<N: Netlink> IpvsPlane<N> {
+    pub(super) fn apply_all(&mut self, ops: &[Op<Key>]) -> Results {
+        let mut results = Results::with_capacity(ops.len());
+        for run in ops.chunk_by(|a, b| interface(a.key()) == interface(b.key())) {
+            results.extend(match interface(run[0].key()) {
+                Interface::NfTables => self.apply_elements(run),
+                Interface::Ipvs => self.apply_servers(run),
+                Interface::Links => self.apply_addresses(run),
+            });
+        }
+        results
+    }
+
+    fn apply_elements(&mut self, ops: &[Op<Key>]) -> Results {
+        let changes: Vec<(Operation, Element)> = ops.iter().filter_map(element_change).collect();
+        match self.ruleset.apply(&changes) {
+            Ok(results) => results
+                .into_iter()
+                .map(|result| {
+                    result.map_err(|errno| match errno {
+                        // A set or the table is gone: somebody flushed the ruleset, and
+                        // it has to be made anew before anything can be added.
+                        Errno(libc::ENOENT) => OpError::Unknown(format!("nf_tables: {errno}")),
+                        errno => OpError::Refused(format!("nf_tables: {errno}")),
+                    })
+                })
+                .collect(),
+            Err(error) => all_unknown(ops, &error),
+        }
+    }
+
+    fn apply_addresses(&mut self, ops: &[Op<Key>]) -> Results {
+        let changes: Vec<AddressChange> = ops.iter().filter_map(address_change).collect();
+        match self.links.change_addresses(self.link, &changes) {
+            Ok(results) => results
+                .into_iter()
+                .map(|result| {
+                    result.map_err(|errno| match errno {
+                        // The link is gone.
+                        Errno(libc::ENODEV) => OpError::Unknown(format!("address: {errno}")),
+                        errno => OpError::Refused(format!("address: {errno}")),
+                    })
+                })
+                .collect(),
+            Err(error) => all_unknown(ops, &error),
+        }
+    }
+
+    fn apply_servers(&mut self, ops: &[Op<Key>]) -> Results {
+        let requests = match self.requests() {
+            Ok(requests) => requests,
+            Err(error) => return all_unknown(ops, &error),
+        };
+        let messages: Vec<Message> =
+            ops.iter().filter_map(|op| server_request(requests, op)).collect();
+        match self.generic.request_all(&messages) {
+            Ok(results) => {
+                ops.iter().zip(results).map(|(op, result)| server_result(op, result)).collect()
+            }
+            Err(error) => all_unknown(ops, &error),
+        }
+    }
+}
+
+fn all_unknown(ops: &[Op<Key>], error: &dyn std::fmt::Display) -> Results {
+    ops.iter().map(|_| Err(OpError::Unknown(error.to_string()))).collect()
+}
+
+fn element_change(op: &Op<Key>) -> Option<(Operation, Element)> {
+    match (op, op.key()) {
+        (Op::Delete(_), Key::Element(element)) => Some((Operation::Delete, *element)),
+        (_, Key::Element(element)) => Some((Operation::Add, *element)),
+        _ => None,
+    }
+}
+
+fn address_change(op: &Op<Key>) -> Option<AddressChange> {
+    let change = |address: &IpAddr| match op {
+        Op::Delete(_) => AddressChange::Delete(*address),
+        _ => AddressChange::Add(*address),
+    };
+    match op.key() {
+        Key::Address(address) => Some(change(address)),
+        _ => None,
+    }
+}
+
+fn server_request(requests: Requests, op: &Op<Key>) -> Option<Message> {
+    Some(match op {
+        Op::Create(Key::VirtualServer(key), Value::VirtualServer(config)) => {
+            requests.new_service(&config.server(key))
+        }
+        Op::Update(Key::VirtualServer(key), Value::VirtualServer(config)) => {
+            requests.set_service(&config.server(key))
+        }
+        Op::Delete(Key::VirtualServer(key)) => requests.del_service(&server_key(key)),
+        Op::Create(Key::RealServer(key, at), Value::RealServer(forward)) => {
+            requests.new_destination(&server_key(key), &forward.real_server(*at))
+        }
+        Op::Update(Key::RealServer(key, at), Value::RealServer(forward))
+        | Op::Retire(Key::RealServer(key, at), Value::RealServer(forward)) => {
+            requests.set_destination(&server_key(key), &forward.real_server(*at))
+        }
+        Op::Delete(Key::RealServer(key, at)) => {
+            let real = RealServerKey { addr: at.ip(), port: at.port() };
+            requests.del_destination(&server_key(key), &real)
+        }
+        _ => return None,
+    })
+}
+
+fn server_result(op: &Op<Key>, result: Result<(), Errno>) -> Result<(), OpError> {
+    let Err(errno) = result else { return Ok(()) };
+    match (op, errno) {
+        // `ip_vs_genl_set_cmd` says ESRCH for a service and ENOENT for a destination
+        // that is not there.
+        (Op::Delete(_), Errno(libc::ESRCH | libc::ENOENT)) => Ok(()),
+        // Our picture of the kernel was wrong.
+        (Op::Create(..), Errno(libc::EEXIST))
+        | (Op::Update(..) | Op::Retire(..), Errno(libc::ESRCH | libc::ENOENT)) => {
+            Err(OpError::Unknown(format!("IPVS: {errno}")))
+        }
+        _ => Err(OpError::Refused(format!("IPVS: {errno}"))),
+    }
+}

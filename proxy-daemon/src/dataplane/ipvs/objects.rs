@@ -1,0 +1,290 @@
+//! The kernel objects of ipvs mode, and which of them a frontend needs. Pure.
+
+use std::net::{IpAddr, SocketAddr};
+
+use super::codec::{self, Netmask, SchedulerName, ServiceFlags, VirtualServer, VirtualServerKey};
+use super::ruleset::{Element, Set};
+use crate::model::Protocol;
+use crate::plan::ObjectKey;
+use crate::policy::{Frontend, FrontendKey, FrontendKind, Masquerade, WhenEmpty};
+
+/// Identity of a kernel object. The derived order keeps the real servers of one virtual
+/// server together within a batch.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Key {
+    /// An element of our nf_tables sets.
+    Element(Element),
+    VirtualServer(FrontendKey),
+    RealServer(FrontendKey, SocketAddr),
+    /// An address on `kube-ipvs0`.
+    Address(IpAddr),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Value {
+    /// The object has no more to it than its key.
+    Present,
+    VirtualServer(ServerConfig),
+    RealServer(Forward),
+}
+
+/// What of a virtual server can be changed in place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerConfig {
+    pub scheduler: SchedulerName,
+    pub flags: ServiceFlags,
+    /// Client affinity in seconds; 0 means none.
+    pub timeout: u32,
+    pub netmask: Netmask,
+}
+
+impl ServerConfig {
+    /// The virtual server that `key` names, with this configuration.
+    #[must_use]
+    pub fn server(&self, key: &FrontendKey) -> VirtualServer {
+        VirtualServer {
+            flags: self.flags,
+            timeout: self.timeout,
+            netmask: self.netmask,
+            ..VirtualServer::new(server_key(key), self.scheduler.clone())
+        }
+    }
+}
+
+impl From<VirtualServer> for ServerConfig {
+    fn from(server: VirtualServer) -> Self {
+        let VirtualServer { scheduler, flags, timeout, netmask, .. } = server;
+        Self { scheduler, flags, timeout, netmask }
+    }
+}
+
+#[must_use]
+pub const fn server_key(key: &FrontendKey) -> VirtualServerKey {
+    VirtualServerKey::Address { addr: key.address, protocol: key.protocol, port: key.port.get() }
+}
+
+/// How packets get to a real server, and how many.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Forward {
+    pub weight: u32,
+    /// False for a real server that somebody else made with another forwarding method.
+    pub masquerading: bool,
+}
+
+impl Forward {
+    #[must_use]
+    pub fn real_server(self, at: SocketAddr) -> codec::RealServer {
+        codec::RealServer::new(at.ip(), at.port(), self.weight)
+    }
+}
+
+/// Weight of a real server that is to take connections.
+pub const WEIGHT: u32 = 1;
+
+impl ObjectKey for Key {
+    type Value = Value;
+
+    /// The address comes last: until then no packet of the node takes the frontend for
+    /// its own, and before it the sets know that unused ports are to be refused.
+    /// `Frontends`, which lets packets pass, comes after there is something to pass to.
+    fn create_phase(&self) -> u8 {
+        match self {
+            Self::Element(element) if element.set == Set::Frontends => 3,
+            Self::Element(_) => 0,
+            Self::VirtualServer(_) => 1,
+            Self::RealServer(..) => 2,
+            Self::Address(_) => 4,
+        }
+    }
+
+    /// `Reject` and `Drop` go once real servers are there; the mark of ownership goes
+    /// after what it marks.
+    fn delete_phase(&self) -> u8 {
+        match self {
+            Self::Address(_) => 0,
+            Self::Element(element) => match element.set {
+                Set::Reject | Set::Drop | Set::Frontends => 1,
+                _ => 4,
+            },
+            Self::RealServer(..) => 2,
+            Self::VirtualServer(_) => 3,
+        }
+    }
+
+    /// UDP has no end that could be waited for: its real servers go at once.
+    fn retired(&self, value: &Value) -> Option<Value> {
+        match (self, value) {
+            (Self::RealServer(frontend, _), Value::RealServer(forward))
+                if frontend.protocol != Protocol::Udp =>
+            {
+                Some(Value::RealServer(Forward { weight: 0, ..*forward }))
+            }
+            _ => None,
+        }
+    }
+
+    fn parent(&self) -> Option<Self> {
+        match self {
+            Self::RealServer(frontend, _) => Some(Self::VirtualServer(*frontend)),
+            _ => None,
+        }
+    }
+}
+
+/// Lowers a frontend to kernel objects.
+#[must_use]
+pub fn lower(key: &FrontendKey, frontend: &Frontend, scheduler: &SchedulerName) -> Vec<(Key, Value)> {
+    let mut objects = Vec::with_capacity(frontend.backends.len() + 7);
+    let mut element = |element: Element| objects.push((Key::Element(element), Value::Present));
+    let port = |set| Element::port(set, key.address, key.protocol, key.port.get());
+
+    element(port(Set::Owned));
+    element(port(Set::Frontends));
+    match frontend.masquerade {
+        Masquerade::Always => element(port(Set::Masquerade)),
+        Masquerade::FromOutside => element(port(Set::ClusterIps)),
+        Masquerade::Never => {}
+    }
+    if frontend.backends.is_empty() {
+        element(port(match frontend.when_empty {
+            WhenEmpty::Reject => Set::Reject,
+            WhenEmpty::Drop => Set::Drop,
+        }));
+    }
+    for backend in frontend.backends.iter().filter(|backend| backend.local) {
+        let at = (backend.address, key.protocol, backend.port.get());
+        element(Element::port(Set::Hairpin, at.0, at.1, at.2));
+    }
+    if frontend.kind != FrontendKind::NodePort && !frontend.on_node_address {
+        element(Element::vip(key.address));
+        objects.push((Key::Address(key.address), Value::Present));
+    }
+    let timeout =
+        frontend.affinity.map_or(0, |t| u32::try_from(t.as_secs()).unwrap_or(u32::MAX));
+    let config = ServerConfig {
+        scheduler: scheduler.clone(),
+        flags: if timeout > 0 { ServiceFlags::PERSISTENT } else { ServiceFlags::default() },
+        timeout,
+        netmask: Netmask::host(key.family()),
+    };
+    objects.push((Key::VirtualServer(*key), Value::VirtualServer(config)));
+    objects.extend(frontend.backends.iter().map(|backend| {
+        let at = SocketAddr::new(backend.address, backend.port.get());
+        let forward = Forward { weight: WEIGHT, masquerading: true };
+        (Key::RealServer(*key, at), Value::RealServer(forward))
+    }));
+    objects
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU16;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::model::ObjectName;
+    use crate::policy::{Backend, PortName};
+
+    fn key(protocol: Protocol) -> FrontendKey {
+        FrontendKey {
+            address: [10, 96, 0, 1].into(),
+            protocol,
+            port: NonZeroU16::new(80).unwrap(),
+        }
+    }
+
+    fn frontend(backends: &[u8]) -> Frontend {
+        let backend = |n: &u8| Backend {
+            address: [10, 244, 0, *n].into(),
+            port: NonZeroU16::new(8080).unwrap(),
+            local: *n == 1,
+        };
+        Frontend {
+            port: PortName { service: ObjectName::new("ns", "web"), port: "".into() },
+            kind: FrontendKind::ClusterIp,
+            backends: backends.iter().map(backend).collect(),
+            short_circuit: None,
+            when_empty: WhenEmpty::Reject,
+            masquerade: Masquerade::FromOutside,
+            on_node_address: false,
+            affinity: None,
+            source_ranges: Arc::from([]),
+        }
+    }
+
+    fn lowered(key: &FrontendKey, frontend: &Frontend) -> Vec<(Key, Value)> {
+        lower(key, frontend, &SchedulerName::new("rr").unwrap())
+    }
+
+    fn sets(objects: &[(Key, Value)]) -> Vec<Set> {
+        let set = |(key, _): &(Key, Value)| match key {
+            Key::Element(element) => Some(element.set),
+            _ => None,
+        };
+        objects.iter().filter_map(set).collect()
+    }
+
+    #[test]
+    fn a_cluster_ip_is_an_address_a_server_and_its_set_elements() {
+        let objects = lowered(&key(Protocol::Tcp), &frontend(&[1, 2]));
+        let count = |wanted: fn(&Key) -> bool| objects.iter().filter(|(k, _)| wanted(k)).count();
+        assert_eq!(count(|k| matches!(k, Key::Address(_))), 1);
+        assert_eq!(count(|k| matches!(k, Key::VirtualServer(_))), 1);
+        assert_eq!(count(|k| matches!(k, Key::RealServer(..))), 2);
+        let expected =
+            [Set::Owned, Set::Frontends, Set::ClusterIps, Set::Hairpin, Set::Vips];
+        assert_eq!(sets(&objects), expected, "hairpin for the local endpoint only");
+    }
+
+    #[test]
+    fn without_backends_the_answer_is_what_policy_says() {
+        let empty = frontend(&[]);
+        assert!(sets(&lowered(&key(Protocol::Tcp), &empty)).contains(&Set::Reject));
+        let dropped = Frontend { when_empty: WhenEmpty::Drop, ..empty };
+        let sets = sets(&lowered(&key(Protocol::Tcp), &dropped));
+        assert!(sets.contains(&Set::Drop) && !sets.contains(&Set::Reject));
+    }
+
+    #[test]
+    fn node_ports_and_the_nodes_own_addresses_are_not_put_on_the_dummy_link() {
+        let node_port = Frontend { kind: FrontendKind::NodePort, ..frontend(&[1]) };
+        let own =
+            Frontend { kind: FrontendKind::ExternalIp, on_node_address: true, ..frontend(&[1]) };
+        for frontend in [node_port, own] {
+            let objects = lowered(&key(Protocol::Tcp), &frontend);
+            assert!(!objects.iter().any(|(k, _)| matches!(k, Key::Address(_))));
+            assert!(!sets(&objects).contains(&Set::Vips), "its other ports stay open");
+        }
+    }
+
+    #[test]
+    fn affinity_is_persistence_with_its_timeout() {
+        let sticky = Frontend { affinity: Some(Duration::from_secs(600)), ..frontend(&[1]) };
+        let objects = lowered(&key(Protocol::Tcp), &sticky);
+        let config = objects.iter().find_map(|(_, value)| match value {
+            Value::VirtualServer(config) => Some(config.clone()),
+            _ => None,
+        });
+        let config = config.unwrap();
+        assert_eq!((config.timeout, config.flags), (600, ServiceFlags::PERSISTENT));
+    }
+
+    #[test]
+    fn tcp_retires_at_weight_0_and_udp_does_not_retire() {
+        let value = Value::RealServer(Forward { weight: 1, masquerading: true });
+        let at = "10.244.0.1:8080".parse().unwrap();
+        let retired = Key::RealServer(key(Protocol::Tcp), at).retired(&value);
+        assert!(matches!(retired, Some(Value::RealServer(Forward { weight: 0, .. }))));
+        assert_eq!(Key::RealServer(key(Protocol::Udp), at).retired(&value), None);
+    }
+
+    #[test]
+    fn the_address_comes_last_and_goes_first() {
+        let objects = lowered(&key(Protocol::Tcp), &frontend(&[1]));
+        let last = objects.iter().map(|(k, _)| k.create_phase()).max();
+        let address = Key::Address([10, 96, 0, 1].into());
+        assert_eq!(Some(address.create_phase()), last);
+        assert!(objects.iter().all(|(k, _)| address.delete_phase() <= k.delete_phase()));
+    }
+}
