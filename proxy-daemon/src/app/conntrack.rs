@@ -11,7 +11,8 @@ use crate::kernel::sysctl::Sysctls;
 /// container often may not and the node's own setting is then in force.
 pub fn apply(config: &Config) {
     let sysctls = Sysctls::at(&config.sysctl_root);
-    let cores = std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1));
+    let cores =
+        std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1));
     let conntrack = &config.conntrack;
     let seconds = |time: Option<Duration>| time.map(|time| time.as_secs().to_string());
     let settings = [

@@ -31,8 +31,8 @@ type Fatal = String;
 /// The program.
 #[must_use]
 pub fn main() -> ExitCode {
-    let hostname = nix::unistd::gethostname()
-        .map(|name| name.to_string_lossy().into_owned())
+    let hostname = nix::sys::utsname::uname()
+        .map(|uname| uname.nodename().to_string_lossy().into_owned())
         .unwrap_or_default();
     let config = match Config::from_args(std::env::args_os(), &hostname) {
         Ok(config) => config,
@@ -74,7 +74,8 @@ fn run(config: &Config) -> Result<(), Fatal> {
 
     let status = Status::new(config, &families);
     let (inputs, engine_inputs) = sync_channel(QUEUE);
-    let engine = Engine::new(plane, status.observer(), engine_config(config, families), Instant::now());
+    let engine =
+        Engine::new(plane, status.observer(), engine_config(config, families), Instant::now());
     let min_interval = config.ipvs.min_sync_period;
     let engine = std::thread::Builder::new()
         .name("engine".into())
@@ -129,7 +130,6 @@ async fn serve_until_stopped(
     let (events, received) = mpsc::channel(QUEUE);
     forward(received, inputs)?;
     let stats = Arc::new(SourceStats::default());
-    status.watch_source(Arc::clone(&stats));
     let source = source(config, events, stats);
     let servers = serve::run(status, config.serving);
     tokio::select! {

@@ -21,7 +21,8 @@ use self::ruleset::{Ruleset, RulesetConfig};
 use super::{Dataplane, OpError, PlaneError, Readback, WorkDone};
 use crate::kernel::links::Links;
 use crate::kernel::modules::MissingModule;
-use crate::kernel::netlink::{Errno, Netlink, resolve_family};
+use crate::kernel::netlink::generic::resolve_family;
+use crate::kernel::netlink::{Errno, Netlink};
 use crate::kernel::sysctl::{KernelVersion, Sysctls, ipvs_settings};
 use crate::model::{Family, LocalDetect, Node};
 use crate::plan::Op;
@@ -184,10 +185,8 @@ impl<N: Netlink> IpvsPlane<N> {
         &mut self,
         request: crate::kernel::netlink::Message,
     ) -> Result<Result<(), Errno>, PlaneError> {
-        let results = self
-            .generic
-            .request_all(&[request])
-            .map_err(|error| PlaneError::new("IPVS", error))?;
+        let results =
+            self.generic.request_all(&[request]).map_err(|error| PlaneError::new("IPVS", error))?;
         results.into_iter().next().ok_or_else(|| PlaneError::new("IPVS", "no answer"))
     }
 

@@ -133,7 +133,11 @@ impl ObjectKey for Key {
 
 /// Lowers a frontend to kernel objects.
 #[must_use]
-pub fn lower(key: &FrontendKey, frontend: &Frontend, scheduler: &SchedulerName) -> Vec<(Key, Value)> {
+pub fn lower(
+    key: &FrontendKey,
+    frontend: &Frontend,
+    scheduler: &SchedulerName,
+) -> Vec<(Key, Value)> {
     let mut objects = Vec::with_capacity(frontend.backends.len() + 7);
     let mut element = |element: Element| objects.push((Key::Element(element), Value::Present));
     let port = |set| Element::port(set, key.address, key.protocol, key.port.get());
@@ -159,8 +163,7 @@ pub fn lower(key: &FrontendKey, frontend: &Frontend, scheduler: &SchedulerName) 
         element(Element::vip(key.address));
         objects.push((Key::Address(key.address), Value::Present));
     }
-    let timeout =
-        frontend.affinity.map_or(0, |t| u32::try_from(t.as_secs()).unwrap_or(u32::MAX));
+    let timeout = frontend.affinity.map_or(0, |t| u32::try_from(t.as_secs()).unwrap_or(u32::MAX));
     let config = ServerConfig {
         scheduler: scheduler.clone(),
         flags: if timeout > 0 { ServiceFlags::PERSISTENT } else { ServiceFlags::default() },
@@ -187,11 +190,7 @@ mod tests {
     use crate::policy::{Backend, PortName};
 
     fn key(protocol: Protocol) -> FrontendKey {
-        FrontendKey {
-            address: [10, 96, 0, 1].into(),
-            protocol,
-            port: NonZeroU16::new(80).unwrap(),
-        }
+        FrontendKey { address: [10, 96, 0, 1].into(), protocol, port: NonZeroU16::new(80).unwrap() }
     }
 
     fn frontend(backends: &[u8]) -> Frontend {
@@ -232,8 +231,7 @@ mod tests {
         assert_eq!(count(|k| matches!(k, Key::Address(_))), 1);
         assert_eq!(count(|k| matches!(k, Key::VirtualServer(_))), 1);
         assert_eq!(count(|k| matches!(k, Key::RealServer(..))), 2);
-        let expected =
-            [Set::Owned, Set::Frontends, Set::ClusterIps, Set::Hairpin, Set::Vips];
+        let expected = [Set::Owned, Set::Frontends, Set::ClusterIps, Set::Hairpin, Set::Vips];
         assert_eq!(sets(&objects), expected, "hairpin for the local endpoint only");
     }
 

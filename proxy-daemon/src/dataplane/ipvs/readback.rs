@@ -81,10 +81,7 @@ impl<N: Netlink> IpvsPlane<N> {
 
     /// Of these real servers, those without active and inactive connections. One dump
     /// for each virtual server concerned; what is drained is few.
-    pub(super) fn without_connections(
-        &mut self,
-        retired: &[Key],
-    ) -> Result<Vec<Key>, PlaneError> {
+    pub(super) fn without_connections(&mut self, retired: &[Key]) -> Result<Vec<Key>, PlaneError> {
         let requests = self.requests()?;
         let mut by_server: BTreeMap<FrontendKey, BTreeSet<SocketAddr>> = BTreeMap::new();
         for key in retired {
