@@ -4,4 +4,5 @@ pub mod capabilities;
 pub mod links;
 pub mod modules;
 pub mod netlink;
+pub mod nftables;
 pub mod sysctl;
