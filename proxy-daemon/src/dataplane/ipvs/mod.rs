@@ -198,6 +198,7 @@ impl<N: Netlink> IpvsPlane<N> {
     pub fn cleanup(&mut self) -> Result<Vec<String>, PlaneError> {
         let mut done = Vec::new();
         self.open_link()?;
+        self.ruleset.find().map_err(|error| PlaneError::new("nf_tables", error))?;
         let readback = self.readback()?;
         let wanted = crate::plan::Objects::default();
         let ops: Vec<Op<Key>> = crate::plan::diff(

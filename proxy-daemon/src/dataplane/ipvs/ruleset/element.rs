@@ -12,6 +12,8 @@ pub enum Set {
     /// Addresses on the dummy interface. Every port of theirs that is no frontend is
     /// refused, so that it never reaches a process which listens on all addresses.
     Vips,
+    /// Virtual servers that we made: IPVS itself has no place for a mark of ownership.
+    Owned,
     /// Frontends that have a virtual server.
     Frontends,
     /// ClusterIP frontends: masqueraded for clients from outside the cluster.
@@ -27,8 +29,9 @@ pub enum Set {
 }
 
 impl Set {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Vips,
+        Self::Owned,
         Self::Frontends,
         Self::ClusterIps,
         Self::Masquerade,
@@ -42,6 +45,7 @@ impl Set {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Vips => "vips",
+            Self::Owned => "owned",
             Self::Frontends => "frontends",
             Self::ClusterIps => "cluster-ips",
             Self::Masquerade => "masqueraded",

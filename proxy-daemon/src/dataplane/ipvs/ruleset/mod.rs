@@ -137,6 +137,21 @@ impl<N: Netlink> Ruleset<N> {
         Ok(done)
     }
 
+    /// Looks for tables of ours without making any: for taking down what an earlier run
+    /// left.
+    ///
+    /// # Errors
+    /// When the kernel cannot be read.
+    pub fn find(&mut self) -> Result<(), RulesetError> {
+        self.families.clear();
+        for family in Family::ALL {
+            if matches!(self.sets(family)?, Present::Ours(_)) {
+                self.families.push(family);
+            }
+        }
+        Ok(())
+    }
+
     /// All elements of all sets: one dump per set.
     ///
     /// # Errors
