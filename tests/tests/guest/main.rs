@@ -1,0 +1,58 @@
+//! Tests that need a guest kernel (IPVS, dummy links, SCTP). They are ignored on the
+//! machine itself; `cargo xtask vm` runs them:
+//! `cargo xtask vm -- <this test binary> --ignored`.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test binary: whatever fails shall end the test"
+)]
+
+mod codec;
+mod links;
+
+use std::process::{Command, Stdio};
+
+/// Runs `test` in a network namespace of its own, which goes with its thread, so that
+/// tests run side by side and nothing is left behind.
+fn in_namespace<T: Send + 'static>(test: impl FnOnce() -> T + Send + 'static) -> T {
+    assert_eq!(
+        std::env::var("PROXY_VM").as_deref(),
+        Ok("1"),
+        "this test belongs into a guest: cargo xtask vm"
+    );
+    std::thread::spawn(move || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("a network namespace");
+        // IPVS takes no destination in a namespace without a local routing table
+        // (`inet_addr_type` in `ip_vs_new_dest`): the loopback address makes one.
+        run("ip", &["link", "set", "lo", "up"]);
+        test()
+    })
+    .join()
+    .expect("the test in its namespace")
+}
+
+/// Output of a command that must succeed, given `input`.
+fn run_with(input: &str, program: &str, arguments: &[&str]) -> String {
+    use std::io::Write as _;
+    let mut child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("{program}: {error}"));
+    child.stdin.take().expect("piped").write_all(input.as_bytes()).expect("its input");
+    let output = child.wait_with_output().expect("its output");
+    assert!(
+        output.status.success(),
+        "{program} {arguments:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).expect("text")
+}
+
+fn run(program: &str, arguments: &[&str]) -> String {
+    run_with("", program, arguments)
+}
