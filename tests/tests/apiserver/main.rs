@@ -9,8 +9,10 @@
 )]
 
 mod client;
+mod faults;
 mod recorded;
 mod semantics;
+mod services;
 
 use proxy_tests::apiserver::{ApiServer, Options};
 use serde_json::{Value, json};
