@@ -28,6 +28,10 @@ use proxy_ebpf::order::Be16;
 use proxy_ebpf::parse::{TCP, UDP};
 use proxy_ebpf::verdict::Reason;
 
+mod packets;
+
+pub use packets::packets;
+
 const VIP4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 1));
 const VIP6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, 1));
 const CAPACITY: Capacity = Capacity { frontends: 16, slots: 64, backends: 16 };
@@ -41,7 +45,7 @@ macro_rules! ebpf_cases {
         $crate::ebpf_cases! {
             @each [$(#[$attribute])*]
             connect4 connect6 connect6_mapped connect4_udp connect_refused
-            tc xdp_native xdp_generic refusals verified_instructions
+            tc xdp_native xdp_generic packets refusals verified_instructions
         }
     };
     (@each $attributes:tt $($case:ident)+) => {

@@ -8,12 +8,13 @@ use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions};
 use aya::programs::xdp::{self, XdpLink};
 use aya::programs::{
     CgroupAttachMode, CgroupSockAddr, LinkOrder, Program, ProgramError, ProgramType,
-    SchedClassifier, TcAttachType, Xdp,
+    SchedClassifier, TcAttachType, TestRun as _, TestRunOptions, Xdp,
 };
 use aya::sys::{BpfHelper, is_helper_supported};
 use aya::{Ebpf, EbpfLoader};
 use nix::errno::Errno;
 use proxy_ebpf::layout::names;
+use proxy_ebpf::service::Hook;
 
 use super::{LoadError, Tables, check_layout};
 
@@ -158,6 +159,25 @@ impl Programs {
         let id = program.attach(interface, mode).map_err(refused)?;
         let link = program.take_link(id).map_err(refused)?;
         Ok(Attachment { _link: AnyLink::Xdp { _link: link } })
+    }
+
+    /// Runs the program of `hook` on one frame, with the tables as they are, attached to
+    /// nothing (`BPF_PROG_TEST_RUN`): what it decides, and counts, is what it would for a
+    /// packet from a device.
+    ///
+    /// # Errors
+    /// The kernel refuses the frame: it takes none shorter than an Ethernet header.
+    pub fn test_run(&mut self, hook: Hook, frame: &[u8]) -> Result<u32, LoadError> {
+        let options = TestRunOptions { data_in: Some(frame), ..TestRunOptions::default() };
+        let result = match hook {
+            Hook::Tc => {
+                program::<SchedClassifier>(&mut self.ebpf, names::TC_INGRESS)?.test_run(options)
+            }
+            Hook::Xdp => program::<Xdp>(&mut self.ebpf, names::XDP_INGRESS)?.test_run(options),
+        };
+        result
+            .map(|result| result.return_value)
+            .map_err(|e| LoadError::from_aya("run a program on a test packet", &e))
     }
 
     /// How many instructions the verifier went through for each program; `None` from
