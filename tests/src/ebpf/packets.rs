@@ -25,7 +25,7 @@ const DESTINATION: u8 = 60;
 /// # Errors
 /// The frame on which they differ.
 pub fn packets() -> Result<()> {
-    /// Per frame and hook; an emulated guest does about a thousand runs a second.
+    /// Damaged copies of each frame: about two seconds in an emulated guest.
     const DAMAGED: u64 = 200;
     let mut programs = load()?;
     let mut table = Table::default();

@@ -10,6 +10,7 @@
 )]
 
 mod codec;
+mod ebpf;
 mod links;
 
 use std::process::{Command, Stdio};

@@ -1,0 +1,4 @@
+//! The eBPF programs on a guest's kernel; the same cases as on the machine's own. The object
+//! is the one embedded in the build (`cargo xtask test`), or `PROXY_EBPF_OBJECT`.
+
+proxy_tests::ebpf_cases!(#[ignore = "needs a guest kernel: cargo xtask vm"]);
