@@ -155,7 +155,11 @@ impl Call<'_> {
     async fn read(&self, body: Body) -> Result<Value, Status> {
         let bytes = to_bytes(body, MAX_BODY).await;
         let bytes = bytes.map_err(|e| Status::bad_request(format!("reading the body: {e}")))?;
-        if header_text(&self.parts.headers, header::CONTENT_TYPE).contains("yaml") {
+        let mime = header_text(&self.parts.headers, header::CONTENT_TYPE);
+        if mime.contains("protobuf") {
+            return Err(Status::unsupported_media_type(&mime));
+        }
+        if mime.contains("yaml") {
             serde_yaml_ng::from_slice(&bytes).map_err(|e| Status::bad_request(e.to_string()))
         } else {
             serde_json::from_slice(&bytes).map_err(|e| Status::bad_request(e.to_string()))

@@ -78,7 +78,8 @@ async fn connection(shared: Arc<Shared>, stream: TcpStream, tls: Option<TlsAccep
     tokio::select! {
         () = serve => {}
         // Dropping the connection closes it without the courtesies of HTTP or TLS.
-        _ = faults.wait_for(|state| state.connections_cut != cut) => {}
+        // One that was accepted while the refusal began is refused too.
+        _ = faults.wait_for(|state| state.set.refuse || state.connections_cut != cut) => {}
     }
 }
 

@@ -68,6 +68,8 @@ async fn what_cannot_be_is_refused() {
     server.store().apply(service("a")).unwrap();
     let json_patch = client.patch(&format!("{TEST}/a"), "json-patch+json", &json!([])).await;
     assert_eq!(json_patch.code, 415);
+    let protobuf = "application/vnd.kubernetes.protobuf";
+    assert_eq!(client.send(Method::POST, TEST, protobuf, &service("b")).await.code, 415);
 }
 
 #[tokio::test]
