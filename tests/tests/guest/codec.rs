@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
+use std::path::Path;
 
 use nix::libc;
 use proxy_daemon::dataplane::ipvs::codec::{
@@ -161,6 +162,16 @@ impl Ipvs {
         }
     }
 
+    /// Every part of all dumps, one a line, as the codec's fuzzing starts from.
+    fn record(&mut self) -> String {
+        let mut parts = self.socket.dump(&self.requests.dump_services()).unwrap();
+        for key in table().keys() {
+            parts.extend(self.socket.dump(&self.requests.dump_destinations(key)).unwrap());
+        }
+        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        parts.iter().map(|part| hex(&part.payload) + "\n").collect()
+    }
+
     fn read(&mut self) -> Table {
         let mut table = Table::new();
         for part in self.socket.dump(&self.requests.dump_services()).unwrap() {
@@ -199,6 +210,11 @@ fn what_ipvsadm_makes_is_what_the_codec_reads() {
         let mut ipvs = Ipvs::open();
         run_with(SAVED, "ipvsadm", &["-R"]);
         assert_eq!(ipvs.read(), table());
+        if let Some(out) = std::env::var_os("PROXY_VM_OUT") {
+            let kernel = std::env::var("PROXY_VM_KERNEL").unwrap();
+            let file = Path::new(&out).join(format!("dump-{kernel}.hex"));
+            std::fs::write(file, ipvs.record()).unwrap();
+        }
     });
 }
 

@@ -2,6 +2,8 @@
 //! and the node's own addresses.
 
 mod fake;
+#[cfg(test)]
+mod kernel_tests;
 mod monitor;
 
 use std::net::IpAddr;

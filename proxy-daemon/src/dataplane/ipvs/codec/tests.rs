@@ -167,7 +167,50 @@ fn mutate(bytes: &mut Vec<u8>, mutation: &Mutation) {
     }
 }
 
+/// Dumps of services and destinations of every kind, as the kernels in the names sent
+/// them: one part a line, the services first. The guest test of the codec records them.
+const DUMPS: [&str; 2] = [include_str!("dump-6.1.hex"), include_str!("dump-6.12.hex")];
+
+fn recorded() -> Vec<Message> {
+    let byte =
+        |digits: &[u8]| u8::from_str_radix(std::str::from_utf8(digits).unwrap(), 16).unwrap();
+    DUMPS
+        .iter()
+        .flat_map(|dump| dump.lines())
+        .map(|line| Message {
+            kind: FAMILY_ID,
+            flags: 0,
+            payload: line.as_bytes().chunks(2).map(byte).collect(),
+        })
+        .collect()
+}
+
+#[test]
+#[cfg(target_endian = "little")]
+fn recorded_dumps_are_read() {
+    let messages = recorded();
+    let services = messages.iter().filter(|message| decode_service(message).is_ok()).count();
+    let destinations = messages
+        .iter()
+        .filter_map(|message| decode_destination(message, Family::V4).ok())
+        .filter(|status| status.server.forward == Forward::Tunnel)
+        .count();
+    assert_eq!((messages.len(), services, destinations), (40, 18, 8));
+}
+
 proptest! {
+    #[test]
+    fn mutated_dumps_are_read_without_panic(
+        part in prop::sample::select(recorded()),
+        changes in prop::collection::vec(mutations(), 1..12),
+    ) {
+        let mut message = part;
+        for change in &changes {
+            mutate(&mut message.payload, change);
+        }
+        decode_all(&message);
+    }
+
     #[test]
     fn a_virtual_server_survives_the_round_trip(server in virtual_servers(), stats in all_stats()) {
         let decoded = decode_service(&service_reply(&server, &stats)).unwrap();
