@@ -2,5 +2,7 @@
 //! against.
 
 pub mod apiserver;
+pub mod binary;
 pub mod cluster;
+pub mod daemon;
 pub mod ebpf;

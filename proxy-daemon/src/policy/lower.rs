@@ -47,7 +47,7 @@ where
     let mut lowered = Lowered::default();
     let mut local_ready = std::collections::BTreeSet::new();
     for port in &service.ports {
-        for &family in &node.families {
+        for family in families(service, node) {
             let endpoints = candidates(slices(), port, family);
             let categories = categorize(service, &endpoints, &node.name, node.zone.as_ref());
             count_local(service, &categories, &mut lowered);
@@ -57,6 +57,13 @@ where
     }
     lowered.local_ready = local_ready.len();
     lowered
+}
+
+/// A Service has the families of its ClusterIPs: without one, its node ports and external
+/// addresses of that family are not programmed either (kube-proxy skips the Service).
+fn families<'a>(service: &'a Service, node: &'a NodeView) -> impl Iterator<Item = Family> + 'a {
+    let has = |family: &Family| service.cluster_ips.iter().any(|ip| Family::of(*ip) == *family);
+    node.families.iter().copied().filter(has)
 }
 
 fn collect_local_ready(

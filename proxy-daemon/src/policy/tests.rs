@@ -275,6 +275,7 @@ fn node_ports_listen_on_the_node_port_addresses_of_their_family() {
     let mut exposed = service();
     exposed.ports[0].node_port = NonZeroU16::new(30080);
     exposed.affinity = Some(Duration::from_secs(600));
+    exposed.cluster_ips.push("fd00:10:96::1".parse().unwrap());
     let mut v6 = slice("b", vec![]);
     v6.family = Family::V6;
     v6.endpoints = vec![Endpoint { address: "fd00:10:244::7".parse().unwrap(), ..here(7) }];
@@ -285,7 +286,7 @@ fn node_ports_listen_on_the_node_port_addresses_of_their_family() {
     let v6 = lowered
         .frontends
         .iter()
-        .find(|(key, _)| key.family() == Family::V6)
+        .find(|(key, _)| key.family() == Family::V6 && key.port == port(30080))
         .map(|(_, frontend)| last_octets(&frontend.backends));
     assert_eq!(v6, Some(vec![7]));
 }
@@ -321,4 +322,14 @@ fn local_ready_endpoints_are_counted_once_for_the_health_check() {
     let mut both = slice("a", vec![here(1), there(2), terminating(here(3))]);
     both.ports.push(SlicePort { name: "https".into(), protocol: Protocol::Tcp, port: port(8443) });
     assert_eq!(lowered(&many, &[both]).local_ready, 1);
+}
+
+#[test]
+fn a_single_stack_service_has_no_frontend_of_the_other_family() {
+    let mut exposed = service();
+    exposed.ports[0].node_port = NonZeroU16::new(30080);
+    exposed.external_ips = vec!["2001:db8::7".parse().unwrap()];
+    let lowered = lowered(&exposed, &[slice("a", vec![here(1)])]);
+    assert!(lowered.frontends.keys().all(|key| key.family() == Family::V4), "{lowered:?}");
+    assert_eq!(lowered.frontends.len(), 2);
 }

@@ -10,6 +10,7 @@
 )]
 
 mod codec;
+mod daemon;
 mod ebpf;
 mod links;
 

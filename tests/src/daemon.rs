@@ -1,0 +1,150 @@
+//! The daemon as a process, the way a node runs it.
+
+use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+
+/// A running daemon, in the network namespace of the thread that started it. It is killed
+/// when dropped.
+#[derive(Debug)]
+pub struct Daemon {
+    child: Child,
+    log: PathBuf,
+}
+
+/// Where it serves metrics and health unless told otherwise.
+const METRICS: ([u8; 4], u16) = ([127, 0, 0, 1], 10249);
+
+impl Daemon {
+    /// Starts `program` in ipvs mode with these arguments besides; its log goes to a file
+    /// in `directory`.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start(program: &Path, directory: &Path, arguments: &[&str]) -> Result<Self> {
+        let log = directory.join(format!("daemon-{}.log", fs::read_dir(directory)?.count()));
+        let file = File::create(&log)?;
+        let child = Command::new(program)
+            .arg("--proxy-mode=ipvs")
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(file)
+            .spawn()
+            .with_context(|| format!("starting {}", program.display()))?;
+        Ok(Self { child, log })
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// SIGKILL.
+    ///
+    /// # Errors
+    /// When the process is gone already.
+    pub fn kill(&mut self) -> Result<()> {
+        if let Some(status) = self.child.try_wait()? {
+            bail!("the daemon ended by itself: {status}\n{}", self.log());
+        }
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// CPU time used so far, user and system.
+    ///
+    /// # Errors
+    /// When the process is gone.
+    pub fn cpu(&self) -> Result<Duration> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.id()))?;
+        // Fields 14 and 15 in ticks of 10 ms, counted behind the name in parentheses
+        // (proc_pid_stat(5)).
+        let fields: Vec<&str> =
+            stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+        let ticks = |at: usize| fields.get(at).and_then(|f| f.parse::<u64>().ok()).unwrap_or(0);
+        Ok(Duration::from_millis(10 * (ticks(11) + ticks(12))))
+    }
+
+    /// Resident memory, bytes.
+    ///
+    /// # Errors
+    /// When the process is gone.
+    pub fn resident(&self) -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|l| l.split_whitespace().next()).and_then(|n| n.parse().ok());
+        kib.map(|kib: u64| kib << 10).context("no VmRSS")
+    }
+
+    /// The sum of a metric over its labels; `None` when there is none of that name yet.
+    ///
+    /// # Errors
+    /// When the daemon does not answer.
+    pub fn metric(&self, name: &str) -> Result<Option<f64>> {
+        let page = get(SocketAddr::from(METRICS), "/metrics")?;
+        let values = page.lines().filter_map(|line| {
+            let rest = line.strip_prefix(name)?;
+            if !rest.starts_with(['{', ' ']) {
+                return None;
+            }
+            rest.rsplit(' ').next()?.parse::<f64>().ok()
+        });
+        Ok(values.reduce(|a, b| a + b))
+    }
+
+    /// Waits until a metric satisfies `wanted`, and returns it.
+    ///
+    /// # Errors
+    /// When it did not in time; the daemon's log is in the message.
+    pub fn wait_for(
+        &self,
+        name: &str,
+        timeout: Duration,
+        wanted: impl Fn(f64) -> bool,
+    ) -> Result<f64> {
+        let end = Instant::now() + timeout;
+        let mut last = None;
+        while Instant::now() < end {
+            last = self.metric(name).ok().flatten();
+            if let Some(value) = last.filter(|value| wanted(*value)) {
+                return Ok(value);
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        bail!("{name} is {last:?} after {timeout:?}\n{}", self.log())
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A plain HTTP/1.1 GET: the body, whatever the status.
+///
+/// # Errors
+/// When nobody answers.
+pub fn get(address: SocketAddr, path: &str) -> Result<String> {
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default())
+}
