@@ -13,8 +13,9 @@ use crate::dataplane::ipvs::ruleset::{Element, Operation, Ruleset};
 use crate::kernel::netlink::Socket;
 use crate::model::{LocalDetect, Protocol};
 
-/// Enough for a packet to come, little enough to wait for one that does not.
-const PATIENCE: Duration = Duration::from_millis(400);
+/// Enough for a SYN that was lost to be sent again (after 1 s), little enough to wait for
+/// an answer that does not come.
+const PATIENCE: Duration = Duration::from_millis(1500);
 
 /// A thread in a network namespace of its own; it ends with this.
 struct Peer {
@@ -149,6 +150,12 @@ fn remove(ruleset: &mut Ruleset<Socket>, elements: &[Element]) {
 
 fn own_address(address: &str) {
     run("ip", &["addr", "add", address, "dev", "lo", "nodad"]);
+    // The kernel finishes IPv6 addresses in the background.
+    let usable = (0..200).any(|_| {
+        std::thread::sleep(Duration::from_millis(10));
+        UdpSocket::bind((ip(address), 0)).is_ok()
+    });
+    assert!(usable, "{address} never became an own address");
 }
 
 /// A UDP client learns from the ICMP error that nobody is there.
