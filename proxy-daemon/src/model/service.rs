@@ -142,7 +142,8 @@ pub struct Service {
     pub external_policy: TrafficPolicy,
     /// `sessionAffinity: ClientIP` with its timeout.
     pub affinity: Option<Duration>,
-    /// Empty: everyone. Guards the load-balancer addresses only.
+    /// Guards the load-balancer addresses only, each family by its own ranges: a family
+    /// without any is open to everyone.
     pub source_ranges: Vec<IpNetwork>,
     pub health_check_node_port: Option<NonZeroU16>,
 }
