@@ -82,6 +82,7 @@ pub struct Engine<D: Dataplane, O> {
     readback_attempts: u32,
     /// Every object is to be compared once the queue is empty.
     full_diff_due: bool,
+    reported_work: WorkDone,
     next_resync: Option<Instant>,
     next_drain_poll: Option<Instant>,
 }
@@ -121,6 +122,7 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
             readback_due: Some(now),
             readback_attempts: 0,
             full_diff_due: false,
+            reported_work: WorkDone::default(),
             next_resync: None,
             next_drain_poll: None,
         }
@@ -260,7 +262,6 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
 
     fn round(&mut self, now: Instant) {
         let started = Instant::now();
-        let before = self.plane.work();
         let taken = self.queue.take(ROUND);
         let mut touched: BTreeSet<D::Key> = BTreeSet::new();
         for name in &taken.services {
@@ -287,7 +288,7 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
         });
         if !nothing {
             let kind = if full { SyncKind::Full } else { SyncKind::Partial };
-            self.report(kind, started, before, taken, applied, failed);
+            self.report(kind, started, taken, applied, failed);
         }
     }
 
@@ -430,12 +431,13 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
         &mut self,
         kind: SyncKind,
         started: Instant,
-        before: WorkDone,
         taken: Taken,
         ops_applied: usize,
         ops_failed: usize,
     ) {
+        // Since the last report, so that a readback counts to the round it made possible.
         let after = self.plane.work();
+        let before = std::mem::replace(&mut self.reported_work, after);
         let (services, slices) = self.state.counts();
         self.totals = Totals {
             services,

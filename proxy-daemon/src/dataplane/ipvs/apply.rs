@@ -1,8 +1,10 @@
 //! Operations to kernel requests: neighbours on one interface go out together.
 
 use std::net::IpAddr;
+use std::time::Instant;
 
 use nix::libc;
+use tracing::trace;
 
 use super::codec::{RealServerKey, Requests};
 use super::objects::{Key, Value, server_key};
@@ -34,11 +36,14 @@ impl<N: Netlink> IpvsPlane<N> {
     pub(super) fn apply_all(&mut self, ops: &[Op<Key>]) -> Results {
         let mut results = Results::with_capacity(ops.len());
         for run in ops.chunk_by(|a, b| interface(a.key()) == interface(b.key())) {
-            results.extend(match interface(run[0].key()) {
+            let interface = interface(run[0].key());
+            let start = Instant::now();
+            results.extend(match interface {
                 Interface::NfTables => self.apply_elements(run),
                 Interface::Ipvs => self.apply_servers(run),
                 Interface::Links => self.apply_addresses(run),
             });
+            trace!(?interface, ops = run.len(), took = ?start.elapsed(), "applied");
         }
         results
     }
