@@ -5,6 +5,7 @@
 //! both address families, so what kube-proxy measures per family is recorded under each.
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::SystemTime;
 
@@ -17,9 +18,11 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
 use super::process::ProcessCollector;
+use super::source::SourceCollector;
 use crate::config::ProxyMode;
 use crate::model::{Family, Rejected};
 use crate::sync::{SyncKind, SyncReport};
+use crate::watch::SourceStats;
 
 type Seconds = Gauge<f64, AtomicU64>;
 type Histograms = Vector<FamilyLabel, Histogram, fn() -> Histogram>;
@@ -108,8 +111,7 @@ pub struct Metrics {
     draining: Gauge,
     failing: Gauge,
     node_eligible: Gauge,
-    source_connected: Gauge,
-    source_errors: Counter,
+    source: SourceCollector,
 }
 
 impl fmt::Debug for Metrics {
@@ -152,8 +154,7 @@ impl Metrics {
             draining: Gauge::default(),
             failing: Gauge::default(),
             node_eligible: Gauge::default(),
-            source_connected: Gauge::default(),
-            source_errors: Counter::default(),
+            source: SourceCollector::default(),
         };
         metrics.node_eligible.set(1);
         for result in ["applied", "failed"] {
@@ -270,16 +271,7 @@ impl Metrics {
             "1 while load balancers may send to this node",
             self.node_eligible.clone(),
         );
-        r.register(
-            "source_connected",
-            "1 while the source of objects answers",
-            self.source_connected.clone(),
-        );
-        r.register(
-            "source_errors",
-            "Failed requests to the source of objects",
-            self.source_errors.clone(),
-        );
+        r.register_collector(Box::new(self.source.clone()));
     }
 
     #[must_use]
@@ -381,14 +373,9 @@ impl Metrics {
         self.node_eligible.set(i64::from(eligible));
     }
 
-    /// Whether the API server or the directory of manifests answers.
-    pub fn source_connected(&self, connected: bool) {
-        self.source_connected.set(i64::from(connected));
-    }
-
-    /// A request to the source failed.
-    pub fn source_error(&self) {
-        self.source_errors.inc();
+    /// The counters of the source of objects, read at each scrape from now on.
+    pub fn watch_source(&self, stats: Arc<SourceStats>) {
+        self.source.set(stats);
     }
 
     pub(super) fn healthz(&self, code: u16) {

@@ -13,6 +13,7 @@ mod http;
 mod metrics;
 mod observer;
 mod process;
+mod source;
 #[cfg(test)]
 mod tests;
 
@@ -26,6 +27,7 @@ use tracing::{info, warn};
 
 use crate::config::{Config, ProxyMode, Serving};
 use crate::model::Family;
+use crate::watch::SourceStats;
 use checks::Checks;
 use health::{Health, Now};
 
@@ -81,6 +83,11 @@ impl Status {
     #[must_use]
     pub const fn metrics(&self) -> &Metrics {
         &self.metrics
+    }
+
+    /// The source's counters become part of the metrics.
+    pub fn watch_source(&self, stats: Arc<SourceStats>) {
+        self.metrics.watch_source(stats);
     }
 
     fn now(&self) -> Now {

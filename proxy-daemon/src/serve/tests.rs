@@ -362,7 +362,7 @@ async fn metrics_count_what_a_round_did() {
         name: ObjectName::new("shop", "web-1"),
         reason: "port".to_owned(),
     });
-    bed.status.metrics().source_connected(true);
+    bed.status.watch_source(Arc::new(SourceStats::default()));
     let page = bed.metrics().await;
     for line in [
         "kubeproxy_sync_proxy_rules_service_changes_pending 1",
@@ -380,7 +380,10 @@ async fn metrics_count_what_a_round_did() {
         "node_dataplane_backends 30",
         "node_dataplane_failing_objects 1",
         "node_dataplane_rejected_objects_total{kind=\"EndpointSlice\"} 1",
-        "node_dataplane_source_connected 1",
+        "node_dataplane_source_connected{kind=\"EndpointSlice\"} 0.0",
+        "node_dataplane_source_lists_total{kind=\"Service\"} 0",
+        "node_dataplane_source_errors_total{kind=\"Node\",cause=\"expired\"} 0",
+        "node_dataplane_rejected_parts_total{kind=\"EndpointSlice\",part=\"port\"} 0",
     ] {
         assert!(page.lines().any(|held| held == line), "{line} is missing from\n{page}");
     }
@@ -397,7 +400,8 @@ async fn metrics_count_what_a_round_did() {
 async fn binding_is_retried_unless_it_must_not_fail() {
     let held = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = held.local_addr().unwrap();
-    let error = bind("--healthz-bind-address", address, true, BIND_RETRY).await.unwrap_err();
+    let fatal = bind("--healthz-bind-address", address, true, BIND_RETRY);
+    let error = tokio::time::timeout(BIND_RETRY, fatal).await.expect("at once").unwrap_err();
     assert!(error.to_string().contains(&format!("--healthz-bind-address={address}")), "{error}");
 
     let retried = tokio::spawn(bind("--x", address, false, Duration::from_millis(10)));
