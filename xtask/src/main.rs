@@ -3,8 +3,6 @@
 //! A command is a clap `Args` struct and a `run(&Args) -> Result<ExitCode>` in its own
 //! module; it appears here as one line of [`Command`] and one of `main`.
 
-#![allow(dead_code, reason = "test, which uses the rest, comes next")]
-
 mod apt;
 mod build;
 mod ebpf;
@@ -12,6 +10,7 @@ mod guest;
 mod place;
 mod setup;
 mod shell;
+mod test;
 mod vm;
 
 use std::process::ExitCode;
@@ -30,6 +29,7 @@ struct Cli {
 enum Command {
     Setup(setup::Args),
     Build(build::Args),
+    Test(test::Args),
     Vm(vm::Args),
 }
 
@@ -37,6 +37,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Setup(args) => setup::run(&args),
         Command::Build(args) => build::run(&args),
+        Command::Test(args) => test::run(&args),
         Command::Vm(args) => vm::run(&args),
     };
     outcome.unwrap_or_else(|error| {

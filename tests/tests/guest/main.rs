@@ -1,6 +1,8 @@
-//! Tests that need a guest kernel (IPVS, dummy links, SCTP). They are ignored on the
-//! machine itself; `cargo xtask vm` runs them:
-//! `cargo xtask vm -- <this test binary> --ignored`.
+//! Tests that run in a guest, each time on a fresh kernel with nothing configured.
+//! `cargo xtask test --only vm` builds and starts them, on each kernel of the matrix.
+//!
+//! They run one after the other (`--test-threads=1`) in one guest, as root, in its root
+//! network namespace unless they make one: each cleans up what it made.
 
 #![allow(
     clippy::unwrap_used,
@@ -12,6 +14,7 @@
 mod codec;
 mod daemon;
 mod ebpf;
+mod kernel;
 mod links;
 
 use std::process::{Command, Stdio};

@@ -13,7 +13,7 @@ use crate::apt::Bookworm;
 use crate::{place, shell};
 
 /// The kernels that tests run on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub enum Kernel {
     /// Debian 12's own: the oldest supported; no tcx, clsact only
     #[value(name = "6.1")]

@@ -55,8 +55,6 @@ pub struct Outcome {
     pub code: u8,
     /// What the command wrote to stdout.
     pub stdout: Vec<u8>,
-    /// Power-on to power-off.
-    pub took: Duration,
 }
 
 impl Spec {
@@ -109,7 +107,7 @@ impl Spec {
         let took = start.elapsed();
         eprintln!("vm: exit code {code} after {:.1} s", took.as_secs_f64());
         guest.report_kernel_warnings();
-        Ok(Outcome { code, stdout: std::mem::take(&mut guest.stdout.seen), took })
+        Ok(Outcome { code, stdout: std::mem::take(&mut guest.stdout.seen) })
     }
 
     fn write_control(&self, dir: &Path, tree: &Tree) -> Result<()> {

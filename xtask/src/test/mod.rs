@@ -1,0 +1,263 @@
+//! `cargo xtask test`: every test of the project, on this machine and in guests.
+
+mod binaries;
+mod tally;
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+
+use crate::guest::{Kernel, Spec};
+use crate::{ebpf, place, setup, shell};
+use binaries::{Binaries, Suite, TestBinary};
+use tally::{Report, Tally};
+
+/// A test binary that hangs is ended after this long. The whole of the host's tests take
+/// well under a minute each.
+const HOST_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// All guest tests on one kernel, under emulation, on a busy machine.
+const GUEST_TIMEOUT: Duration = Duration::from_secs(1200);
+
+/// Run every test: unit, property, namespace, and in guests on each kernel
+///
+/// Installs what is missing (as `cargo xtask setup` does), builds the eBPF programs, runs the
+/// workspace's tests here, then the guest tests on each kernel of the matrix.
+///
+/// Kinds: *property* tests have `prop` in their module or file name; *namespace* tests are the
+/// integration tests called `host*`, which make network namespaces and load eBPF programs on
+/// this machine (root); *VM* tests are in tests/tests/guest; all others are *unit* tests.
+///
+/// The last line is `N passed, N failed`. The exit code is not 0 when a test failed, or when a
+/// stage found no test at all.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  cargo xtask test                                   everything
+  cargo xtask test --only unit                       no root, no guests
+  cargo xtask test --only vm --kernel 6.12 --filter ipvs
+
+Plain `cargo test --workspace` runs the same unit, property and namespace tests; the eBPF ones
+among them want PROXY_EBPF_OBJECT, which `cargo xtask build --ebpf-only` prints.")]
+pub struct Args {
+    /// Only tests whose name contains this
+    #[arg(long, value_name = "TEXT")]
+    filter: Option<String>,
+    /// Only this guest kernel [default: all]
+    #[arg(long, value_enum)]
+    kernel: Option<Kernel>,
+    /// Only this part: unit includes property tests, host is the namespace tests
+    #[arg(long, value_enum)]
+    only: Option<Part>,
+}
+
+/// A part of the tests that can be asked for alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    Unit,
+    Host,
+    Vm,
+}
+
+impl Args {
+    fn wants(&self, part: Part) -> bool {
+        self.only.is_none_or(|only| only == part)
+    }
+
+    fn kernels(&self) -> Vec<Kernel> {
+        self.kernel.map_or_else(|| Kernel::ALL.to_vec(), |kernel| vec![kernel])
+    }
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// When something needed cannot be installed or built. Failing tests are the exit code.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let start = Instant::now();
+    let mut report = Report::default();
+    let root_needed = args.wants(Part::Host) || args.wants(Part::Vm);
+    stage("setup", || prepare(args, root_needed))?;
+    let object = if root_needed { Some(stage("build eBPF", ebpf::build)?) } else { None };
+    let binaries = stage("build tests", || Binaries::build(args.wants(Part::Vm)))?;
+    let programs = binaries.programs()?;
+    let mut env: Vec<(String, OsString)> =
+        vec![("PROXY_BIN_DIR".to_owned(), programs.path().as_os_str().to_owned())];
+    if let Some(object) = object {
+        env.push((ebpf::OBJECT_ENV.to_owned(), object.into_os_string()));
+    }
+
+    let filter = args.filter.as_deref();
+    for (part, suite, name) in
+        [(Part::Unit, Suite::Unit, "unit"), (Part::Host, Suite::Host, "namespace")]
+    {
+        if !args.wants(part) {
+            continue;
+        }
+        stage(&format!("{name} tests"), || {
+            for binary in binaries.of(suite) {
+                on_host(binary, filter, &env, &mut report)?;
+            }
+            Ok(())
+        })?;
+    }
+    if args.wants(Part::Unit) {
+        stage("documentation tests", || doc_tests(filter, &mut report))?;
+    }
+    if args.wants(Part::Vm) {
+        for kernel in args.kernels() {
+            stage(&format!("VM tests on {kernel}"), || {
+                for binary in binaries.of(Suite::Guest) {
+                    in_guest(binary, kernel, programs.path(), filter, &env, &mut report)?;
+                }
+                Ok(())
+            })?;
+        }
+    }
+    println!("\ntook {:.0} s", start.elapsed().as_secs_f64());
+    Ok(if report.print() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Says what goes on and how long it took.
+fn stage<T>(name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    println!("== {name}");
+    let start = Instant::now();
+    let result = work().with_context(|| format!("stage `{name}`"));
+    println!("== {name}: {:.1} s", start.elapsed().as_secs_f64());
+    result
+}
+
+fn prepare(args: &Args, root_needed: bool) -> Result<()> {
+    if !root_needed {
+        return Ok(());
+    }
+    setup::packages()?;
+    if args.wants(Part::Vm) {
+        for kernel in args.kernels() {
+            kernel.ensure()?;
+        }
+    }
+    Ok(())
+}
+
+/// One test binary on this machine, as `cargo test` would start it.
+fn on_host(
+    binary: &TestBinary,
+    filter: Option<&str>,
+    env: &[(String, OsString)],
+    report: &mut Report,
+) -> Result<()> {
+    let names = binary.names(filter)?;
+    if names.is_empty() {
+        return Ok(());
+    }
+    let mut command = Command::new("timeout");
+    command.args(["--kill-after=5", &HOST_TIMEOUT.as_secs().to_string()]).arg(&binary.path);
+    command.args(filter).current_dir(&binary.package_dir).stdin(Stdio::null());
+    command.env("CARGO_MANIFEST_DIR", &binary.package_dir);
+    command.envs(env.iter().map(|(key, value)| (key, value)));
+    let label = format!("{} ({} tests)", binary.label, names.len());
+    let start = Instant::now();
+    let out = shell::progress(&label, || command.output().context("cannot start a test binary"))?;
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    let tally = Tally::read(&text, &names);
+    let ok = out.status.success() && tally.as_ref().is_some_and(|tally| tally.failed() == 0);
+    if !ok {
+        print!("{text}{}", String::from_utf8_lossy(&out.stderr));
+        println!("{} failed: {}", binary.label, why(out.status.code()));
+    }
+    let kind = if binary.suite == Suite::Host { tally::Kind::Namespace } else { tally::Kind::Unit };
+    let tally = tally.unwrap_or_else(Tally::crashed);
+    println!("{}: {tally} in {:.1} s", binary.label, start.elapsed().as_secs_f64());
+    report.add(kind, binary.is_property, tally);
+    Ok(())
+}
+
+fn why(code: Option<i32>) -> String {
+    match code {
+        Some(124 | 137) => format!("did not end within {} s", HOST_TIMEOUT.as_secs()),
+        Some(code) => format!("exit code {code}"),
+        None => "ended by a signal".to_owned(),
+    }
+}
+
+fn doc_tests(filter: Option<&str>, report: &mut Report) -> Result<()> {
+    let mut cargo = Command::new("cargo");
+    cargo.current_dir(place::repo()).args(["test", "--quiet", "--workspace", "--doc"]);
+    if let Some(filter) = filter {
+        cargo.args(["--", filter]);
+    }
+    let out = shell::progress("documentation tests", || {
+        cargo.output().context("cannot start cargo test --doc")
+    })?;
+    let text = String::from_utf8_lossy(&out.stdout);
+    let mut tally = Tally::sum_of_results(&text);
+    if !out.status.success() {
+        print!("{text}{}", String::from_utf8_lossy(&out.stderr));
+        if tally.failed() == 0 {
+            tally = Tally::crashed();
+        }
+    }
+    println!("documentation: {tally}");
+    report.add_optional(tally::Kind::Unit, tally);
+    Ok(())
+}
+
+/// One test binary in a guest. A guest that fails to come up or panics counts as a failed
+/// test and the other kernels still have their turn.
+fn in_guest(
+    binary: &TestBinary,
+    kernel: Kernel,
+    run_dir: &Path,
+    filter: Option<&str>,
+    env: &[(String, OsString)],
+    report: &mut Report,
+) -> Result<()> {
+    let names = binary.names(filter)?;
+    let kind = tally::Kind::Guest(kernel);
+    if names.is_empty() {
+        report.add(kind, false, Tally::default());
+        return Ok(());
+    }
+    let linked = link(&binary.path, run_dir)?;
+    let mut command = vec![linked.into_os_string(), "--test-threads=1".into(), "--include-ignored".into()];
+    command.extend(filter.map(OsString::from));
+    let mut env = env.to_vec();
+    env.push(("CARGO_MANIFEST_DIR".to_owned(), binary.package_dir.clone().into_os_string()));
+    let spec = Spec {
+        timeout: GUEST_TIMEOUT,
+        memory: 3072,
+        cwd: binary.package_dir.clone(),
+        env,
+        ..Spec::new(kernel, command)?
+    };
+    let tally = match spec.run() {
+        Ok(outcome) => {
+            let text = String::from_utf8_lossy(&outcome.stdout);
+            let tally = Tally::read(&text, &names).unwrap_or_else(Tally::crashed);
+            let silent_failure = outcome.code != 0 && tally.failed() == 0;
+            if silent_failure { Tally::crashed() } else { tally }
+        }
+        Err(error) => {
+            println!("VM tests on {kernel}: {error:#}");
+            Tally::crashed()
+        }
+    };
+    report.add(kind, false, tally);
+    Ok(())
+}
+
+/// A second name for a built file, which keeps its content while another build replaces it.
+fn link(file: &Path, dir: &Path) -> Result<PathBuf> {
+    let name = file.file_name().context("a built file has a name")?;
+    let linked = dir.join(name);
+    if !linked.exists() {
+        std::fs::hard_link(file, &linked)
+            .or_else(|_| std::fs::copy(file, &linked).map(drop))
+            .with_context(|| format!("cannot link {} to {}", file.display(), dir.display()))?;
+    }
+    Ok(linked)
+}
