@@ -7,6 +7,7 @@ mod apt;
 mod build;
 mod ebpf;
 mod guest;
+mod lint;
 mod place;
 mod setup;
 mod shell;
@@ -30,6 +31,7 @@ enum Command {
     Setup(setup::Args),
     Build(build::Args),
     Test(test::Args),
+    Lint(lint::Args),
     Vm(vm::Args),
 }
 
@@ -38,6 +40,7 @@ fn main() -> ExitCode {
         Command::Setup(args) => setup::run(&args),
         Command::Build(args) => build::run(&args),
         Command::Test(args) => test::run(&args),
+        Command::Lint(args) => lint::run(&args),
         Command::Vm(args) => vm::run(&args),
     };
     outcome.unwrap_or_else(|error| {

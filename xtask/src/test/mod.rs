@@ -223,7 +223,8 @@ fn in_guest(
         return Ok(());
     }
     let linked = link(&binary.path, run_dir)?;
-    let mut command = vec![linked.into_os_string(), "--test-threads=1".into(), "--include-ignored".into()];
+    let mut command =
+        vec![linked.into_os_string(), "--test-threads=1".into(), "--include-ignored".into()];
     command.extend(filter.map(OsString::from));
     let mut env = env.to_vec();
     env.push(("CARGO_MANIFEST_DIR".to_owned(), binary.package_dir.clone().into_os_string()));
