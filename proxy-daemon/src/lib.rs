@@ -2,7 +2,7 @@
 //! or eBPF maps out.
 //!
 //! Imports between the rooms point down this list only (`cargo xtask lint` checks):
-//! `app`/`config`, `serve`, `sync`, `dataplane`, `kernel`, `plan`, `policy`, `state`,
+//! `app`, `serve`, `config`, `sync`, `dataplane`, `kernel`, `plan`, `policy`, `state`,
 //! `watch`, `model`. `docs/architecture.md` walks one event through all of them.
 
 pub mod app;

@@ -4,9 +4,12 @@ use super::scan::What;
 
 /// The rooms of the daemon from the top down; those of one line may know each other.
 /// `proxy-daemon/src/lib.rs` documents the same order.
-const ROOMS: [&[&str]; 10] = [
-    &["app", "config"],
+/// `config` lies below `serve`, which publishes the configuration, and above `sync`: from
+/// there down nothing knows of flags.
+const ROOMS: [&[&str]; 11] = [
+    &["app"],
     &["serve"],
+    &["config"],
     &["sync"],
     &["dataplane"],
     &["kernel"],
@@ -31,8 +34,8 @@ const UNSAFE: &[&str] = &["kernel", "dataplane::ebpf"];
 
 /// For `--help`; a test keeps it in step with the tables.
 pub const EXPLAINED: &str = "Rules:
-  imports point down only:  app|config > serve > sync > dataplane > kernel > plan > policy
-                            > state > watch > model
+  imports point down only:  app > serve > config > sync > dataplane > kernel > plan
+                            > policy > state > watch > model
   kube, k8s_openapi         only in watch
   aya                       only in dataplane::ebpf
   netlink_*                 only in kernel, dataplane::ipvs
@@ -125,7 +128,7 @@ mod tests {
     fn down_and_sideways_is_allowed() {
         good("plan::diff", "use crate::model::Key;\nuse super::ops::Op;\nuse self::x::Y;");
         good("app", "use crate::{config::Config, model, sync::engine};");
-        good("config", "use crate::app::X;");
+        good("serve", "use crate::config::X;");
         good("plan", "pub(crate) fn f() -> crate::model::Key { crate::model::key() }");
         good("plan", "// use crate::kernel::X;\nconst S: &str = \"crate::kernel\";");
     }
@@ -133,6 +136,7 @@ mod tests {
     #[test]
     fn up_is_found_however_it_is_written() {
         bad("plan::diff", "\nuse crate::kernel::X;", 2, "plan -> kernel");
+        bad("config", "use crate::app::X;", 1, "config -> app");
         bad("model", "use crate::{model::Key,\n    state::S};", 2, "model -> state");
         bad("model", "use crate::{self as me, watch};", 1, "model -> watch");
         bad("plan::diff", "use super::super::sync::E;", 1, "plan -> sync");
