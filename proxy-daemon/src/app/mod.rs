@@ -130,6 +130,7 @@ async fn serve_until_stopped(
     let (events, received) = mpsc::channel(QUEUE);
     forward(received, inputs)?;
     let stats = Arc::new(SourceStats::default());
+    status.watch_source(Arc::clone(&stats));
     let source = source(config, events, stats);
     let servers = serve::run(status, config.serving);
     tokio::select! {
