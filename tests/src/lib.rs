@@ -5,4 +5,6 @@ pub mod apiserver;
 pub mod binary;
 pub mod cluster;
 pub mod daemon;
+pub mod demo;
 pub mod ebpf;
+pub mod traffic;

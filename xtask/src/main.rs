@@ -5,6 +5,7 @@
 
 mod apt;
 mod build;
+mod demo;
 mod ebpf;
 mod guest;
 mod lint;
@@ -32,6 +33,7 @@ enum Command {
     Build(build::Args),
     Test(test::Args),
     Lint(lint::Args),
+    Demo(demo::Args),
     Vm(vm::Args),
 }
 
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
         Command::Build(args) => build::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Lint(args) => lint::run(&args),
+        Command::Demo(args) => demo::run(&args),
         Command::Vm(args) => vm::run(&args),
     };
     outcome.unwrap_or_else(|error| {

@@ -13,17 +13,20 @@
 //! As with the most common CNI set-up, pods hang on a bridge `cni0` whose ports allow
 //! hairpin, and bridged packets pass the IP hooks (br_netfilter): without the latter the
 //! reply of a pod to a pod of the same node would bypass the translation back.
-//! Nodes route each other's pod ranges over the fabric; the fabric routes nothing else,
-//! so an address nobody programmed ends there as unreachable.
+//! Nodes route each other's pod ranges over the fabric; the fabric routes nothing beyond
+//! these, so an address nobody programmed ends there as unreachable.
 
 mod cgroup;
 mod host;
 mod layout;
 
-use std::net::IpAddr;
+use std::io::ErrorKind;
+use std::net::{IpAddr, TcpStream};
 use std::ops::Deref;
 use std::path::Path;
 use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
@@ -54,6 +57,10 @@ const ROUTER_V4: &[(&str, &str)] = &[
 const ROUTER_V6: &[(&str, &str)] = &[("ipv6/conf/all/forwarding", "1")];
 const BRIDGE_NETFILTER: &[(&str, &str)] =
     &[("bridge/bridge-nf-call-iptables", "1"), ("bridge/bridge-nf-call-ip6tables", "1")];
+
+/// How long a host may take until it reaches its gateway, and how often it tries.
+const LINK_TIMEOUT: Duration = Duration::from_secs(20);
+const LINK_POLL: Duration = Duration::from_millis(50);
 
 /// What to build; see [`Cluster::builder`].
 #[derive(Debug, Clone)]
@@ -126,6 +133,7 @@ impl ClusterBuilder {
         }
         let cluster = Cluster { nodes, outside, fabric, families, cgroup };
         cluster.wire()?;
+        cluster.wait_for_links()?;
         Ok(cluster)
     }
 }
@@ -141,6 +149,28 @@ fn load_bridge_netfilter() {
     if !Path::new("/proc/sys/net/bridge").exists() {
         let _ = Command::new("modprobe").args(["-q", "br_netfilter"]).status();
     }
+}
+
+/// Asks the gateway on a port where nobody listens until it refuses.
+fn wait_for_gateway(host: &Host, (v4, v6): layout::Pair) -> Result<()> {
+    host.in_netns(|| {
+        for gateway in v4.map(IpAddr::V4).into_iter().chain(v6.map(IpAddr::V6)) {
+            let deadline = Instant::now() + LINK_TIMEOUT;
+            loop {
+                match TcpStream::connect_timeout(&(gateway, 1).into(), LINK_POLL) {
+                    Ok(_) => break,
+                    Err(error) if error.kind() == ErrorKind::ConnectionRefused => break,
+                    Err(error) if Instant::now() > deadline => {
+                        return Err(error)
+                            .with_context(|| format!("{} to its gateway {gateway}", host.name()));
+                    }
+                    // Some errors come at once.
+                    Err(_) => thread::sleep(Duration::from_millis(1)),
+                }
+            }
+        }
+        Ok(())
+    })?
 }
 
 /// A machine of the cluster; derefs to its [`Host`] (the node's own namespace).
@@ -309,6 +339,21 @@ impl Cluster {
         Ok(())
     }
 
+    /// A bridge port forwards only once the kernel's link watcher has seen its carrier, which
+    /// on a busy machine takes a while; a first packet lost then costs the test a second.
+    fn wait_for_links(&self) -> Result<()> {
+        for node in &self.nodes {
+            wait_for_gateway(node, self.families.fabric(1))?;
+            for pod in &node.pods {
+                wait_for_gateway(pod, self.families.pod(node.index, 1))?;
+            }
+        }
+        match &self.outside {
+            Some(outside) => wait_for_gateway(outside, self.families.fabric(1)),
+            None => Ok(()),
+        }
+    }
+
     fn set_all_sysctls(&self) -> Result<()> {
         let (v4, v6) = (self.families.has_v4(), self.families.has_v6());
         for host in self.hosts() {
@@ -340,10 +385,23 @@ impl Cluster {
         let mut script = layout::fabric_start(self.families);
         for node in &self.nodes {
             script += &layout::fabric_port(&node.host);
+            // Otherwise its "unreachable" would not find back to a pod.
+            script += &self.routes_to_pods_of(node);
         }
         if let Some(outside) = &self.outside {
             script += &layout::fabric_port(outside);
             script += &layout::fabric_routes_to_outside(outside);
+        }
+        script
+    }
+
+    fn routes_to_pods_of(&self, node: &Node) -> String {
+        let mut script = String::new();
+        for range in self.families.pod_cidrs(node.index) {
+            let v6 = range.contains(':');
+            if let Some(gateway) = node.addresses().into_iter().find(|ip| ip.is_ipv6() == v6) {
+                script += &layout::replace_route(&range, gateway);
+            }
         }
         script
     }
@@ -354,15 +412,7 @@ impl Cluster {
             script += &layout::pod_port(&pod.node_interface(), &pod.host);
         }
         for other in self.nodes.iter().filter(|other| other.index != node.index) {
-            for range in self.families.pod_cidrs(other.index) {
-                let gateway: Option<IpAddr> = other
-                    .addresses()
-                    .into_iter()
-                    .find(|address| address.is_ipv6() == range.contains(':'));
-                if let Some(gateway) = gateway {
-                    script += &layout::replace_route(&range, gateway);
-                }
-            }
+            script += &self.routes_to_pods_of(other);
         }
         script
     }

@@ -1,0 +1,112 @@
+//! Sockets of all three protocols as tokio sees them.
+//!
+//! A one-to-one SCTP socket takes the same calls as a TCP one, so it travels in the same
+//! types; only its creation differs, which is why sockets are made here by hand.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, connect,
+    listen, setsockopt, socket, sockopt,
+};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+
+use super::Protocol;
+
+fn open(protocol: Protocol, like: SocketAddr) -> io::Result<OwnedFd> {
+    let family = if like.is_ipv6() { AddressFamily::Inet6 } else { AddressFamily::Inet };
+    let (kind, number) = match protocol {
+        Protocol::Tcp => (SockType::Stream, SockProtocol::Tcp),
+        Protocol::Udp => (SockType::Datagram, SockProtocol::Udp),
+        Protocol::Sctp => (SockType::Stream, SockProtocol::Sctp),
+    };
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd = socket(family, kind, flags, number)?;
+    if like.is_ipv6() {
+        // `[::]` and `0.0.0.0` are listened on by different sockets, as the tests name them.
+        setsockopt(&fd, sockopt::Ipv6V6Only, &true)?;
+    }
+    Ok(fd)
+}
+
+fn bind_to(fd: &OwnedFd, address: SocketAddr) -> io::Result<()> {
+    Ok(bind(fd.as_raw_fd(), &SockaddrStorage::from(address))?)
+}
+
+/// A listening socket, not yet registered with a runtime.
+pub(super) fn listener(protocol: Protocol, address: SocketAddr) -> io::Result<OwnedFd> {
+    let fd = open(protocol, address)?;
+    if protocol != Protocol::Udp {
+        setsockopt(&fd, sockopt::ReuseAddr, &true)?;
+    }
+    bind_to(&fd, address)?;
+    if protocol != Protocol::Udp {
+        listen(&fd, Backlog::MAXCONN)?;
+    }
+    Ok(fd)
+}
+
+pub(super) fn local_address(protocol: Protocol, fd: OwnedFd) -> io::Result<(SocketAddr, OwnedFd)> {
+    if protocol == Protocol::Udp {
+        let socket = std::net::UdpSocket::from(fd);
+        Ok((socket.local_addr()?, socket.into()))
+    } else {
+        let socket = std::net::TcpListener::from(fd);
+        Ok((socket.local_addr()?, socket.into()))
+    }
+}
+
+pub(super) fn into_listener(fd: OwnedFd) -> io::Result<TcpListener> {
+    TcpListener::from_std(fd.into())
+}
+
+pub(super) fn into_udp(fd: OwnedFd) -> io::Result<UdpSocket> {
+    UdpSocket::from_std(fd.into())
+}
+
+/// A socket ready to connect, bound to `source` when one is asked for. A source port may
+/// be one that an earlier connection still waits on (`SO_REUSEADDR`).
+fn client(
+    protocol: Protocol,
+    target: SocketAddr,
+    source: Option<SocketAddr>,
+) -> io::Result<OwnedFd> {
+    let fd = open(protocol, target)?;
+    if let Some(source) = source {
+        setsockopt(&fd, sockopt::ReuseAddr, &true)?;
+        bind_to(&fd, source)?;
+    }
+    Ok(fd)
+}
+
+/// Opens a TCP connection or SCTP association.
+pub(super) async fn connected_stream(
+    protocol: Protocol,
+    target: SocketAddr,
+    source: Option<SocketAddr>,
+) -> io::Result<TcpStream> {
+    let fd = client(protocol, target, source)?;
+    match connect(fd.as_raw_fd(), &SockaddrStorage::from(target)) {
+        Ok(()) | Err(Errno::EINPROGRESS) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    let stream = TcpStream::from_std(fd.into())?;
+    stream.writable().await?;
+    match stream.take_error()? {
+        Some(error) => Err(error),
+        None => Ok(stream),
+    }
+}
+
+/// A UDP socket that hears ICMP errors of its target.
+pub(super) fn connected_udp(
+    target: SocketAddr,
+    source: Option<SocketAddr>,
+) -> io::Result<UdpSocket> {
+    let fd = client(Protocol::Udp, target, source)?;
+    connect(fd.as_raw_fd(), &SockaddrStorage::from(target))?;
+    into_udp(fd)
+}
