@@ -116,7 +116,10 @@ fn every_object_of_the_fixtures_becomes_what_the_contract_says() {
     let found = lines(&found);
     let missing: Vec<_> = expected.difference(&found).collect();
     let extra: Vec<_> = found.difference(&expected).collect();
-    assert!(missing.is_empty() && extra.is_empty(), "missing {missing:#?}\nextra {extra:#?}\n{log}");
+    assert!(
+        missing.is_empty() && extra.is_empty(),
+        "missing {missing:#?}\nextra {extra:#?}\n{log}"
+    );
 }
 
 /// An echo server on every connection, until the process ends.
