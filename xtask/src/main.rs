@@ -4,6 +4,7 @@
 //! module; it appears here as one line of [`Command`] and one of `main`.
 
 mod apt;
+mod bench;
 mod build;
 mod demo;
 mod ebpf;
@@ -35,6 +36,7 @@ enum Command {
     Lint(lint::Args),
     Demo(demo::Args),
     Vm(vm::Args),
+    Bench(bench::Args),
 }
 
 fn main() -> ExitCode {
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
         Command::Lint(args) => lint::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Vm(args) => vm::run(&args),
+        Command::Bench(args) => bench::run(&args),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -1,0 +1,183 @@
+//! What is done in the guest.
+
+use std::fs;
+use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::network::{Bed, Namespace, server};
+use crate::peer::{self, Iptables, Ipvs, LAST, MIDDLE, PATIENCE, Peer};
+use crate::record::{Connects, Cost, Peers, Run, Size, Summary};
+
+/// What to measure.
+#[derive(Debug, clap::Args)]
+pub struct Plan {
+    /// The daemon's program
+    #[arg(long)]
+    daemon: PathBuf,
+    /// Numbers of Services
+    #[arg(long, value_delimiter = ',', default_value = "10,1000,5000")]
+    sizes: Vec<usize>,
+    /// Endpoints of each Service
+    #[arg(long, default_value_t = 10)]
+    endpoints: usize,
+    /// Endpoint changes at each size; by default fewer where they take long
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// TCP connects to each target
+    #[arg(long, default_value_t = 300)]
+    connects: usize,
+    /// Directory for `results.json`
+    #[arg(long)]
+    out: PathBuf,
+}
+
+impl Plan {
+    fn rounds(&self, services: usize) -> usize {
+        self.rounds.unwrap_or(match services {
+            0..=100 => 15,
+            101..=2000 => 7,
+            _ => 3,
+        })
+    }
+}
+
+/// Runs everything and writes the results.
+///
+/// # Errors
+/// When something cannot be set up, or never takes effect.
+pub fn run(plan: &Plan) -> Result<()> {
+    peer::modules()?;
+    let start = Instant::now();
+    let mut sizes = plan.sizes.clone();
+    sizes.sort_unstable();
+    let mut run = Run {
+        kernel: peer::kernel()?,
+        cpus: std::thread::available_parallelism()?.get(),
+        iptables: peer::iptables_version()?,
+        endpoints: plan.endpoints,
+        ..Run::default()
+    };
+    for services in sizes {
+        let found = size(plan, services);
+        run.sizes.push(found.with_context(|| format!("with {services} Services"))?);
+        run.seconds = start.elapsed().as_secs_f64();
+        // After each size: a run that is ended leaves what it found.
+        let text = serde_json::to_string(&run)?;
+        fs::write(plan.out.join("results.json"), text)?;
+    }
+    println!("finished after {:.0} s", run.seconds);
+    Ok(())
+}
+
+fn size(plan: &Plan, services: usize) -> Result<Size> {
+    let scale = (services, plan.endpoints);
+    let (bed_a, bed_b) = (Bed::new()?, Bed::new()?);
+    println!("{services} Services x {} endpoints", plan.endpoints);
+    let (mut a, took, cpu) = Iptables::load(&bed_a, scale, server(0)?)?;
+    let iptables = cost(took, cpu);
+    println!("  loaded: iptables {:.0} ms, {:.0} ms CPU", iptables.ms, iptables.cpu_ms);
+    let (mut b, took, cpu) = Ipvs::load(&bed_b, &plan.daemon, scale, server(0)?)?;
+    let ipvs = cost(took, cpu);
+    println!("  loaded: ipvs {:.0} ms, {:.0} ms CPU", ipvs.ms, ipvs.cpu_ms);
+    let load = Peers { iptables, ipvs };
+    let mut update: Peers<Vec<Cost>> = Peers::default();
+    for round in 1..=plan.rounds(services) {
+        let sample = change(&mut a, &bed_a.client, round).context("iptables")?;
+        update.iptables.push(sample);
+        let ours = change(&mut b, &bed_b.client, round);
+        let ours = ours.with_context(|| format!("ipvs\n{}", b.log()))?;
+        update.ipvs.push(ours);
+        println!(
+            "  change {round}: iptables {:.1} ms, {:.1} ms CPU; ipvs {:.1} ms, {:.1} ms CPU",
+            sample.ms, sample.cpu_ms, ours.ms, ours.cpu_ms
+        );
+    }
+    let connect = connects(&[&bed_a.client, &bed_b.client], plan.connects)?;
+    for (name, found) in [("iptables", &connect.iptables), ("ipvs", &connect.ipvs)] {
+        let median = |samples: &[f64]| Summary::of(samples.iter().copied()).median;
+        let [direct, middle, last] = [&found.direct, &found.middle, &found.last].map(|s| median(s));
+        println!(
+            "  connect: {name} {last:.0} us last, {middle:.0} us middle, {direct:.0} us direct"
+        );
+    }
+    Ok(Size { services, load, update, connect })
+}
+
+/// Takes the Service's endpoint away, then measures how long a new one takes.
+fn change(peer: &mut impl Peer, client: &Namespace, round: usize) -> Result<Cost> {
+    if round > 1 {
+        peer.change(None)?;
+        peer.settle()?;
+    }
+    let closed = client.run(|| poll(Instant::now() + PATIENCE, |result| result.is_err()))?;
+    closed.context("the Service without endpoints goes on answering")?;
+    let endpoint = server(round)?;
+    let open = client.start(|| poll(Instant::now() + PATIENCE, |result| result.is_ok()))?;
+    let start = peer.change(Some(endpoint))?;
+    let seen = open.recv()?.with_context(|| format!("{endpoint} never answered"))?;
+    let cpu = peer.settle()?;
+    Ok(cost(seen.saturating_duration_since(start), cpu))
+}
+
+/// A connect that is neither accepted nor refused by then is given up: its first packet
+/// fell into the moment of a change, and TCP would repeat it only after a second.
+const GIVEN_UP: Duration = Duration::from_millis(100);
+/// Between two connects, to leave the processors to those who are measured.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// Connects to the Service [`LAST`] until the result is the wanted one; returns when.
+fn poll(end: Instant, wanted: impl Fn(&std::io::Result<TcpStream>) -> bool) -> Result<Instant> {
+    loop {
+        let result = TcpStream::connect_timeout(&SocketAddr::V4(LAST), GIVEN_UP);
+        let now = Instant::now();
+        if wanted(&result) {
+            return Ok(now);
+        }
+        if now > end {
+            bail!("after {PATIENCE:?} a connect still gives {result:?}");
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// Connects from both clients in turn to each target in turn.
+fn connects(clients: &[&Namespace; 2], count: usize) -> Result<Peers<Connects>> {
+    const WARM: usize = 10;
+    let direct = server(0)?;
+    let mut found = [Connects::default(), Connects::default()];
+    for nth in 0..count + WARM {
+        for (client, found) in clients.iter().zip(&mut found) {
+            for (target, samples) in
+                [(direct, &mut found.direct), (MIDDLE, &mut found.middle), (LAST, &mut found.last)]
+            {
+                let took = client.run(move || connect(SocketAddr::V4(target)))?;
+                let took = took.with_context(|| format!("connecting to {target}"))?;
+                if nth >= WARM {
+                    samples.push(micros(took));
+                }
+            }
+        }
+    }
+    let [iptables, ipvs] = found;
+    Ok(Peers { iptables, ipvs })
+}
+
+fn connect(to: SocketAddr) -> std::io::Result<Duration> {
+    let start = Instant::now();
+    let stream = TcpStream::connect_timeout(&to, Duration::from_secs(10))?;
+    let took = start.elapsed();
+    drop(stream);
+    Ok(took)
+}
+
+/// Rounded to what the clock can tell, to keep the file readable.
+fn micros(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1e7).round() / 10.0
+}
+
+fn cost(time: Duration, cpu: Duration) -> Cost {
+    Cost { ms: micros(time) / 1e3, cpu_ms: micros(cpu) / 1e3 }
+}

@@ -1,0 +1,112 @@
+//! The results as a Markdown table.
+
+use std::fmt::Write as _;
+
+use crate::record::{Cost, Run, Summary};
+
+/// Tables of everything measured.
+#[must_use]
+pub fn table(run: &Run) -> String {
+    let mut text = format!(
+        "Guest kernel {}, {} virtual processors under emulation, {}; {} endpoints a Service; \
+         {:.0} s in all.\n\n",
+        run.kernel, run.cpus, run.iptables, run.endpoints, run.seconds
+    );
+    text += "| one endpoint change | Services | iptables median (min to worst) | ipvs median \
+             (min to worst) | iptables / ipvs | rounds |\n|---|---|---|---|---|---|\n";
+    let time: fn(&Cost) -> f64 = |cost| cost.ms;
+    let cpu: fn(&Cost) -> f64 = |cost| cost.cpu_ms;
+    for (what, column) in [("until it takes effect, ms", time), ("CPU time, ms", cpu)] {
+        for size in &run.sizes {
+            let a = Summary::of(size.update.iptables.iter().map(column));
+            let b = Summary::of(size.update.ipvs.iter().map(column));
+            // Writing to a String cannot fail, here and below.
+            let _ = writeln!(
+                text,
+                "| {what} | {} | {:.1} ({:.1} to {:.1}) | {:.1} ({:.1} to {:.1}) | {} | {} |",
+                size.services,
+                a.median,
+                a.min,
+                a.max,
+                b.median,
+                b.min,
+                b.max,
+                ratio(a.median, b.median),
+                size.update.ipvs.len(),
+            );
+        }
+    }
+    text += "\n| TCP connect, us | Services | iptables median / p99 / worst | ipvs median / p99 \
+             / worst | iptables / ipvs, medians | connects |\n|---|---|---|---|---|---|\n";
+    for size in &run.sizes {
+        let (a, b) = (&size.connect.iptables, &size.connect.ipvs);
+        let rows = [
+            ("Service at the end", &a.last, &b.last),
+            ("Service at 62 % of the list", &a.middle, &b.middle),
+            ("straight to the pod", &a.direct, &b.direct),
+        ];
+        for (what, a, b) in rows {
+            let count = b.len();
+            let (a, b) = (Summary::of(a.iter().copied()), Summary::of(b.iter().copied()));
+            let _ = writeln!(
+                text,
+                "| {what} | {} | {:.0} / {:.0} / {:.0} | {:.0} / {:.0} / {:.0} | {} | {count} |",
+                size.services,
+                a.median,
+                a.p99,
+                a.max,
+                b.median,
+                b.p99,
+                b.max,
+                ratio(a.median, b.median),
+            );
+        }
+    }
+    text += "\n| programming everything from nothing | Services | iptables | ipvs |\n\
+             |---|---|---|---|\n";
+    for size in &run.sizes {
+        let (a, b) = (size.load.iptables, size.load.ipvs);
+        let _ = writeln!(
+            text,
+            "| time (CPU), s | {} | {:.2} ({:.2}) | {:.2} ({:.2}) |",
+            size.services,
+            a.ms / 1e3,
+            a.cpu_ms / 1e3,
+            b.ms / 1e3,
+            b.cpu_ms / 1e3,
+        );
+    }
+    text
+}
+
+fn ratio(a: f64, b: f64) -> String {
+    if b > 0.0 { format!("{:.2}", a / b) } else { "-".to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{Connects, Peers, Size};
+
+    #[test]
+    fn the_table_has_medians_and_their_ratio() {
+        let cost = |ms| Cost { ms, cpu_ms: ms / 2.0 };
+        let connects = |us| Connects { last: vec![us; 200], ..Connects::default() };
+        let run = Run {
+            sizes: vec![Size {
+                services: 10,
+                update: Peers {
+                    iptables: vec![cost(30.0), cost(20.0), cost(40.0)],
+                    ipvs: vec![cost(5.0), cost(6.0), cost(4.0)],
+                },
+                connect: Peers { iptables: connects(300.0), ipvs: connects(200.0) },
+                ..Size::default()
+            }],
+            ..Run::default()
+        };
+        let text = table(&run);
+        let effect = "| 10 | 30.0 (20.0 to 40.0) | 5.0 (4.0 to 6.0) | 6.00 | 3 |";
+        assert!(text.contains(effect), "{text}");
+        assert!(text.contains("| 300 / 300 / 300 | 200 / 200 / 200 | 1.50 | 200 |"), "{text}");
+    }
+}
