@@ -39,14 +39,16 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const READ_TIMEOUT: Duration = Duration::from_secs(150);
 
 /// As kube-proxy: the kubeconfig's server and credentials, `master` in place of its
-/// server; without either, the Pod's service account.
+/// server; without either, the Pod's service account. In a Pod `master` alone replaces
+/// only the address: the one in the Pod's environment is a ClusterIP, which does not work
+/// before this daemon does.
 pub async fn client(
     kubeconfig: Option<&Path>,
     master: Option<&str>,
 ) -> Result<Client, ClientError> {
     let (mut config, from) = match (kubeconfig, master) {
         (Some(path), _) => (from_kubeconfig(path).await?, path.display().to_string()),
-        (None, Some(url)) => (from_master(url)?, format!("--master {url}")),
+        (None, Some(url)) => (at_master(Config::incluster().ok(), url)?, format!("--master {url}")),
         (None, None) => {
             let config =
                 Config::incluster().map_err(|error| ClientError::NotInCluster(Box::new(error)))?;
@@ -54,7 +56,7 @@ pub async fn client(
         }
     };
     if let (Some(_), Some(url)) = (kubeconfig, master) {
-        config.cluster_url = from_master(url)?.cluster_url;
+        config = at_master(Some(config), url)?;
     }
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     config.read_timeout = Some(READ_TIMEOUT);
@@ -79,6 +81,14 @@ fn missing_user(kubeconfig: &Kubeconfig) -> Option<&str> {
     let user = named.context.as_ref()?.user.as_deref()?;
     let known = kubeconfig.auth_infos.iter().any(|info| info.name == user);
     (!known && !user.is_empty()).then_some(user)
+}
+
+/// The credentials of `config`, if there are any, at another address.
+fn at_master(config: Option<Config>, url: &str) -> Result<Config, ClientError> {
+    let bare = from_master(url)?;
+    let Some(mut config) = config else { return Ok(bare) };
+    config.cluster_url = bare.cluster_url;
+    Ok(config)
 }
 
 /// Anonymous access, as for tests and `kubectl proxy`.
@@ -115,6 +125,16 @@ contexts: [{name: a, context: {cluster: c, user: u}}]
 clusters: [{name: c, cluster: {server: 'https://10.0.0.1:6443', insecure-skip-tls-verify: true}}]
 users: [{name: u, user: {token: t}}]
 ";
+
+    #[test]
+    fn master_replaces_the_address_and_keeps_the_credentials() {
+        let mut pod = Config::new("https://10.96.0.1".parse().expect("a URL"));
+        pod.auth_info.username = Some("pod".to_owned());
+        let config = at_master(Some(pod), "https://192.0.2.1:6443").expect("a config");
+        assert_eq!(config.cluster_url.host(), Some("192.0.2.1"));
+        assert_eq!(config.auth_info.username.as_deref(), Some("pod"));
+        assert!(at_master(None, "192.0.2.1").is_err());
+    }
 
     #[tokio::test]
     async fn errors_name_the_file_and_the_field() {
