@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::network::{Bed, Namespace, server};
 use crate::peer::{self, Iptables, Ipvs, LAST, MIDDLE, PATIENCE, Peer};
-use crate::record::{Connects, Cost, Peers, Run, Size, Summary};
+use crate::record::{Connects, Cost, Peers, Run, Sent, Size, Summary};
 
 /// What to measure.
 #[derive(Debug, clap::Args)]
@@ -84,14 +84,20 @@ fn size(plan: &Plan, services: usize) -> Result<Size> {
     println!("  loaded: ipvs {:.0} ms, {:.0} ms CPU", ipvs.ms, ipvs.cpu_ms);
     let load = Peers { iptables, ipvs };
     let mut update: Peers<Vec<Cost>> = Peers::default();
+    let mut sent = Vec::new();
     for round in 1..=plan.rounds(services) {
         let sample = change(&mut a, &bed_a.client, round).context("iptables")?;
         update.iptables.push(sample);
+        let before = b.sent(&bed_b)?;
         let ours = change(&mut b, &bed_b.client, round);
         let ours = ours.with_context(|| format!("ipvs\n{}", b.log()))?;
         update.ipvs.push(ours);
+        let after = b.sent(&bed_b)?;
+        let requests = after.requests - before.requests;
+        sent.push(Sent { requests, dumps: after.dumps - before.dumps });
         println!(
-            "  change {round}: iptables {:.1} ms, {:.1} ms CPU; ipvs {:.1} ms, {:.1} ms CPU",
+            "  change {round}: iptables {:.1} ms, {:.1} ms CPU; ipvs {:.1} ms, {:.1} ms CPU, \
+             {requests} requests",
             sample.ms, sample.cpu_ms, ours.ms, ours.cpu_ms
         );
     }
@@ -103,7 +109,8 @@ fn size(plan: &Plan, services: usize) -> Result<Size> {
             "  connect: {name} {last:.0} us last, {middle:.0} us middle, {direct:.0} us direct"
         );
     }
-    Ok(Size { services, load, update, connect })
+    fs::write(plan.out.join(format!("daemon-{services}.log")), b.log())?;
+    Ok(Size { services, load, update, sent, connect })
 }
 
 /// Takes the Service's endpoint away, then measures how long a new one takes.

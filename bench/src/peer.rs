@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 
 use crate::iptables::{self, ServicePort};
 use crate::network::{Bed, CLUSTER_CIDR, SERVER_PORT};
+use crate::record::Sent;
 
 /// Nothing may take longer: a peer that hangs shall end the run.
 pub const PATIENCE: Duration = Duration::from_secs(300);
@@ -162,8 +163,8 @@ fn probed(name: &str, at: SocketAddrV4, endpoint: Option<SocketAddrV4>) -> Servi
 /// This daemon in ipvs mode, told by an API server in this process.
 #[derive(Debug)]
 pub struct Ipvs {
-    api: Arc<ApiServer>,
-    daemon: Daemon,
+    api: ApiServer,
+    daemon: Arc<Daemon>,
     before: Duration,
 }
 
@@ -218,16 +219,29 @@ impl Ipvs {
             let took = start.elapsed();
             thread::sleep(SETTLED);
             let cpu = cpu_of(&daemon)?;
-            Ok((Self { api: Arc::new(api), daemon, before: cpu }, took, cpu))
+            Ok((Self { api, daemon: Arc::new(daemon), before: cpu }, took, cpu))
         })?
     }
 
-    /// The end of the daemon's log.
+    /// What the daemon wrote to its log.
     #[must_use]
     pub fn log(&self) -> String {
-        let log = self.daemon.log();
-        let lines: Vec<&str> = log.lines().collect();
-        lines[lines.len().saturating_sub(20)..].join("\n")
+        self.daemon.log()
+    }
+
+    /// What the daemon has sent since it started. To ask costs it CPU time.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn sent(&self, bed: &Bed) -> Result<Sent> {
+        let daemon = Arc::clone(&self.daemon);
+        bed.node.run(move || {
+            let read = |name| anyhow::Ok(daemon.metric(name)?.unwrap_or_default());
+            Ok(Sent {
+                requests: read("node_dataplane_netlink_requests_total")?,
+                dumps: read("node_dataplane_netlink_dumps_total")?,
+            })
+        })?
     }
 }
 

@@ -37,8 +37,20 @@ pub struct Size {
     pub load: Peers<Cost>,
     /// One endpoint added to the probed Service: one sample a round.
     pub update: Peers<Vec<Cost>>,
+    /// What the daemon sent for each of these changes.
+    #[serde(default)]
+    pub sent: Vec<Sent>,
     /// TCP connects.
     pub connect: Peers<Connects>,
+}
+
+/// Of the daemon's own counters, what a change added.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+pub struct Sent {
+    /// Netlink requests of every kind.
+    pub requests: f64,
+    /// Dumps among them.
+    pub dumps: f64,
 }
 
 /// Time until an effect, and the CPU time spent on it.
