@@ -47,7 +47,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     std::fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
     let out = out.canonicalize()?;
     // ipvs mode needs no eBPF programs: the plain build serves.
-    let mut cargo = Command::new("cargo");
+    let mut cargo = shell::cargo();
     cargo.current_dir(place::repo()).args([
         "build",
         "--release",

@@ -1,6 +1,6 @@
 //! `cargo xtask build`: the eBPF programs and the daemon.
 
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use anyhow::Result;
 
@@ -30,7 +30,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if args.ebpf_only {
         return Ok(ExitCode::SUCCESS);
     }
-    let mut cargo = Command::new("cargo");
+    let mut cargo = shell::cargo();
     cargo.current_dir(place::repo()).args(["build", "-p", "proxy-daemon"]);
     // Embedded into the daemon by its build script.
     cargo.env(ebpf::OBJECT_ENV, object);

@@ -1,7 +1,7 @@
 //! `cargo xtask demo`: the daemon at work, in a guest, in under a minute.
 
 use std::ffi::OsString;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
@@ -44,7 +44,7 @@ enum Mode {
 pub fn run(args: &Args) -> Result<ExitCode> {
     let Mode::Ipvs = args.proxy_mode;
     setup::packages_for_guests()?;
-    let mut cargo = Command::new("cargo");
+    let mut cargo = shell::cargo();
     cargo.current_dir(place::repo()).args([
         "build",
         "-p",

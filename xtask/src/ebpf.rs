@@ -128,7 +128,7 @@ pub fn ensure() -> Result<(Compiler, PathBuf)> {
     } else {
         eprintln!("  no bpf-linker here: building it against Debian's LLVM 22");
         apt::install(&apt::missing(&LINKER_NEEDS))?;
-        let mut install = Command::new("cargo");
+        let mut install = shell::cargo();
         install.env("LLVM_PREFIX", LLVM_PREFIX).env_remove("CARGO_TARGET_DIR");
         install.args(["install", "bpf-linker", "--version", LINKER_VERSION]);
         install.args(["--no-default-features", "--features", "llvm-22"]);

@@ -31,6 +31,21 @@ pub fn shown(command: &Command) -> String {
         .join(" ")
 }
 
+/// `cargo` as a user's shell would start it. What `cargo run` told this process about
+/// itself is taken away: build scripts (ring's) watch these variables, and would be run
+/// again, with everything that stands on them, at each change between
+/// `cargo xtask test` and `cargo test`.
+pub fn cargo() -> Command {
+    let mut command = Command::new("cargo");
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(&name);
+        }
+    }
+    command
+}
+
 /// Runs a command to its end and returns what it wrote to stdout.
 ///
 /// # Errors

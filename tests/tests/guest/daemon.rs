@@ -14,7 +14,7 @@ use proxy_tests::binary::binary;
 use proxy_tests::daemon::Daemon;
 use serde_json::{Value, json};
 
-use crate::{in_namespace, run};
+use crate::{in_namespace, run, run_with};
 
 /// Objects as a real API server listed them, and what kube-proxy's ipvs mode makes of them.
 const SERVICES: &str = include_str!("../../fixtures/list-services.http");
@@ -248,6 +248,33 @@ fn kill_9_and_restart_under_traffic_lose_nothing_and_write_nothing() {
             read(&shared.exchanges),
             read(&shared.connects)
         );
+    });
+}
+
+/// `/proc/net/ip_vs` leaves out as many virtual servers as other namespaces have.
+#[test]
+#[ignore = "needs a guest kernel: cargo xtask vm"]
+fn virtual_servers_of_other_namespaces_hide_none_of_ours() {
+    in_namespace(|| {
+        thread::spawn(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("another namespace");
+            let servers: String =
+                (1..=40).map(|n| format!("-A -t 192.0.2.{n}:80 -s rr\n")).collect();
+            run_with(&servers, "ipvsadm", &["-R"]);
+            // Held until the test process ends.
+            thread::park();
+        });
+        node_network();
+        let bed = Bed::new(plain());
+        bed.api.store().apply(body(NODE)).expect("the Node");
+        bed.api.store().load_generated(100, 5);
+        let mut daemon = bed.daemon();
+        daemon.wait_for("node_dataplane_frontends", LONG, |n| n >= 101.0).expect("programmed");
+        daemon.kill().expect("running until killed");
+        daemon = bed.daemon();
+        daemon.wait_for(SYNCED, LONG, |at| at > 0.0).expect("synced again");
+        let written = daemon.metric("node_dataplane_ops_total").expect("metrics");
+        assert_eq!(written.unwrap_or(0.0), 0.0, "writes after a restart\n{}", daemon.log());
     });
 }
 

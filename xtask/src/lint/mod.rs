@@ -3,7 +3,7 @@
 mod rules;
 mod scan;
 
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Result;
@@ -42,7 +42,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 fn cargo(name: &str, arguments: &[&str]) -> Result<bool> {
     println!("== {name}");
     let start = Instant::now();
-    let mut command = Command::new("cargo");
+    let mut command = shell::cargo();
     let clean = shell::visibly(command.args(arguments).current_dir(place::repo()))?;
     println!("== {name}: {:.1} s", start.elapsed().as_secs_f64());
     Ok(clean)

@@ -133,7 +133,7 @@ impl Binaries {
 /// Always the whole workspace: with fewer packages other features would be unified, and
 /// dependencies compiled again.
 fn cargo_build(targets: &[&str]) -> Result<Binaries> {
-    let mut cargo = Command::new("cargo");
+    let mut cargo = shell::cargo();
     cargo.args(["build", "--workspace"]).args(targets);
     cargo.arg("--message-format=json-render-diagnostics");
     cargo.current_dir(place::repo()).stderr(Stdio::inherit());

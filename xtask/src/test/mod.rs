@@ -185,7 +185,7 @@ fn why(code: Option<i32>) -> String {
 }
 
 fn doc_tests(filter: Option<&str>, report: &mut Report) -> Result<()> {
-    let mut cargo = Command::new("cargo");
+    let mut cargo = shell::cargo();
     cargo.current_dir(place::repo()).args(["test", "--quiet", "--workspace", "--doc"]);
     if let Some(filter) = filter {
         cargo.args(["--", filter]);

@@ -6,7 +6,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
 
-use super::codec::{VirtualServerKey, decode_destination, decode_service};
+use super::codec::{self, RealServerStatus, VirtualServerKey, decode_destination, decode_service};
 use super::objects::{Forward, Key, ServerConfig, Value, server_key};
 use super::ruleset::{Element, Set};
 use super::{IpvsPlane, PlaneError, Readback, proc};
@@ -47,18 +47,32 @@ impl<N: Netlink> IpvsPlane<N> {
             PlaneError::new("IPVS", format!("cannot read {}: {error}", self.table.display()))
         })?;
         let entries = proc::parse(&table).map_err(|error| PlaneError::new("IPVS", error))?;
+        let mut found = |key: FrontendKey, config, real_servers: Vec<(SocketAddr, Forward)>| {
+            let side = if owned(&key) { &mut readback.ours } else { &mut readback.foreign };
+            side.insert(Key::VirtualServer(key), Value::VirtualServer(config));
+            side.extend(real_servers.into_iter().map(|(address, forward)| {
+                (Key::RealServer(key, address), Value::RealServer(forward))
+            }));
+        };
         for entry in entries {
             // Port 0 means all ports: it cannot be a Service's.
             let Some(port) = NonZeroU16::new(entry.port) else { continue };
             let key = FrontendKey { address: entry.address, protocol: entry.protocol, port };
             // Made between the two reads, by somebody else.
             let Some(config) = configs.remove(&server_key(&key)) else { continue };
-            let side = if owned(&key) { &mut readback.ours } else { &mut readback.foreign };
-            side.insert(Key::VirtualServer(key), Value::VirtualServer(config));
-            side.extend(entry.real_servers.into_iter().map(|real| {
-                let forward = Forward { weight: real.weight, masquerading: real.masquerading };
-                (Key::RealServer(key, real.address), Value::RealServer(forward))
-            }));
+            let forward = |real: &proc::TableRealServer| Forward {
+                weight: real.weight,
+                masquerading: real.masquerading,
+            };
+            let real_servers = entry.real_servers.iter().map(|real| (real.address, forward(real)));
+            found(key, config, real_servers.collect());
+        }
+        // The table counts its way through the virtual servers of all network namespaces
+        // (`ip_vs_info_seq_next`), but starts each piece at a count of this one's
+        // (`ip_vs_info_array`): it leaves out as many of ours as others have.
+        for (server, config) in configs {
+            let Some(key) = frontend_key(&server) else { continue };
+            found(key, config, self.dump_real_servers(&key)?);
         }
         Ok(())
     }
@@ -82,7 +96,6 @@ impl<N: Netlink> IpvsPlane<N> {
     /// Of these real servers, those without active and inactive connections. One dump
     /// for each virtual server concerned; what is drained is few.
     pub(super) fn without_connections(&mut self, retired: &[Key]) -> Result<Vec<Key>, PlaneError> {
-        let requests = self.requests()?;
         let mut by_server: BTreeMap<FrontendKey, BTreeSet<SocketAddr>> = BTreeMap::new();
         for key in retired {
             if let Key::RealServer(frontend, at) = key {
@@ -91,13 +104,7 @@ impl<N: Netlink> IpvsPlane<N> {
         }
         let mut unused = Vec::new();
         for (frontend, wanted) in by_server {
-            let parts = self
-                .generic
-                .dump(&requests.dump_destinations(&server_key(&frontend)))
-                .map_err(|error| PlaneError::new("IPVS", error))?;
-            for part in &parts {
-                let status = decode_destination(part, frontend.family())
-                    .map_err(|error| PlaneError::new("IPVS", error))?;
+            for status in self.dump_destinations(&frontend)? {
                 let at = SocketAddr::new(status.server.key.addr, status.server.key.port);
                 let idle = status.connections.active == 0 && status.connections.inactive == 0;
                 if idle && wanted.contains(&at) {
@@ -106,5 +113,42 @@ impl<N: Netlink> IpvsPlane<N> {
             }
         }
         Ok(unused)
+    }
+
+    fn dump_real_servers(
+        &mut self,
+        frontend: &FrontendKey,
+    ) -> Result<Vec<(SocketAddr, Forward)>, PlaneError> {
+        let statuses = self.dump_destinations(frontend)?;
+        let real_server = |status: RealServerStatus| {
+            let server = status.server;
+            let masquerading = server.forward == codec::Forward::Masquerade;
+            let forward = Forward { weight: server.weight, masquerading };
+            (SocketAddr::new(server.key.addr, server.key.port), forward)
+        };
+        Ok(statuses.into_iter().map(real_server).collect())
+    }
+
+    fn dump_destinations(
+        &mut self,
+        frontend: &FrontendKey,
+    ) -> Result<Vec<RealServerStatus>, PlaneError> {
+        let request = self.requests()?.dump_destinations(&server_key(frontend));
+        let parts = self.generic.dump(&request).map_err(|error| PlaneError::new("IPVS", error))?;
+        parts
+            .iter()
+            .map(|part| decode_destination(part, frontend.family()))
+            .collect::<Result<_, _>>()
+            .map_err(|error| PlaneError::new("IPVS", error))
+    }
+}
+
+/// `None` for a firewall mark's, and for one that takes all ports.
+fn frontend_key(server: &VirtualServerKey) -> Option<FrontendKey> {
+    match *server {
+        VirtualServerKey::Address { addr, protocol, port } => {
+            NonZeroU16::new(port).map(|port| FrontendKey { address: addr, protocol, port })
+        }
+        VirtualServerKey::FwMark { .. } => None,
     }
 }
