@@ -110,7 +110,7 @@ impl Kernel {
 impl Dataplane for Fake {
     type Key = Key;
 
-    fn lower(&self, key: &FrontendKey, frontend: &Frontend) -> Vec<(Key, u32)> {
+    fn lower(&mut self, key: &FrontendKey, frontend: &Frontend) -> Vec<(Key, u32)> {
         let timeout = frontend.affinity.map_or(1, |t| u32::try_from(t.as_secs()).unwrap_or(1));
         let mut objects = vec![(Key::Address(key.address), 1), (Key::Server(*key), timeout)];
         objects.extend(frontend.backends.iter().map(|b| (Key::Backend(*key, *b), 1)));

@@ -62,9 +62,10 @@ pub struct WorkDone {
 pub trait Dataplane: Send {
     type Key: ObjectKey;
 
-    /// The kernel objects that make `frontend` work. Pure.
+    /// The kernel objects that make `frontend` work. Depends on nothing else but on what
+    /// the kernel can do, which is asked at most once.
     fn lower(
-        &self,
+        &mut self,
         key: &FrontendKey,
         frontend: &Frontend,
     ) -> Vec<(Self::Key, <Self::Key as ObjectKey>::Value)>;

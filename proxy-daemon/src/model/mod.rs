@@ -6,12 +6,14 @@
 
 mod local;
 mod node;
+mod scheduling;
 mod service;
 mod slice;
 mod update;
 
 pub use local::LocalDetect;
 pub use node::{Node, NodeName, Zone};
+pub use scheduling::{DEFAULT_WEIGHT, SchedulerFlags, Scheduling, Weights};
 pub use service::{
     DEFAULT_AFFINITY_TIMEOUT, Family, ObjectName, Protocol, Service, ServicePort, TrafficPolicy,
 };

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 
+use super::Scheduling;
+
 /// `sessionAffinityConfig.clientIP.timeoutSeconds` when absent (Kubernetes API default).
 pub const DEFAULT_AFFINITY_TIMEOUT: Duration = Duration::from_secs(10_800);
 
@@ -146,4 +148,6 @@ pub struct Service {
     /// without any is open to everyone.
     pub source_ranges: Vec<IpNetwork>,
     pub health_check_node_port: Option<NonZeroU16>,
+    /// Most Services say nothing.
+    pub scheduling: Option<Arc<Scheduling>>,
 }

@@ -27,9 +27,10 @@ impl<K: ObjectKey> Op<K> {
     /// Creations, then retirements, then deletions.
     fn order(&self) -> (u8, u8) {
         match self {
-            Self::Create(key, _) | Self::Update(key, _) => (0, key.create_phase()),
-            Self::Retire(..) => (1, 0),
-            Self::Delete(key) => (2, key.delete_phase()),
+            Self::Delete(key) if key.deleted_first() => (0, 0),
+            Self::Create(key, _) | Self::Update(key, _) => (1, key.create_phase()),
+            Self::Retire(..) => (2, 0),
+            Self::Delete(key) => (3, key.delete_phase()),
         }
     }
 }

@@ -16,6 +16,12 @@ pub trait ObjectKey: Clone + Eq + Hash + Ord + fmt::Debug + Send {
     /// Position among the deletions of one round, all of which come after all creations.
     fn delete_phase(&self) -> u8;
 
+    /// The object goes before anything is created in the same round, since it may stand
+    /// in the way of what replaces it.
+    fn deleted_first(&self) -> bool {
+        false
+    }
+
     /// The value under which the object takes no new connection but keeps those it has;
     /// `None` for objects that are deleted at once.
     fn retired(&self, value: &Self::Value) -> Option<Self::Value>;

@@ -45,18 +45,25 @@ fn frontend(service: &ObjectName, backends: &BTreeSet<u8>) -> Frontend {
         kind: FrontendKind::ClusterIp,
         backends: backends
             .iter()
-            .map(|b| Backend { address: [10, 244, 0, *b].into(), port: port(80), local: false })
+            .map(|b| Backend {
+                address: [10, 244, 0, *b].into(),
+                port: port(80),
+                local: false,
+                weight: 1,
+            })
             .collect(),
         short_circuit: None,
+        shared: None,
         when_empty: WhenEmpty::Reject,
         masquerade: Masquerade::FromOutside,
         on_node_address: false,
         affinity: None,
         source_ranges: Arc::from([]),
+        scheduling: None,
     }
 }
 
-fn objects(plane: &Fake, wants: &Wants) -> Objects<Key> {
+fn objects(plane: &mut Fake, wants: &Wants) -> Objects<Key> {
     let mut objects = Objects::default();
     let service = ObjectName::new("ns", "s");
     for ((address, number), backends) in wants {
@@ -91,7 +98,7 @@ fn drop_retired(wanted: &Objects<Key>, map: &mut HashMap<Key, u32>) {
 proptest! {
     #[test]
     fn diff_of_equal_sets_is_empty(wants in wants()) {
-        let wanted = objects(&Fake::default(), &wants);
+        let wanted = objects(&mut Fake::default(), &wants);
         let applied = as_map(&wanted);
         let keys: Vec<Key> = applied.keys().cloned().collect();
         prop_assert_eq!(diff(&keys, &wanted, &applied), vec![]);
@@ -99,9 +106,9 @@ proptest! {
 
     #[test]
     fn applying_the_diff_gives_the_target_once_drained(a in wants(), b in wants()) {
-        let plane = Fake::default();
-        let mut held = as_map(&objects(&plane, &a));
-        let wanted = objects(&plane, &b);
+        let mut plane = Fake::default();
+        let mut held = as_map(&objects(&mut plane, &a));
+        let wanted = objects(&mut plane, &b);
         let keys: BTreeSet<Key> = held.keys().chain(wanted.keys()).cloned().collect();
         let ops = diff(&keys, &wanted, &held);
         execute(&ops, &mut held);
@@ -111,9 +118,9 @@ proptest! {
 
     #[test]
     fn no_backend_is_taken_away_before_all_new_ones_are_there(a in wants(), b in wants()) {
-        let plane = Fake::default();
-        let held = as_map(&objects(&plane, &a));
-        let wanted = objects(&plane, &b);
+        let mut plane = Fake::default();
+        let held = as_map(&objects(&mut plane, &a));
+        let wanted = objects(&mut plane, &b);
         let keys: BTreeSet<Key> = held.keys().chain(wanted.keys()).cloned().collect();
         let ops = diff(&keys, &wanted, &held);
         let first_removal =
@@ -127,9 +134,9 @@ proptest! {
 
     #[test]
     fn a_child_comes_after_its_parent_and_goes_before_it(a in wants(), b in wants()) {
-        let plane = Fake::default();
-        let held = as_map(&objects(&plane, &a));
-        let wanted = objects(&plane, &b);
+        let mut plane = Fake::default();
+        let held = as_map(&objects(&mut plane, &a));
+        let wanted = objects(&mut plane, &b);
         let keys: BTreeSet<Key> = held.keys().chain(wanted.keys()).cloned().collect();
         let ops = diff(&keys, &wanted, &held);
         let at = |wanted: &Op<Key>| ops.iter().position(|op| op == wanted);
@@ -149,8 +156,8 @@ proptest! {
     fn touched_keys_are_enough(a in wants(), b in wants()) {
         // Replacing frontend by frontend and looking only at what that touched gives the
         // same operations as comparing everything.
-        let plane = Fake::default();
-        let mut wanted = objects(&plane, &a);
+        let mut plane = Fake::default();
+        let mut wanted = objects(&mut plane, &a);
         let held = as_map(&wanted);
         let mut touched = BTreeSet::new();
         let service = ObjectName::new("ns", "s");
@@ -165,7 +172,7 @@ proptest! {
         }
         let everything: BTreeSet<Key> = held.keys().chain(wanted.keys()).cloned().collect();
         prop_assert_eq!(diff(&touched, &wanted, &held), diff(&everything, &wanted, &held));
-        prop_assert_eq!(as_map(&wanted), as_map(&objects(&plane, &b)));
+        prop_assert_eq!(as_map(&wanted), as_map(&objects(&mut plane, &b)));
     }
 
     #[test]

@@ -6,7 +6,8 @@ use std::num::NonZeroU16;
 
 use super::frontend::{Backend, BackendSet};
 use crate::model::{
-    Endpoint, EndpointSlice, Family, NodeName, Service, ServicePort, TrafficPolicy, Zone,
+    DEFAULT_WEIGHT, Endpoint, EndpointSlice, Family, NodeName, Service, ServicePort, TrafficPolicy,
+    Weights, Zone,
 };
 
 /// An endpoint of one Service port, merged over the slices.
@@ -89,7 +90,9 @@ pub fn categorize(
     let cluster = if uses_cluster { cluster_set(candidates, node, zone) } else { Vec::new() };
     let local = if uses_local { local_set(candidates, node) } else { Vec::new() };
     let any = candidates.iter().any(|c| usable(c) || fallback(c));
-    Categories { cluster: backends(&cluster, node), local: backends(&local, node), any }
+    let weights = service.scheduling.as_deref().map(|scheduling| &scheduling.weights);
+    let backends = |set: &[&Candidate<'_>]| backends(set, node, weights);
+    Categories { cluster: backends(&cluster), local: backends(&local), any }
 }
 
 /// The Service can be reached by an address that is not a ClusterIP.
@@ -158,10 +161,24 @@ fn topology(candidates: &[Candidate<'_>], node: &NodeName, zone: Option<&Zone>) 
     }
 }
 
-fn backends(set: &[&Candidate<'_>], node: &NodeName) -> BackendSetOrEmpty {
+fn backends(
+    set: &[&Candidate<'_>],
+    node: &NodeName,
+    weights: Option<&Weights>,
+) -> BackendSetOrEmpty {
+    let weight = |endpoint: &Endpoint| {
+        weights.map_or(DEFAULT_WEIGHT, |weights| {
+            weights.of(endpoint.address, endpoint.node.as_ref(), endpoint.zone.as_ref())
+        })
+    };
     let mut backends: Vec<Backend> = set
         .iter()
-        .map(|c| Backend { address: c.endpoint.address, port: c.port, local: is_local(c, node) })
+        .map(|c| Backend {
+            address: c.endpoint.address,
+            port: c.port,
+            local: is_local(c, node),
+            weight: weight(c.endpoint),
+        })
         .collect();
     backends.sort_unstable();
     backends.dedup_by_key(|b| (b.address, b.port));

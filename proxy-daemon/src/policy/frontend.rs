@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 
-use crate::model::{Family, ObjectName, Protocol};
+use crate::model::{Family, ObjectName, Protocol, Scheduling};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FrontendKey {
@@ -55,6 +55,9 @@ pub enum FrontendKind {
     ExternalIp,
     LoadBalancer,
     NodePort,
+    /// No client knows it: a second set of endpoints on a ClusterIP, at a port that the
+    /// Service does not have, for frontends that lead here.
+    Hidden,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -63,6 +66,8 @@ pub struct Backend {
     pub port: NonZeroU16,
     /// On this node.
     pub local: bool,
+    /// Share of the new connections, for schedulers that weigh; 0: none.
+    pub weight: u16,
 }
 
 /// Sorted, without repetition; shared by all frontends of a Service port.
@@ -93,9 +98,12 @@ pub struct Frontend {
     pub port: PortName,
     pub kind: FrontendKind,
     pub backends: BackendSet,
-    /// Set when pods of this node and the node itself use another set than clients
-    /// from outside (external frontend of a Service with `externalTrafficPolicy: Local`).
-    pub short_circuit: Option<BackendSet>,
+    /// The frontend of the same Service port that serves pods of this node and the node
+    /// itself instead: it has the Cluster set where this one has the Local set.
+    pub short_circuit: Option<FrontendKey>,
+    /// The frontend of the same Service port that serves everybody instead, so that a
+    /// client has one endpoint at all of them: it has this one's set.
+    pub shared: Option<FrontendKey>,
     pub when_empty: WhenEmpty,
     pub masquerade: Masquerade,
     /// The address is the node's own: it is there without us, and its other ports are
@@ -103,6 +111,8 @@ pub struct Frontend {
     pub on_node_address: bool,
     /// Client IP affinity with its timeout.
     pub affinity: Option<Duration>,
-    /// Allowed clients; empty means all. Load-balancer addresses only.
+    /// Allowed clients, disjoint; empty means all. Load-balancer addresses only.
     pub source_ranges: Arc<[IpNetwork]>,
+    /// What the Service says about balancing, where it does.
+    pub scheduling: Option<Arc<Scheduling>>,
 }

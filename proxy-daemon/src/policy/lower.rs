@@ -5,6 +5,8 @@ use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::sync::Arc;
 
+use ipnetwork::IpNetwork;
+
 use super::endpoints::{Candidate, Categories, candidates, categorize};
 use super::frontend::{
     BackendSet, Frontend, FrontendKey, FrontendKind, Masquerade, PortName, WhenEmpty,
@@ -95,11 +97,12 @@ fn lower_port(
     node: &NodeView,
     frontends: &mut BTreeMap<FrontendKey, Frontend>,
 ) {
+    let sets = Sets::of(service, port, family, categories);
     let name = PortName { service: service.name.clone(), port: port.name.clone() };
     let internal = internal_frontend(service, &name, categories, node);
-    let external = external_frontend(service, &name, categories, node);
+    let external = external_frontend(service, &name, categories, node, &sets);
     let no_ranges: Arc<[_]> = Arc::from([]);
-    let ranges: Arc<[_]> = service.source_ranges.clone().into();
+    let ranges = source_ranges(service, family);
 
     let mut claim = |address: IpAddr, number: NonZeroU16, frontend: Frontend| {
         if Family::of(address) != family {
@@ -119,8 +122,8 @@ fn lower_port(
         (&service.load_balancer_ips, FrontendKind::LoadBalancer, &ranges),
     ] {
         for &address in addresses {
-            let frontend = Frontend { kind, source_ranges: Arc::clone(ranges), ..external.clone() };
-            claim(address, port.port, frontend);
+            let source_ranges = with_own_source(ranges, address, node);
+            claim(address, port.port, Frontend { kind, source_ranges, ..external.clone() });
         }
     }
     if let Some(number) = port.node_port {
@@ -128,6 +131,16 @@ fn lower_port(
             let frontend = Frontend { kind: FrontendKind::NodePort, ..external.clone() };
             claim(address, number, frontend);
         }
+    }
+    if let Some((key, local)) = sets.hidden {
+        let hidden = Frontend {
+            kind: FrontendKind::Hidden,
+            short_circuit: None,
+            shared: None,
+            masquerade: Masquerade::Never,
+            ..set_frontend(service, &name, categories, local)
+        };
+        claim(key.address, key.port, hidden);
     }
 }
 
@@ -138,17 +151,10 @@ fn internal_frontend(
     node: &NodeView,
 ) -> Frontend {
     let local = service.internal_policy == TrafficPolicy::Local;
-    let backends = if local { &categories.local.0 } else { &categories.cluster.0 };
     Frontend {
-        port: name.clone(),
         kind: FrontendKind::ClusterIp,
-        backends: BackendSet::clone(backends),
-        short_circuit: None,
-        when_empty: when_empty(local, categories),
         masquerade: if node.masquerade_all { Masquerade::Always } else { Masquerade::FromOutside },
-        on_node_address: false,
-        affinity: service.affinity,
-        source_ranges: Arc::from([]),
+        ..set_frontend(service, name, categories, local)
     }
 }
 
@@ -157,28 +163,131 @@ fn external_frontend(
     name: &PortName,
     categories: &Categories,
     node: &NodeView,
+    sets: &Sets,
 ) -> Frontend {
     let local = service.external_policy == TrafficPolicy::Local;
-    let backends = if local { &categories.local.0 } else { &categories.cluster.0 };
-    // Clients inside the cluster must reach the Service by any of its addresses, also
-    // from a node without endpoints.
-    let short_circuit = (local && categories.cluster.0 != categories.local.0)
-        .then(|| BackendSet::clone(&categories.cluster.0));
     Frontend {
-        port: name.clone(),
         kind: FrontendKind::ExternalIp,
-        backends: BackendSet::clone(backends),
-        short_circuit,
-        when_empty: when_empty(local, categories),
+        short_circuit: sets.short_circuit,
+        shared: sets.shared,
         masquerade: if local && !node.masquerade_all {
             Masquerade::Never
         } else {
             Masquerade::Always
         },
+        ..set_frontend(service, name, categories, local)
+    }
+}
+
+/// What a frontend with the Local or the Cluster set has anyhow.
+fn set_frontend(
+    service: &Service,
+    name: &PortName,
+    categories: &Categories,
+    local: bool,
+) -> Frontend {
+    let backends = if local { &categories.local.0 } else { &categories.cluster.0 };
+    Frontend {
+        port: name.clone(),
+        kind: FrontendKind::ClusterIp,
+        backends: BackendSet::clone(backends),
+        short_circuit: None,
+        shared: None,
+        when_empty: when_empty(local, categories),
+        masquerade: Masquerade::Never,
         on_node_address: false,
         affinity: service.affinity,
         source_ranges: Arc::from([]),
+        scheduling: service.scheduling.clone(),
     }
+}
+
+/// Which frontends of one Service port hold which set of endpoints. The ClusterIP has the
+/// one of the internal policy; a set that it does not have, and that is needed in one
+/// place, is held by a hidden frontend. One is enough: what the external frontends have
+/// themselves and what they short-circuit to are never both missing.
+#[derive(Default)]
+struct Sets {
+    short_circuit: Option<FrontendKey>,
+    shared: Option<FrontendKey>,
+    /// With the Local set, or else the Cluster set.
+    hidden: Option<(FrontendKey, bool)>,
+}
+
+impl Sets {
+    fn of(service: &Service, port: &ServicePort, family: Family, categories: &Categories) -> Self {
+        let mut sets = Self::default();
+        let of_family = |ip: &&IpAddr| Family::of(**ip) == family;
+        let Some(&address) = service.cluster_ips.iter().find(of_family) else { return sets };
+        if !super::endpoints::is_external(service) {
+            return sets;
+        }
+        let cluster_ip = FrontendKey { address, protocol: port.protocol, port: port.port };
+        let mut holder = |local: bool| {
+            if local == (service.internal_policy == TrafficPolicy::Local) {
+                return cluster_ip;
+            }
+            let key = FrontendKey { port: hidden_port(service, port), ..cluster_ip };
+            sets.hidden = Some((key, local));
+            key
+        };
+        let local = service.external_policy == TrafficPolicy::Local;
+        // Clients inside the cluster must reach the Service by any of its addresses, also
+        // from a node without endpoints.
+        let short_circuit =
+            (local && categories.cluster != categories.local).then(|| holder(false));
+        let shared = service.affinity.is_some().then(|| holder(local));
+        Self { short_circuit, shared, ..sets }
+    }
+}
+
+/// A port of the ClusterIP that the Service does not have: the same on every node and at
+/// every start, whatever the order of the ports, so that nothing has to be remembered.
+fn hidden_port(service: &Service, port: &ServicePort) -> NonZeroU16 {
+    const FLIP: u16 = 0x8000;
+    let taken = |candidate: NonZeroU16| {
+        service.ports.iter().filter(|other| other.protocol == port.protocol).any(|other| {
+            other.port == candidate
+                || (other.port != port.port && other.port.get() ^ FLIP == candidate.get())
+        })
+    };
+    let mut candidate = port.port.get() ^ FLIP;
+    loop {
+        match NonZeroU16::new(candidate) {
+            Some(free) if !taken(free) => return free,
+            // A Service has far fewer ports than there are.
+            _ => candidate = candidate.wrapping_add(1),
+        }
+    }
+}
+
+/// Those of one family, without ranges that lie in another.
+fn source_ranges(service: &Service, family: Family) -> Arc<[IpNetwork]> {
+    let of_family = |range: &&IpNetwork| Family::of(range.ip()) == family;
+    let mut ranges: Vec<IpNetwork> =
+        service.source_ranges.iter().filter(of_family).copied().collect();
+    ranges.sort_by_key(IpNetwork::prefix);
+    let mut disjoint: Vec<IpNetwork> = Vec::with_capacity(ranges.len());
+    for range in ranges {
+        if !disjoint.iter().any(|wider| wider.contains(range.ip())) {
+            disjoint.push(range);
+        }
+    }
+    disjoint.into()
+}
+
+/// The node's connections to an address that is on its own dummy link have that address
+/// as their source: a node that is in the ranges has to be let through with it.
+fn with_own_source(
+    ranges: &Arc<[IpNetwork]>,
+    address: IpAddr,
+    node: &NodeView,
+) -> Arc<[IpNetwork]> {
+    let in_range = |own: &IpAddr| ranges.iter().any(|range| range.contains(*own));
+    if ranges.is_empty() || in_range(&address) || !node.own_addresses.iter().any(in_range) {
+        return Arc::clone(ranges);
+    }
+    ranges.iter().copied().chain([IpNetwork::from(address)]).collect()
 }
 
 fn when_empty(local: bool, categories: &Categories) -> WhenEmpty {

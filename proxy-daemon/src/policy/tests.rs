@@ -81,6 +81,7 @@ fn service() -> Service {
         affinity: None,
         source_ranges: vec![],
         health_check_node_port: None,
+        scheduling: None,
     }
 }
 
@@ -236,11 +237,105 @@ fn external_local_carries_the_cluster_set_for_clients_inside() {
     let mut local = service();
     local.external_policy = TrafficPolicy::Local;
     local.load_balancer_ips = vec![[203, 0, 113, 80].into()];
-    let lowered = lowered(&local, &[slice("a", vec![here(1), there(2)])]);
-    let frontend = at(&lowered, [203, 0, 113, 80], 80);
+    let slices = [slice("a", vec![here(1), there(2)])];
+    let frontend = at(&lowered(&local, &slices), [203, 0, 113, 80], 80);
     assert_eq!(last_octets(&frontend.backends), [1]);
-    assert_eq!(frontend.short_circuit.as_deref().map(last_octets), Some(vec![1, 2]));
+    assert_eq!(frontend.short_circuit, Some(cluster_ip(80)), "which has them all");
     assert_eq!(frontend.masquerade, Masquerade::Never, "the endpoint sees the client");
+
+    let all_here = [slice("a", vec![here(1), here(2)])];
+    let frontend = at(&lowered(&local, &all_here), [203, 0, 113, 80], 80);
+    assert_eq!(frontend.short_circuit, None, "it would change nothing");
+}
+
+fn cluster_ip(number: u16) -> FrontendKey {
+    FrontendKey { address: [10, 96, 0, 1].into(), protocol: Protocol::Tcp, port: port(number) }
+}
+
+/// For each pair of policies: where the set is that the external frontend short-circuits
+/// to, and the one it shares its affinity with.
+#[test]
+fn a_set_that_the_cluster_ip_lacks_is_held_by_a_hidden_frontend() {
+    use TrafficPolicy::{Cluster, Local};
+    let hidden = cluster_ip(80 ^ 0x8000);
+    let visible = cluster_ip(80);
+    for (internal, external, short_circuit, shared, held) in [
+        (Cluster, Cluster, None, visible, None),
+        (Cluster, Local, Some(visible), hidden, Some(vec![1])),
+        (Local, Cluster, None, hidden, Some(vec![1, 2])),
+        (Local, Local, Some(hidden), visible, Some(vec![1, 2])),
+    ] {
+        let mut api = service();
+        api.internal_policy = internal;
+        api.external_policy = external;
+        api.affinity = Some(Duration::from_secs(60));
+        api.external_ips = vec![[198, 51, 100, 7].into()];
+        let lowered = lowered(&api, &[slice("a", vec![here(1), there(2)])]);
+        let frontend = at(&lowered, [198, 51, 100, 7], 80);
+        let case = format!("{internal:?} {external:?}");
+        assert_eq!(frontend.short_circuit, short_circuit, "{case}");
+        assert_eq!(frontend.shared, Some(shared), "{case}");
+        let second = lowered.frontends.get(&hidden);
+        assert_eq!(second.map(|f| last_octets(&f.backends)), held, "{case}");
+        assert!(second.is_none_or(|f| f.kind == FrontendKind::Hidden));
+        let set_at = |key: FrontendKey| lowered.frontends[&key].backends.clone();
+        assert_eq!(set_at(shared), frontend.backends, "{case}: affinity over one set");
+    }
+}
+
+#[test]
+fn a_hidden_port_is_none_of_the_services_whatever_their_order() {
+    let mut api = service();
+    api.internal_policy = TrafficPolicy::Local;
+    api.affinity = Some(Duration::from_secs(60));
+    api.external_ips = vec![[198, 51, 100, 7].into()];
+    let named = |n: u16| ServicePort {
+        name: format!("p{n}").into(),
+        protocol: Protocol::Tcp,
+        port: port(n),
+        node_port: None,
+    };
+    api.ports = [80, 80 ^ 0x8000, 0x8000, 1].map(named).to_vec();
+    let hidden = |api: &Service| -> std::collections::BTreeSet<FrontendKey> {
+        let lowered = lowered(api, &[]);
+        let hidden = lowered.frontends.iter().filter(|(_, f)| f.kind == FrontendKind::Hidden);
+        hidden.map(|(key, _)| *key).collect()
+    };
+    let found = hidden(&api);
+    assert_eq!(found.len(), 4, "{found:?}");
+    api.ports.reverse();
+    assert_eq!(hidden(&api), found);
+}
+
+#[test]
+fn nested_source_ranges_become_disjoint_and_the_node_in_range_gets_through() {
+    let mut guarded = service();
+    guarded.load_balancer_ips = vec![[203, 0, 113, 80].into()];
+    let ranges = |service: &Service| -> Vec<String> {
+        let frontend = at(&lowered(service, &[]), [203, 0, 113, 80], 80);
+        frontend.source_ranges.iter().map(ToString::to_string).collect()
+    };
+    guarded.source_ranges = ["192.0.2.0/25", "192.0.2.0/24", "fd00::/8", "192.0.2.7/32"]
+        .map(|r| r.parse().unwrap())
+        .to_vec();
+    assert_eq!(ranges(&guarded), ["192.0.2.0/24"]);
+    guarded.source_ranges = vec!["10.99.0.0/24".parse().unwrap()];
+    assert_eq!(ranges(&guarded), ["10.99.0.0/24", "203.0.113.80/32"]);
+}
+
+#[test]
+fn weights_of_the_service_are_those_of_its_backends() {
+    let mut weighted = service();
+    let weights = crate::model::Weights {
+        default: Some(2),
+        nodes: vec![(NodeName::new("node-b"), 0)],
+        ..Default::default()
+    };
+    weighted.scheduling =
+        Some(std::sync::Arc::new(crate::model::Scheduling { weights, ..Default::default() }));
+    let lowered = lowered(&weighted, &[slice("a", vec![here(1), there(2)])]);
+    let backends = at(&lowered, [10, 96, 0, 1], 80).backends;
+    assert_eq!(backends.iter().map(|b| b.weight).collect::<Vec<_>>(), [2, 0]);
 }
 
 #[test]

@@ -62,6 +62,7 @@ fn service(n: u8, created: i64) -> Service {
         affinity: None,
         source_ranges: vec![],
         health_check_node_port: None,
+        scheduling: None,
     }
 }
 

@@ -62,6 +62,7 @@ pub fn service(name: &str, ip: u8) -> Service {
         affinity: None,
         source_ranges: vec![],
         health_check_node_port: None,
+        scheduling: None,
     }
 }
 
@@ -286,6 +287,7 @@ fn foreign_objects_are_left_alone_unless_wanted() {
         address: [10, 244, 0, 9].into(),
         port: NonZeroU16::new(8080).unwrap(),
         local: true,
+        weight: 1,
     };
     {
         let mut kernel = bed.plane.kernel();

@@ -1,6 +1,6 @@
 //! Operations to kernel requests: neighbours on one interface go out together.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use nix::libc;
@@ -8,7 +8,7 @@ use tracing::trace;
 
 use super::codec::{RealServerKey, Requests};
 use super::objects::{Key, Value, server_key};
-use super::ruleset::{Element, Operation};
+use super::ruleset::{Element, ElementKey, Operation};
 use super::{IpvsPlane, OpError};
 use crate::kernel::links::AddressChange;
 use crate::kernel::netlink::{Errno, Message, Netlink};
@@ -24,7 +24,7 @@ enum Interface {
 
 const fn interface(key: &Key) -> Interface {
     match key {
-        Key::Element(_) => Interface::NfTables,
+        Key::Element(_) | Key::Redirect(..) => Interface::NfTables,
         Key::VirtualServer(_) | Key::RealServer(..) => Interface::Ipvs,
         Key::Address(_) => Interface::Links,
     }
@@ -58,6 +58,10 @@ impl<N: Netlink> IpvsPlane<N> {
                         // A set or the table is gone: somebody flushed the ruleset, and
                         // it has to be made anew before anything can be added.
                         Errno(libc::ENOENT) => OpError::Unknown(format!("nf_tables: {errno}")),
+                        // A map holds something else for this key.
+                        Errno(libc::EBUSY | libc::EEXIST) => {
+                            OpError::Unknown(format!("nf_tables: {errno}"))
+                        }
                         errno => OpError::Refused(format!("nf_tables: {errno}")),
                     })
                 })
@@ -107,6 +111,17 @@ fn element_change(op: &Op<Key>) -> Option<(Operation, Element)> {
     match (op, op.key()) {
         (Op::Delete(_), Key::Element(element)) => Some((Operation::Delete, *element)),
         (_, Key::Element(element)) => Some((Operation::Add, *element)),
+        (_, Key::Redirect(map, from)) => {
+            let (operation, to) = match op {
+                Op::Create(_, Value::Redirect(to)) => (Operation::Add, *to),
+                Op::Update(_, Value::Redirect(to)) => (Operation::Replace, *to),
+                // Found by its key alone.
+                _ => (Operation::Delete, SocketAddr::new(from.address, 0)),
+            };
+            let (address, protocol, port) = (from.address, from.protocol, from.port.get());
+            let key = ElementKey::Redirect { address, protocol, port, to };
+            Some((operation, Element { set: *map, key }))
+        }
         _ => None,
     }
 }

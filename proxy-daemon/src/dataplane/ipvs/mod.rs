@@ -8,6 +8,7 @@ mod proc;
 mod readback;
 pub mod ruleset;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
@@ -88,6 +89,8 @@ pub struct IpvsPlane<N: Netlink> {
     local_detect: LocalDetect,
     /// Sysctls that could not be set, so that each is said once.
     complained: Vec<&'static str>,
+    /// Those that Services asked for, and whether the kernel has them.
+    schedulers: HashMap<SchedulerName, bool>,
     reads: u64,
 }
 
@@ -111,6 +114,7 @@ impl<N: Netlink> IpvsPlane<N> {
             link: 0,
             local_detect,
             complained: Vec::new(),
+            schedulers: HashMap::new(),
             reads: 0,
         }
     }
@@ -161,24 +165,59 @@ impl<N: Netlink> IpvsPlane<N> {
             .map_err(|errno| PlaneError::new("IPVS timeouts", errno))
     }
 
-    /// Makes and deletes a virtual server with the scheduler, which loads its module.
-    fn try_scheduler(&mut self, requests: Requests) -> Result<(), PlaneError> {
-        let Some(mark) = NonZeroU32::new(TRIAL_MARK) else { return Ok(()) };
-        let key = VirtualServerKey::FwMark { mark, family: Family::V4 };
+    /// The scheduler that must be there for the process to start.
+    fn check_scheduler(&mut self) -> Result<(), PlaneError> {
         let scheduler = self.config.scheduler.clone();
+        if self.try_scheduler(&scheduler)? {
+            return Ok(());
+        }
+        let feature = format!("IPVS scheduler `{scheduler}` (--ipvs-scheduler)");
+        Err(PlaneError::new("IPVS scheduler", MissingModule::new(scheduler.module(), feature)))
+    }
+
+    /// Makes and deletes a virtual server with the scheduler, which loads its module.
+    fn try_scheduler(&mut self, scheduler: &SchedulerName) -> Result<bool, PlaneError> {
+        let requests = self.requests()?;
+        let Some(mark) = NonZeroU32::new(TRIAL_MARK) else { return Ok(true) };
+        let key = VirtualServerKey::FwMark { mark, family: Family::V4 };
         match self.one(requests.new_service(&VirtualServer::new(key, scheduler.clone())))? {
             Ok(()) => {}
-            Err(Errno(libc::ENOENT)) => {
-                let feature = format!("IPVS scheduler `{scheduler}` (--ipvs-scheduler)");
-                let missing = MissingModule::new(scheduler.module(), feature);
-                return Err(PlaneError::new("IPVS scheduler", missing));
-            }
+            Err(Errno(libc::ENOENT)) => return Ok(false),
             // Left by a start that was killed right here.
             Err(Errno(libc::EEXIST)) => {}
             Err(errno) => return Err(PlaneError::new("IPVS scheduler", errno)),
         }
         self.one(requests.del_service(&key))?
-            .map_err(|errno| PlaneError::new("IPVS scheduler trial", errno))
+            .map_err(|errno| PlaneError::new("IPVS scheduler trial", errno))?;
+        Ok(true)
+    }
+
+    /// The one that the Service asks for if the kernel has it, else the node's.
+    fn scheduler_for(&mut self, frontend: &Frontend) -> SchedulerName {
+        let asked = frontend.scheduling.as_ref().and_then(|said| said.scheduler.as_deref());
+        let Some(asked) = asked.and_then(|name| SchedulerName::new(name).ok()) else {
+            return self.config.scheduler.clone();
+        };
+        if !self.schedulers.contains_key(&asked) {
+            let usable = match self.try_scheduler(&asked) {
+                Ok(usable) => usable,
+                Err(error) => {
+                    warn!(%error, scheduler = %asked, "cannot try this scheduler");
+                    return self.config.scheduler.clone();
+                }
+            };
+            if !usable {
+                let module = asked.module();
+                warn!(
+                    scheduler = %asked, service = %frontend.port.service,
+                    "the kernel lacks this scheduler, `{}` is used instead: load {module} and \
+                     restart this daemon", self.config.scheduler
+                );
+            }
+            self.schedulers.insert(asked.clone(), usable);
+        }
+        let usable = self.schedulers.get(&asked).copied().unwrap_or_default();
+        if usable { asked } else { self.config.scheduler.clone() }
     }
 
     fn one(
@@ -237,7 +276,7 @@ impl<N: Netlink> IpvsPlane<N> {
         let requests = self.requests()?;
         self.open_link()?;
         self.set_sysctls()?;
-        self.try_scheduler(requests)?;
+        self.check_scheduler()?;
         self.set_timeouts(requests)?;
         Ok(self.link)
     }
@@ -252,8 +291,9 @@ impl<N: Netlink> IpvsPlane<N> {
 impl<N: Netlink> Dataplane for IpvsPlane<N> {
     type Key = Key;
 
-    fn lower(&self, key: &FrontendKey, frontend: &Frontend) -> Vec<(Key, Value)> {
-        objects::lower(key, frontend, &self.config.scheduler)
+    fn lower(&mut self, key: &FrontendKey, frontend: &Frontend) -> Vec<(Key, Value)> {
+        let scheduler = self.scheduler_for(frontend);
+        objects::lower(key, frontend, &scheduler)
     }
 
     fn node_changed(&mut self, node: Option<&Node>) -> bool {

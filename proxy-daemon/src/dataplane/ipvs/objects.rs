@@ -3,8 +3,8 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::codec::{self, Netmask, SchedulerName, ServiceFlags, VirtualServer, VirtualServerKey};
-use super::ruleset::{Element, Set};
-use crate::model::Protocol;
+use super::ruleset::{Element, ElementKey, Set};
+use crate::model::{Protocol, SchedulerFlags, Scheduling};
 use crate::plan::ObjectKey;
 use crate::policy::{Frontend, FrontendKey, FrontendKind, Masquerade, WhenEmpty};
 
@@ -14,6 +14,8 @@ use crate::policy::{Frontend, FrontendKey, FrontendKind, Masquerade, WhenEmpty};
 pub enum Key {
     /// An element of our nf_tables sets.
     Element(Element),
+    /// What one of our nf_tables maps has for a frontend.
+    Redirect(Set, FrontendKey),
     VirtualServer(FrontendKey),
     RealServer(FrontendKey, SocketAddr),
     /// An address on `kube-ipvs0`.
@@ -26,6 +28,8 @@ pub enum Value {
     Present,
     VirtualServer(ServerConfig),
     RealServer(Forward),
+    /// Another virtual server of the same protocol.
+    Redirect(SocketAddr),
 }
 
 /// What of a virtual server can be changed in place.
@@ -78,9 +82,6 @@ impl Forward {
     }
 }
 
-/// Weight of a real server that is to take connections.
-pub const WEIGHT: u32 = 1;
-
 impl ObjectKey for Key {
     type Value = Value;
 
@@ -90,6 +91,7 @@ impl ObjectKey for Key {
     fn create_phase(&self) -> u8 {
         match self {
             Self::Element(element) if element.set == Set::Frontends => 3,
+            Self::Redirect(..) => 3,
             Self::Element(_) => 0,
             Self::VirtualServer(_) => 1,
             Self::RealServer(..) => 2,
@@ -102,6 +104,7 @@ impl ObjectKey for Key {
     fn delete_phase(&self) -> u8 {
         match self {
             Self::Address(_) => 0,
+            Self::Redirect(..) => 1,
             Self::Element(element) => match element.set {
                 Set::Reject | Set::Drop | Set::Frontends => 1,
                 _ => 4,
@@ -109,6 +112,11 @@ impl ObjectKey for Key {
             Self::RealServer(..) => 2,
             Self::VirtualServer(_) => 3,
         }
+    }
+
+    /// A range that contains another takes none into the set beside it.
+    fn deleted_first(&self) -> bool {
+        matches!(self, Self::Element(element) if element.set == Set::Allowed)
     }
 
     /// UDP has no end that could be waited for: its real servers go at once.
@@ -131,7 +139,7 @@ impl ObjectKey for Key {
     }
 }
 
-/// Lowers a frontend to kernel objects.
+/// Lowers a frontend to kernel objects; `scheduler` is the one to be used for it.
 #[must_use]
 pub fn lower(
     key: &FrontendKey,
@@ -139,11 +147,42 @@ pub fn lower(
     scheduler: &SchedulerName,
 ) -> Vec<(Key, Value)> {
     let mut objects = Vec::with_capacity(frontend.backends.len() + 7);
-    let mut element = |element: Element| objects.push((Key::Element(element), Value::Present));
-    let port = |set| Element::port(set, key.address, key.protocol, key.port.get());
+    elements(key, frontend, |element| objects.push((Key::Element(element), Value::Present)));
+    if is_on_dummy_link(frontend) {
+        objects.push((Key::Address(key.address), Value::Present));
+    }
+    for (map, target) in
+        [(Set::ShortCircuit, frontend.short_circuit), (Set::Shared, frontend.shared)]
+    {
+        objects.extend(target.map(|target| {
+            let to = SocketAddr::new(target.address, target.port.get());
+            (Key::Redirect(map, *key), Value::Redirect(to))
+        }));
+    }
+    let config = server_config(key, frontend, scheduler);
+    objects.push((Key::VirtualServer(*key), Value::VirtualServer(config)));
+    objects.extend(frontend.backends.iter().map(|backend| {
+        let at = SocketAddr::new(backend.address, backend.port.get());
+        let forward = Forward { weight: backend.weight.into(), masquerading: true };
+        (Key::RealServer(*key, at), Value::RealServer(forward))
+    }));
+    objects
+}
 
+/// A node port's address, and any other that is the node's own, is there without us. A
+/// hidden frontend's comes with the ClusterIP whose it is.
+fn is_on_dummy_link(frontend: &Frontend) -> bool {
+    !matches!(frontend.kind, FrontendKind::NodePort | FrontendKind::Hidden)
+        && !frontend.on_node_address
+}
+
+fn elements(key: &FrontendKey, frontend: &Frontend, mut element: impl FnMut(Element)) {
+    let FrontendKey { address, protocol, port: number } = *key;
+    let port = |set| Element::port(set, address, protocol, number.get());
     element(port(Set::Owned));
-    element(port(Set::Frontends));
+    if frontend.kind != FrontendKind::Hidden {
+        element(port(Set::Frontends));
+    }
     match frontend.masquerade {
         Masquerade::Always => element(port(Set::Masquerade)),
         Masquerade::FromOutside => element(port(Set::ClusterIps)),
@@ -156,27 +195,49 @@ pub fn lower(
         }));
     }
     for backend in frontend.backends.iter().filter(|backend| backend.local) {
-        let at = (backend.address, key.protocol, backend.port.get());
-        element(Element::port(Set::Hairpin, at.0, at.1, at.2));
+        element(Element::port(Set::Hairpin, backend.address, protocol, backend.port.get()));
     }
-    if frontend.kind != FrontendKind::NodePort && !frontend.on_node_address {
-        element(Element::vip(key.address));
-        objects.push((Key::Address(key.address), Value::Present));
+    if !frontend.source_ranges.is_empty() {
+        element(port(Set::Guarded));
     }
+    for &from in frontend.source_ranges.iter() {
+        let port = number.get();
+        let key = ElementKey::Range { address, protocol, port, from };
+        element(Element { set: Set::Allowed, key });
+    }
+    if is_on_dummy_link(frontend) {
+        element(Element::vip(address));
+    }
+}
+
+fn server_config(
+    key: &FrontendKey,
+    frontend: &Frontend,
+    scheduler: &SchedulerName,
+) -> ServerConfig {
     let timeout = frontend.affinity.map_or(0, |t| u32::try_from(t.as_secs()).unwrap_or(u32::MAX));
-    let config = ServerConfig {
+    let affinity = if timeout > 0 { ServiceFlags::PERSISTENT } else { ServiceFlags::default() };
+    ServerConfig {
         scheduler: scheduler.clone(),
-        flags: if timeout > 0 { ServiceFlags::PERSISTENT } else { ServiceFlags::default() },
+        flags: affinity | scheduler_flags(frontend.scheduling.as_deref(), scheduler),
         timeout,
         netmask: Netmask::host(key.family()),
+    }
+}
+
+/// `IP_VS_SVC_F_SCHED_SH_*` and `IP_VS_SVC_F_SCHED_MH_*` of `uapi/linux/ip_vs.h`, which
+/// mean nothing to other schedulers. Where nothing is said about `mh`, it hashes the
+/// client's port too, as kube-proxy has it.
+fn scheduler_flags(scheduling: Option<&Scheduling>, scheduler: &SchedulerName) -> ServiceFlags {
+    let default = SchedulerFlags { fallback: false, port: scheduler.as_str() == "mh" };
+    let wanted = match (scheduler.as_str(), scheduling) {
+        ("sh" | "mh", Some(said)) if said.scheduler.is_some() => said.flags,
+        ("sh" | "mh", Some(said)) if said.flags != SchedulerFlags::default() => said.flags,
+        ("sh" | "mh", _) => default,
+        _ => return ServiceFlags::default(),
     };
-    objects.push((Key::VirtualServer(*key), Value::VirtualServer(config)));
-    objects.extend(frontend.backends.iter().map(|backend| {
-        let at = SocketAddr::new(backend.address, backend.port.get());
-        let forward = Forward { weight: WEIGHT, masquerading: true };
-        (Key::RealServer(*key, at), Value::RealServer(forward))
-    }));
-    objects
+    let flag = |set, flag| if set { flag } else { ServiceFlags::default() };
+    flag(wanted.fallback, ServiceFlags::SCHEDULER_1) | flag(wanted.port, ServiceFlags::SCHEDULER_2)
 }
 
 #[cfg(test)]
@@ -198,17 +259,20 @@ mod tests {
             address: [10, 244, 0, *n].into(),
             port: NonZeroU16::new(8080).unwrap(),
             local: *n == 1,
+            weight: u16::from(*n),
         };
         Frontend {
             port: PortName { service: ObjectName::new("ns", "web"), port: "".into() },
             kind: FrontendKind::ClusterIp,
             backends: backends.iter().map(backend).collect(),
             short_circuit: None,
+            shared: None,
             when_empty: WhenEmpty::Reject,
             masquerade: Masquerade::FromOutside,
             on_node_address: false,
             affinity: None,
             source_ranges: Arc::from([]),
+            scheduling: None,
         }
     }
 
@@ -254,6 +318,52 @@ mod tests {
             assert!(!objects.iter().any(|(k, _)| matches!(k, Key::Address(_))));
             assert!(!sets(&objects).contains(&Set::Vips), "its other ports stay open");
         }
+    }
+
+    #[test]
+    fn a_hidden_frontend_is_a_virtual_server_that_nobody_reaches_directly() {
+        let hidden = Frontend {
+            kind: FrontendKind::Hidden,
+            masquerade: Masquerade::Never,
+            ..frontend(&[2])
+        };
+        let objects = lowered(&key(Protocol::Tcp), &hidden);
+        assert_eq!(sets(&objects), [Set::Owned]);
+        assert!(!objects.iter().any(|(k, _)| matches!(k, Key::Address(_))));
+    }
+
+    #[test]
+    fn source_ranges_guard_and_let_through() {
+        let ranges = Arc::from(["203.0.113.0/24".parse().unwrap()]);
+        let guarded = Frontend { source_ranges: ranges, ..frontend(&[2]) };
+        let sets = sets(&lowered(&key(Protocol::Tcp), &guarded));
+        assert!(sets.contains(&Set::Guarded) && sets.contains(&Set::Allowed));
+    }
+
+    #[test]
+    fn weights_and_scheduler_flags_are_the_services() {
+        let weigh = |objects: &[(Key, Value)]| -> Vec<u32> {
+            objects
+                .iter()
+                .filter_map(|(_, value)| match value {
+                    Value::RealServer(forward) => Some(forward.weight),
+                    _ => None,
+                })
+                .collect()
+        };
+        assert_eq!(weigh(&lowered(&key(Protocol::Tcp), &frontend(&[3, 5]))), [3, 5]);
+        let both = ServiceFlags::SCHEDULER_1 | ServiceFlags::SCHEDULER_2;
+        let said = Scheduling {
+            flags: SchedulerFlags { fallback: true, port: true },
+            ..Scheduling::default()
+        };
+        let flags = |said: Option<&Scheduling>, name: &str| {
+            scheduler_flags(said, &SchedulerName::new(name).unwrap())
+        };
+        assert_eq!(flags(Some(&said), "sh"), both);
+        assert_eq!(flags(Some(&said), "rr"), ServiceFlags::default());
+        assert_eq!(flags(None, "mh"), ServiceFlags::SCHEDULER_2, "as kube-proxy");
+        assert_eq!(flags(None, "sh"), ServiceFlags::default());
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::num::NonZeroU16;
 
 use super::codec::{self, RealServerStatus, VirtualServerKey, decode_destination, decode_service};
 use super::objects::{Forward, Key, ServerConfig, Value, server_key};
-use super::ruleset::{Element, Set};
+use super::ruleset::{Element, ElementKey, Set};
 use super::{IpvsPlane, PlaneError, Readback, proc};
 use crate::kernel::netlink::Netlink;
 use crate::policy::FrontendKey;
@@ -26,9 +26,7 @@ impl<N: Netlink> IpvsPlane<N> {
             side.insert(Key::Address(address.address), Value::Present);
         }
         self.read_servers(&elements, &mut readback)?;
-        readback
-            .ours
-            .extend(elements.into_iter().map(|element| (Key::Element(element), Value::Present)));
+        readback.ours.extend(elements.into_iter().filter_map(object));
         Ok(readback)
     }
 
@@ -150,5 +148,16 @@ fn frontend_key(server: &VirtualServerKey) -> Option<FrontendKey> {
             NonZeroU16::new(port).map(|port| FrontendKey { address: addr, protocol, port })
         }
         VirtualServerKey::FwMark { .. } => None,
+    }
+}
+
+/// What an element of our sets and maps is among the objects.
+fn object(element: Element) -> Option<(Key, Value)> {
+    match element.key {
+        ElementKey::Redirect { address, protocol, port, to } => {
+            let from = FrontendKey { address, protocol, port: NonZeroU16::new(port)? };
+            Some((Key::Redirect(element.set, from), Value::Redirect(to)))
+        }
+        _ => Some((Key::Element(element), Value::Present)),
     }
 }

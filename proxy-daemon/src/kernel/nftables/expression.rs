@@ -2,6 +2,8 @@
 //! registers.
 
 use super::attribute::Writer;
+use super::object::family_number;
+use crate::model::Family;
 
 /// `NFTA_LIST_ELEM`.
 const LIST_ELEM: u16 = 1;
@@ -59,6 +61,15 @@ impl MetaKey {
     }
 }
 
+/// What is asked of the packet's connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CtKey {
+    /// `NFT_CT_STATE`.
+    State = 0,
+    /// `NFT_CT_STATUS`.
+    Status = 2,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CompareOp {
     Equal,
@@ -99,8 +110,9 @@ pub enum Expression {
         key: MetaKey,
         from: Register,
     },
-    /// `NFT_CT_STATE`: a bit mask in host byte order.
-    LoadCtState {
+    /// A bit mask in host byte order.
+    LoadCt {
+        key: CtKey,
         to: Register,
     },
     /// `register = (register & mask) ^ xor`.
@@ -119,8 +131,20 @@ pub enum Expression {
         set: &'static str,
         key: Register,
     },
+    /// As [`Expression::Lookup`] in a map; what it holds for the key goes to `to`.
+    LookupMap {
+        map: &'static str,
+        key: Register,
+        to: Register,
+    },
     Verdict(Verdict),
     Reject(Reject),
+    /// To the address and the port in these registers; ends the chain's hook.
+    DestinationNat {
+        family: Family,
+        address: Register,
+        port: Register,
+    },
     /// With a source port chosen fully at random, which avoids the collisions that the
     /// sequential search meets under load.
     Masquerade,
@@ -138,12 +162,13 @@ impl Expression {
         match self {
             Self::LoadPayload { .. } => "payload",
             Self::LoadMeta { .. } | Self::StoreMeta { .. } => "meta",
-            Self::LoadCtState { .. } => "ct",
+            Self::LoadCt { .. } => "ct",
             Self::Bitwise { .. } => "bitwise",
             Self::Compare { .. } => "cmp",
-            Self::Lookup { .. } => "lookup",
+            Self::Lookup { .. } | Self::LookupMap { .. } => "lookup",
             Self::Verdict(_) => "immediate",
             Self::Reject(_) => "reject",
+            Self::DestinationNat { .. } => "nat",
             Self::Masquerade => "masq",
         }
     }
@@ -165,9 +190,9 @@ impl Expression {
                 w.put_u32(2, key.number());
                 w.put_u32(3, from.number());
             }
-            Self::LoadCtState { to } => {
+            Self::LoadCt { key, to } => {
                 w.put_u32(1, to.number());
-                w.put_u32(2, 0);
+                w.put_u32(2, *key as u32);
             }
             Self::Bitwise { register, mask, xor } => {
                 w.put_u32(1, register.number());
@@ -185,6 +210,18 @@ impl Expression {
             Self::Lookup { set, key } => {
                 w.put_str(1, set);
                 w.put_u32(2, key.number());
+            }
+            Self::LookupMap { map, key, to } => {
+                w.put_str(1, map);
+                w.put_u32(2, key.number());
+                w.put_u32(3, to.number());
+            }
+            Self::DestinationNat { family, address, port } => {
+                // `NFT_NAT_DNAT`.
+                w.put_u32(1, 1);
+                w.put_u32(2, family_number(*family).into());
+                w.put_u32(3, address.number());
+                w.put_u32(5, port.number());
             }
             Self::Verdict(verdict) => {
                 w.put_u32(1, VERDICT_REGISTER);

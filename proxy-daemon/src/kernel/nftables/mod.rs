@@ -7,7 +7,7 @@
 //! (`net/netfilter/nfnetlink.c`, `nfnetlink_rcv_batch`).
 //!
 //! Numbers are those of `include/uapi/linux/netfilter/{nfnetlink,nf_tables}.h`. Only what
-//! kernel 4.19 already understood is used.
+//! kernel 4.19 already understood is used, but for interval sets of several fields (5.6).
 
 mod attribute;
 mod element;
@@ -17,9 +17,9 @@ mod object;
 mod tests;
 
 pub use attribute::{Attribute, Malformed, Writer, attributes};
-pub use element::{Operation, decode_elements};
-pub use expression::{Base, CompareOp, Expression, MetaKey, Register, Reject, Verdict};
+pub use element::{ElementBytes, Operation, Shape, decode_elements};
+pub use expression::{Base, CompareOp, CtKey, Expression, MetaKey, Register, Reject, Verdict};
 pub use object::{
-    BaseChain, ChainKind, ChainName, Field, Hook, SetInfo, Table, batch, decode_chain, decode_rule,
-    decode_set,
+    BaseChain, ChainKind, ChainName, Field, Hook, SetInfo, SetLayout, Table, batch, decode_chain,
+    decode_rule, decode_set, length,
 };

@@ -4,6 +4,7 @@ use crate::kernel::netlink::Message;
 use crate::model::Family;
 
 use super::attribute::{Attribute, Malformed, Writer, attributes};
+use super::element::Shape;
 use super::expression::Expression;
 
 /// `NFNL_SUBSYS_NFTABLES`.
@@ -87,6 +88,16 @@ impl Field {
         }
     }
 
+    /// Octets that count; the rest of the registers is padding.
+    const fn octets(self) -> u32 {
+        match self {
+            Self::Address(Family::V6) => 16,
+            Self::Address(Family::V4) => 4,
+            Self::Port => 2,
+            Self::Protocol => 1,
+        }
+    }
+
     /// What `nft` calls the type (its `enum datatypes`): the kernel only keeps it, so
     /// that people see addresses and ports in `nft list`.
     const fn nft_type(self) -> u32 {
@@ -97,6 +108,33 @@ impl Field {
             Self::Port => 13,
         }
     }
+}
+
+/// What a set's or a map's elements are made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SetLayout {
+    pub key: &'static [Field],
+    pub shape: Shape,
+    /// Of a map.
+    pub data: &'static [Field],
+}
+
+/// `enum nft_set_flags`.
+const SET_INTERVAL: u32 = 0x4;
+const SET_MAP: u32 = 0x8;
+const SET_CONCAT: u32 = 0x80;
+/// `NFTA_SET_DESC_CONCAT`.
+const SET_DESC_CONCAT: u16 = 2;
+
+/// Octets of these fields in registers.
+#[must_use]
+pub fn length(fields: &[Field]) -> u32 {
+    fields.iter().map(|field| field.length()).sum()
+}
+
+/// Each field's type takes six bits of the whole's (`TYPE_BITS` of nft).
+fn nft_type(fields: &[Field]) -> u32 {
+    fields.iter().fold(0, |sum, field| (sum << 6) | field.nft_type())
 }
 
 /// A table, the scope of every other request.
@@ -171,19 +209,37 @@ impl Table<'_> {
         self.message(Kind::DelRule, 0, |_| {})
     }
 
-    /// A set without a size limit: the kernel then takes the resizable hash
-    /// (`net/netfilter/nft_set_hash.c`), whose memory follows its elements. `id` is
-    /// unique within the transaction.
+    /// Makes a set or a map. Without a size limit: the kernel then takes the resizable
+    /// hash (`net/netfilter/nft_set_hash.c`), whose memory follows its elements, or for
+    /// intervals `nft_set_pipapo.c` (kernel 5.6). `id` is unique within the transaction.
     #[must_use]
-    pub fn add_set(self, name: &str, id: u32, key: &[Field]) -> Message {
-        /// `TYPE_BITS` of nft: each field's type takes six bits of the key's type.
-        const TYPE_BITS: u32 = 6;
-        let key_type = key.iter().fold(0, |sum, field| (sum << TYPE_BITS) | field.nft_type());
+    pub fn add_set(self, name: &str, id: u32, layout: &SetLayout) -> Message {
+        let SetLayout { key, shape, data } = *layout;
         self.message(Kind::NewSet, CREATE, |w| {
             w.put_str(2, name);
-            w.put_u32(3, 0);
-            w.put_u32(4, key_type);
-            w.put_u32(5, key.iter().map(|field| field.length()).sum());
+            w.put_u32(
+                3,
+                match shape {
+                    Shape::Key => 0,
+                    Shape::Interval => SET_INTERVAL | SET_CONCAT,
+                    Shape::Data => SET_MAP,
+                },
+            );
+            w.put_u32(4, nft_type(key));
+            w.put_u32(5, length(key));
+            if shape == Shape::Data {
+                w.put_u32(6, nft_type(data));
+                w.put_u32(7, length(data));
+            }
+            if shape == Shape::Interval {
+                w.nest(9, |w| {
+                    w.nest(SET_DESC_CONCAT, |w| {
+                        for field in key {
+                            w.nest(1, |w| w.put_u32(1, field.octets()));
+                        }
+                    });
+                });
+            }
             w.put_u32(10, id);
         })
     }
@@ -212,7 +268,7 @@ impl Table<'_> {
     }
 }
 
-const fn family_number(family: Family) -> u8 {
+pub(super) const fn family_number(family: Family) -> u8 {
     match family {
         // `NFPROTO_IPV4` and `NFPROTO_IPV6`.
         Family::V4 => 2,
@@ -251,6 +307,23 @@ pub struct SetInfo {
     pub name: String,
     /// Octets of one key.
     pub key_length: u32,
+    /// Octets of what a map holds for a key.
+    pub data_length: u32,
+    /// `enum nft_set_flags`.
+    pub flags: u32,
+}
+
+impl SetInfo {
+    /// Whether its elements have this layout.
+    #[must_use]
+    pub fn has(&self, layout: &SetLayout) -> bool {
+        let data = if layout.shape == Shape::Data { length(layout.data) } else { 0 };
+        let flag = |bit: u32, shape| (self.flags & bit != 0) == (layout.shape == shape);
+        self.key_length == length(layout.key)
+            && self.data_length == data
+            && flag(SET_INTERVAL, Shape::Interval)
+            && flag(SET_MAP, Shape::Data)
+    }
 }
 
 /// The attributes of one dumped object, after `struct nfgenmsg`.
@@ -281,14 +354,17 @@ pub fn decode_rule(message: &Message) -> Result<ChainName, Malformed> {
 /// When the bytes are not those of a set.
 pub fn decode_set(message: &Message) -> Result<SetInfo, Malformed> {
     let [table, name] = names(message, [1, 2])?;
-    let mut key_length = 0;
+    let mut info = SetInfo { table, name, key_length: 0, data_length: 0, flags: 0 };
     for attribute in body(message)? {
         let attribute = attribute?;
-        if attribute.kind == 5 {
-            key_length = attribute.u32()?;
+        match attribute.kind {
+            3 => info.flags = attribute.u32()?,
+            5 => info.key_length = attribute.u32()?,
+            7 => info.data_length = attribute.u32()?,
+            _ => {}
         }
     }
-    Ok(SetInfo { table, name, key_length })
+    Ok(info)
 }
 
 fn names(message: &Message, kinds: [u16; 2]) -> Result<[String; 2], Malformed> {

@@ -4,7 +4,10 @@
 use proptest::collection::vec;
 use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
 
-use super::{Operation, Table, attributes, decode_chain, decode_elements, decode_rule, decode_set};
+use super::{
+    ElementBytes, Operation, Shape, Table, attributes, decode_chain, decode_elements, decode_rule,
+    decode_set,
+};
 use crate::kernel::netlink::Message;
 use crate::model::Family;
 
@@ -29,29 +32,53 @@ proptest! {
         value in any::<u8>(),
         cut in any::<proptest::sample::Index>(),
     ) {
-        let keys: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
-        let mut message = TABLE.change_elements(Operation::Add, "s", &keys);
+        let elements = plain(keys);
+        let mut message =
+            TABLE.change_elements(Operation::Add, "s", Shape::Key, &references(&elements)).remove(0);
         let position = position.index(message.payload.len());
         message.payload[position] = value;
         message.payload.truncate(cut.index(message.payload.len() + 1));
         if let Ok(decoded) = decode_elements(&message) {
-            prop_assert!(decoded.len() <= keys.len() + 1);
+            prop_assert!(decoded.len() <= elements.len() + 1);
         }
     }
 
     #[test]
-    fn keys_survive_the_encoding(keys in vec(vec(any::<u8>(), 1..64), 0..200)) {
-        let keys: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
-        let message = TABLE.change_elements(Operation::Add, "set", &keys);
-        prop_assert_eq!(decode_elements(&message).unwrap(), keys);
+    fn elements_survive_the_encoding(
+        pairs in vec((vec(any::<u8>(), 1..64), vec(any::<u8>(), 1..64)), 0..100),
+    ) {
+        let with: Vec<ElementBytes> =
+            pairs.into_iter().map(|(key, more)| ElementBytes { key, more }).collect();
+        let without = plain(with.iter().map(|element| element.key.clone()).collect());
+        for (shape, elements) in
+            [(Shape::Key, &without), (Shape::Interval, &with), (Shape::Data, &with)]
+        {
+            let messages =
+                TABLE.change_elements(Operation::Add, "set", shape, &references(elements));
+            prop_assert_eq!(&decode_elements(&messages[0]).unwrap(), elements);
+        }
+        let replaced =
+            TABLE.change_elements(Operation::Replace, "map", Shape::Data, &references(&with));
+        prop_assert_eq!(decode_elements(&replaced[0]).unwrap(), without, "deleted by key");
+        prop_assert_eq!(decode_elements(&replaced[1]).unwrap(), with);
     }
 
     #[test]
-    fn a_full_message_stays_below_the_limit_of_an_attribute(length in 1_usize..64) {
-        let key = vec![1; length];
-        let count = Table::elements_per_message(length);
-        let message = TABLE.change_elements(Operation::Delete, "set", &vec![key.as_slice(); count]);
+    fn a_full_message_stays_below_the_limit_of_an_attribute(length in 1_usize..64, more in 0..64_usize) {
+        let element = ElementBytes { key: vec![1; length], more: vec![2; more] };
+        let count = Table::elements_per_message(&element);
+        let elements = vec![&element; count];
+        let message =
+            TABLE.change_elements(Operation::Delete, "set", Shape::Interval, &elements).remove(0);
         prop_assert!(message.payload.len() < usize::from(u16::MAX));
         prop_assert_eq!(decode_elements(&message).unwrap().len(), count);
     }
+}
+
+fn plain(keys: Vec<Vec<u8>>) -> Vec<ElementBytes> {
+    keys.into_iter().map(|key| ElementBytes { key, more: Vec::new() }).collect()
+}
+
+fn references(elements: &[ElementBytes]) -> Vec<&ElementBytes> {
+    elements.iter().collect()
 }

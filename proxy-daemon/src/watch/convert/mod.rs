@@ -8,6 +8,7 @@
 //! a port no packet can carry costs that port alone.
 
 mod node;
+mod scheduling;
 mod service;
 mod slice;
 

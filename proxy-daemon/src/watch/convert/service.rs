@@ -54,6 +54,7 @@ pub fn service(object: &api::Service) -> Converted<Service> {
         ),
         affinity: affinity(spec, &mut complaints),
         source_ranges: source_ranges(spec, &mut complaints),
+        scheduling: super::scheduling::scheduling(&object.metadata, &mut complaints),
         health_check_node_port: health_check_node_port(spec, external_policy, &mut complaints),
         name,
         cluster_ips,

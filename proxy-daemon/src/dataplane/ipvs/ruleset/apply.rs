@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use nix::libc::{EINVAL, ENOENT};
 
 use crate::kernel::netlink::{Errno, Message, Netlink};
-use crate::kernel::nftables::{Operation, Table, batch};
+use crate::kernel::nftables::{ElementBytes, Operation, Shape, Table, batch};
 use crate::model::Family;
 
 use super::element::{Element, Set};
@@ -24,7 +24,7 @@ const MAX_SPLITS: usize = 128;
 struct Item {
     operation: Operation,
     element: Element,
-    key: Vec<u8>,
+    bytes: ElementBytes,
     /// Which of the caller's changes it answers.
     answers: Vec<usize>,
 }
@@ -81,6 +81,12 @@ impl<N: Netlink> Ruleset<N> {
                 continue;
             };
             let deletes = part.items.iter().all(|item| item.operation == Operation::Delete);
+            // Of a map, and alone: it is not there.
+            let in_map = part.items.iter().all(|item| item.element.set.shape() == Shape::Data);
+            if errno.0 == ENOENT && deletes && prepared && in_map {
+                queue.push(without(&items, part.items));
+                continue;
+            }
             if errno.0 == ENOENT && deletes && !prepared {
                 prepared = true;
                 queue.push(items);
@@ -111,7 +117,7 @@ fn collect(
 ) -> Vec<Item> {
     let mut last: BTreeMap<Element, Item> = BTreeMap::new();
     for ((operation, element), index) in chunk.iter().zip(start..) {
-        let Some(key) = element.encode() else {
+        let Some(bytes) = element.encode() else {
             if let Some(result) = results.get_mut(index) {
                 *result = Err(Errno(EINVAL));
             }
@@ -120,7 +126,7 @@ fn collect(
         let item = last.entry(*element).or_insert_with(|| Item {
             operation: *operation,
             element: *element,
-            key,
+            bytes,
             answers: Vec::new(),
         });
         item.operation = *operation;
@@ -141,15 +147,22 @@ fn parts(items: &[Item], prepared: bool) -> Vec<Part<'_>> {
     for alike in items.chunk_by(|a, b| key_of(a) == key_of(b)) {
         let Some(first) = alike.first() else { continue };
         let (family, set, operation) = key_of(first);
-        for items in alike.chunks(Table::elements_per_message(first.key.len())) {
-            let keys: Vec<_> = items.iter().map(|item| item.key.as_slice()).collect();
+        let shape = set.shape();
+        let prepare = prepared && operation == Operation::Delete;
+        // A map takes no addition of a key whose data is not known: each deletion alone
+        // then, so that the one that finds nothing stops no other.
+        let alone = prepare && shape == Shape::Data;
+        let most = if alone { 1 } else { Table::elements_per_message(&first.bytes) };
+        for items in alike.chunks(most) {
+            let elements: Vec<_> = items.iter().map(|item| &item.bytes).collect();
             let mut push = |operation| {
-                let message = table(family).change_elements(operation, set.name(), &keys);
-                parts.push(Part { message, items });
+                let messages =
+                    table(family).change_elements(operation, set.name(), shape, &elements);
+                parts.extend(messages.into_iter().map(|message| Part { message, items }));
             };
             // Added first, so that deleting finds it in any case. Understood by every
             // kernel, unlike `NFT_MSG_DESTROYSETELEM` (6.3).
-            if prepared && operation == Operation::Delete {
+            if prepare && !alone {
                 push(Operation::Add);
             }
             push(operation);

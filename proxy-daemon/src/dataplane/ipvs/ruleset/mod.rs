@@ -16,7 +16,8 @@ use std::time::Duration;
 
 use crate::kernel::netlink::{Errno, Message, Netlink, NetlinkError};
 use crate::kernel::nftables::{
-    Field, SetInfo, Table, batch, decode_chain, decode_elements, decode_rule, decode_set,
+    Field, SetInfo, SetLayout, Shape, Table, batch, decode_chain, decode_elements, decode_rule,
+    decode_set,
 };
 use crate::model::{Family, LocalDetect};
 
@@ -281,7 +282,7 @@ impl<N: Netlink> Ruleset<N> {
             for part in self.netlink.dump(&table(family).list_elements(set.name()))? {
                 let part = decode_elements(&part).map_err(NetlinkError::from)?;
                 listed += part.len();
-                seen.extend(part.into_iter().map(<[u8]>::to_vec));
+                seen.extend(part);
             }
             let torn = seen.len() != listed;
             keys.append(&mut seen);
@@ -290,7 +291,7 @@ impl<N: Netlink> Ruleset<N> {
             }
         }
         let total = keys.len();
-        let known = keys.iter().filter_map(|key| Element::decode(set, family, key));
+        let known = keys.iter().filter_map(|bytes| Element::decode(set, family, bytes));
         let before = found.len();
         found.extend(known);
         let unknown = total - (found.len() - before);
@@ -323,7 +324,7 @@ enum Present {
 }
 
 fn is(info: &SetInfo, set: Set, family: Family) -> bool {
-    info.name == set.name() && info.key_length == set.key_length(family)
+    info.name == set.name() && info.has(&set.layout(family))
 }
 
 /// Sets, chains and rules of a whole table, without the marker.
@@ -337,11 +338,12 @@ fn add_sets(family: Family, filter: impl Fn(&Set) -> bool) -> impl Iterator<Item
     (1..)
         .zip(Set::ALL)
         .filter(move |(_, set)| filter(set))
-        .map(move |(id, set)| table(family).add_set(set.name(), id, set.key(family)))
+        .map(move |(id, set)| table(family).add_set(set.name(), id, &set.layout(family)))
 }
 
 fn add_marker(family: Family, name: &str) -> Message {
-    table(family).add_set(name, u32::MAX, &[Field::Port])
+    const LAYOUT: SetLayout = SetLayout { key: &[Field::Port], shape: Shape::Key, data: &[] };
+    table(family).add_set(name, u32::MAX, &LAYOUT)
 }
 
 /// FNV-1a over what would be written: a change of the configuration or of this program

@@ -16,16 +16,22 @@ use ipnetwork::IpNetwork;
 
 use crate::kernel::netlink::Message;
 use crate::kernel::nftables::{
-    Base, BaseChain, ChainKind, CompareOp, Expression, Field, Hook, MetaKey, Register, Reject,
-    Table, Verdict,
+    Base, BaseChain, ChainKind, CompareOp, CtKey, Expression, Field, Hook, MetaKey, Register,
+    Reject, Table, Verdict,
 };
 use crate::model::{Family, LocalDetect, Protocol};
 
 use super::RulesetConfig;
 use super::element::Set;
 
-/// Before destination NAT (-100), after conntrack (-200), and in OUTPUT before IPVS.
+/// Before destination NAT (-100) and after conntrack (-200): frontends are as the client
+/// knows them.
 const BEFORE_NAT: i32 = -110;
+/// `NF_IP_PRI_NAT_DST` is where the kernel translates, whatever the priority of the
+/// chain (`nf_nat_register_fn`); this only puts us before other nat chains.
+const DESTINATION_NAT: i32 = -105;
+/// After destination NAT, before IPVS takes packets of the host.
+const AFTER_NAT: i32 = -99;
 /// `NF_IP_PRI_FILTER`: before IPVS takes the packet in INPUT.
 const FILTER: i32 = 0;
 /// `NF_IP_PRI_NAT_SRC`.
@@ -33,6 +39,8 @@ const SOURCE_NAT: i32 = 100;
 
 /// `NF_CT_STATE_BIT(IP_CT_NEW)`.
 const CT_NEW: u32 = 8;
+/// `IPS_DST_NAT`.
+const CT_DESTINATION_NAT: u32 = 1 << 5;
 /// ICMP type 3 code 3, and ICMPv6 type 1 code 4: port unreachable (RFC 792, RFC 4443).
 const PORT_UNREACHABLE_V4: u8 = 3;
 const PORT_UNREACHABLE_V6: u8 = 4;
@@ -47,6 +55,8 @@ const REFUSE_CHAIN: &str = "refuse";
 const SOURCES_CHAIN: &str = "cluster-ip-sources";
 const ARRIVING_CHAIN: &str = "arriving";
 const FROM_HOST_CHAIN: &str = "from-host";
+const GUARD_CHAIN: &str = "source-ranges";
+const INSIDE_CHAIN: &str = "inside";
 
 /// A chain with its rules.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,10 +78,21 @@ pub(super) fn chains(family: Family, config: &RulesetConfig, mark: u32) -> Vec<C
         plain(VIP_PORT_CHAIN, rules.vip_port()),
         plain(REFUSE_CHAIN, rules.refuse()),
         plain(SOURCES_CHAIN, rules.cluster_ip_sources(config)),
+        plain(GUARD_CHAIN, rules.source_ranges()),
+        plain(INSIDE_CHAIN, vec![rules.redirect(Set::ShortCircuit)]),
         plain(ARRIVING_CHAIN, rules.arriving()),
         plain(FROM_HOST_CHAIN, rules.sent_by_host()),
         base("prerouting", filter, Hook::Prerouting, BEFORE_NAT, new(ARRIVING_CHAIN)),
         base("output", filter, Hook::Output, BEFORE_NAT, new(FROM_HOST_CHAIN)),
+        base(
+            "redirect-arriving",
+            nat,
+            Hook::Prerouting,
+            DESTINATION_NAT,
+            rules.redirect_arriving(config),
+        ),
+        base("redirect-output", nat, Hook::Output, DESTINATION_NAT, rules.redirect_own()),
+        base("refuse-output", filter, Hook::Output, AFTER_NAT, new(REFUSE_CHAIN)),
         base("input", filter, Hook::Input, FILTER, new(REFUSE_CHAIN)),
         base("postrouting", nat, Hook::Postrouting, SOURCE_NAT, rules.postrouting(mark)),
     ]
@@ -103,9 +124,47 @@ struct Rules {
 impl Rules {
     fn arriving(&self) -> Vec<Vec<Expression>> {
         vec![
+            rule(self.frontend_in(Set::Guarded), jump(GUARD_CHAIN)),
             rule(self.frontend_in(Set::Masquerade), jump(MARK_CHAIN)),
             rule(self.frontend_in(Set::ClusterIps), jump(SOURCES_CHAIN)),
         ]
+    }
+
+    fn source_ranges(&self) -> Vec<Vec<Expression>> {
+        let width = self.address_registers();
+        let [address, protocol, port, _] = self.frontend_in(Set::Guarded);
+        let source = self.load_address(Direction::Source, width + 2);
+        let lookup = Expression::Lookup { set: Set::Allowed.name(), key: R0 };
+        vec![
+            rule([address, protocol, port, source, lookup], Expression::Verdict(Verdict::Return)),
+            vec![Expression::Verdict(Verdict::Drop)],
+        ]
+    }
+
+    /// Clients inside the cluster by one map, then everybody by the other.
+    fn redirect_arriving(&self, config: &RulesetConfig) -> Vec<Vec<Expression>> {
+        let inside = self.pods(config).into_iter().map(|matches| rule(matches, jump(INSIDE_CHAIN)));
+        inside.chain([self.redirect(Set::Shared)]).collect()
+    }
+
+    fn redirect_own(&self) -> Vec<Vec<Expression>> {
+        vec![self.redirect(Set::ShortCircuit), self.redirect(Set::Shared)]
+    }
+
+    /// One virtual server has one set of endpoints and one memory of its clients: who
+    /// needs another is sent to another virtual server of the same Service. IPVS finds
+    /// the connection entry unconfirmed and alters the reply side only
+    /// (`ip_vs_update_conntrack`), so both translations are undone on the way back.
+    fn redirect(&self, map: Set) -> Vec<Expression> {
+        let [address, protocol, port, _] = self.frontend_in(map);
+        let target = Register(0);
+        let nat = Expression::DestinationNat {
+            family: self.family,
+            address: target,
+            port: Register(self.address_registers()),
+        };
+        let lookup = Expression::LookupMap { map: map.name(), key: R0, to: target };
+        vec![address, protocol, port, lookup, nat]
     }
 
     /// Traffic of the host itself is always masqueraded: for an address on the dummy
@@ -119,7 +178,7 @@ impl Rules {
             Expression::Lookup { set: Set::Vips.name(), key: R0 },
         ];
         vec![
-            vec![jump(REFUSE_CHAIN)],
+            rule(self.frontend_in(Set::Guarded), jump(GUARD_CHAIN)),
             rule(from_vip_to_vip, jump(MARK_CHAIN)),
             rule(self.frontend_in(Set::Masquerade), jump(MARK_CHAIN)),
             rule(self.frontend_in(Set::ClusterIps), jump(MARK_CHAIN)),
@@ -141,8 +200,12 @@ impl Rules {
     /// A chain of its own rather than an inverted lookup: a packet without a port
     /// breaks off any rule that loads one, and must be refused all the same.
     fn vip_port(&self) -> Vec<Vec<Expression>> {
+        // Virtual servers that are no frontends are reached through a redirect only.
+        let redirected = ct_bit(CtKey::Status, CT_DESTINATION_NAT);
+        let hidden = redirected.into_iter().chain(self.frontend_in(Set::Owned));
         vec![
             rule(self.frontend_in(Set::Frontends), Expression::Verdict(Verdict::Return)),
+            rule(hidden, Expression::Verdict(Verdict::Return)),
             vec![goto(REJECT_CHAIN)],
         ]
     }
@@ -172,17 +235,7 @@ impl Rules {
         if config.masquerade_all {
             return vec![vec![jump(MARK_CHAIN)]];
         }
-        let mut local: Vec<Vec<Expression>> = match &config.local_detect {
-            LocalDetect::Unknown => Vec::new(),
-            LocalDetect::Cidrs(cidrs) => {
-                cidrs.iter().filter_map(|cidr| self.source_in(*cidr)).collect()
-            }
-            LocalDetect::Bridge(name) => {
-                // With its NUL the comparison is of the whole name.
-                vec![input_name(format!("{name}\0").into_bytes())]
-            }
-            LocalDetect::InterfacePrefix(prefix) => vec![input_name(prefix.as_bytes().to_vec())],
-        };
+        let mut local = self.pods(config);
         // When no source can be told to be a pod (of this family), none is taken for an
         // outsider: pods would lose their addresses.
         if local.is_empty() {
@@ -193,6 +246,21 @@ impl Rules {
         }
         local.push(vec![jump(MARK_CHAIN)]);
         local
+    }
+
+    /// What tells that a packet comes from a pod: one of these.
+    fn pods(&self, config: &RulesetConfig) -> Vec<Vec<Expression>> {
+        match &config.local_detect {
+            LocalDetect::Unknown => Vec::new(),
+            LocalDetect::Cidrs(cidrs) => {
+                cidrs.iter().filter_map(|cidr| self.source_in(*cidr)).collect()
+            }
+            LocalDetect::Bridge(name) => {
+                // With its NUL the comparison is of the whole name.
+                vec![input_name(format!("{name}\0").into_bytes())]
+            }
+            LocalDetect::InterfacePrefix(prefix) => vec![input_name(prefix.as_bytes().to_vec())],
+        }
     }
 
     fn source_in(&self, cidr: IpNetwork) -> Option<Vec<Expression>> {
@@ -295,15 +363,18 @@ const fn load_port(register: u8) -> Expression {
 /// New connections only: replies, ICMP errors (related) and connections from before a
 /// Service lost its endpoints stay alone, and cost one rule.
 fn if_new(chain: &str) -> Vec<Expression> {
-    vec![
-        Expression::LoadCtState { to: R0 },
-        bits(CT_NEW, 0),
+    rule(ct_bit(CtKey::State, CT_NEW), jump(chain))
+}
+
+fn ct_bit(key: CtKey, bit: u32) -> [Expression; 3] {
+    [
+        Expression::LoadCt { key, to: R0 },
+        bits(bit, 0),
         Expression::Compare {
             register: R0,
             op: CompareOp::NotEqual,
             value: 0_u32.to_ne_bytes().to_vec(),
         },
-        jump(chain),
     ]
 }
 

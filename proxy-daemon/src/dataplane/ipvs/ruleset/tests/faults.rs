@@ -25,7 +25,7 @@ fn the_refused_elements_are_found_and_the_others_applied() {
             if keys.iter().any(|key| bad_keys.iter().any(|bad| bad == key)) {
                 return Err(Errno(ENFILE));
             }
-            accepted.lock().unwrap().extend(keys.iter().map(|key| key.to_vec()));
+            accepted.lock().unwrap().extend(keys);
             Ok(Vec::new())
         }
     });

@@ -6,10 +6,11 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use ipnetwork::IpNetwork;
 use nix::sched::{CloneFlags, unshare};
 
 use super::{Set, config, in_namespace, ip, open, run};
-use crate::dataplane::ipvs::ruleset::{Element, Operation, Ruleset};
+use crate::dataplane::ipvs::ruleset::{Element, ElementKey, Operation, Ruleset};
 use crate::kernel::netlink::Socket;
 use crate::model::{LocalDetect, Protocol};
 
@@ -302,6 +303,74 @@ fn sources(addresses: &'static Addresses) {
     });
 }
 
+/// Whom a redirect leads elsewhere, and whom a guarded frontend lets through.
+fn redirects(addresses: &'static Addresses) {
+    in_namespace(|| {
+        let Addresses { vip, ref client, ref server, .. } = *addresses;
+        let (outside, endpoint) = (Peer::new(), Peer::new());
+        outside.link("client", client);
+        endpoint.link("server", server);
+        std::fs::write(addresses.forwarding, "1").unwrap();
+        let mut ruleset = open();
+        ruleset.ensure(&config()).unwrap();
+        own_address(vip);
+        let _listener = endpoint.listen(8080);
+        let to = SocketAddr::new(ip(server.peer), 8080);
+        let redirect = |set, to| {
+            let key =
+                ElementKey::Redirect { address: ip(vip), protocol: Protocol::Tcp, port: 80, to };
+            Element { set, key }
+        };
+        assert_refused(outside.connect(vip, 80));
+
+        add(&mut ruleset, &[redirect(Set::ShortCircuit, to)]);
+        assert_refused(outside.connect(vip, 80));
+        connect(vip, 80).expect("the host is inside");
+        let pods = LocalDetect::Cidrs(vec![client.subnet(client.router).parse().unwrap()]);
+        ruleset.ensure(&super::RulesetConfig { local_detect: pods, ..config() }).unwrap();
+        outside.connect(vip, 80).expect("now it is a pod");
+        ruleset.ensure(&config()).unwrap();
+        assert_refused(outside.connect(vip, 80));
+
+        let elsewhere = redirect(Set::Shared, SocketAddr::new(ip(server.peer), 9));
+        add(&mut ruleset, &[elsewhere]);
+        assert_refused(outside.connect(vip, 80));
+        change(&mut ruleset, Operation::Replace, &[redirect(Set::Shared, to)]);
+        outside.connect(vip, 80).expect("everybody");
+
+        let guarded = Element::port(Set::Guarded, ip(vip), Protocol::Tcp, 80);
+        add(&mut ruleset, &[guarded]);
+        assert_unanswered(outside.connect(vip, 80));
+        let range = |text: &str| {
+            let from = text.parse::<IpNetwork>().unwrap();
+            let key =
+                ElementKey::Range { address: ip(vip), protocol: Protocol::Tcp, port: 80, from };
+            Element { set: Set::Allowed, key }
+        };
+        let own = range(&format!("{}/{}", client.peer, if vip.contains(':') { 128 } else { 32 }));
+        add(&mut ruleset, &[own]);
+        outside.connect(vip, 80).expect("in range");
+        // A wider range in place of the narrow one, in one transaction.
+        let wide = if vip.contains(':') { "fd01::/16" } else { "10.0.0.0/8" };
+        let results =
+            ruleset.apply(&[(Operation::Delete, own), (Operation::Add, range(wide))]).unwrap();
+        assert_eq!(results, [Ok(()), Ok(())]);
+        outside.connect(vip, 80).expect("in the wider range");
+        let kept: Vec<Element> = ruleset.elements().unwrap().into_iter().collect();
+        assert!(
+            kept.contains(&range(wide)) && kept.contains(&redirect(Set::Shared, to)),
+            "{kept:?}"
+        );
+
+        remove(&mut ruleset, &[redirect(Set::Shared, SocketAddr::new(ip(vip), 0))]);
+        // One that is there no more, beside one that is.
+        let both = [redirect(Set::Shared, to), redirect(Set::ShortCircuit, to)];
+        remove(&mut ruleset, &both);
+        remove(&mut ruleset, &[guarded]);
+        assert_refused(connect(vip, 80));
+    });
+}
+
 /// The client is its own endpoint.
 fn hairpin(ruleset: &mut Ruleset<Socket>, pod: &Peer, addresses: &Addresses) {
     let Addresses { vip, ref client, .. } = *addresses;
@@ -341,4 +410,14 @@ fn sources_are_masqueraded_where_asked_v4() {
 #[test]
 fn sources_are_masqueraded_where_asked_v6() {
     sources(&V6);
+}
+
+#[test]
+fn redirects_and_source_ranges_hold_for_whom_they_are_meant_v4() {
+    redirects(&V4);
+}
+
+#[test]
+fn redirects_and_source_ranges_hold_for_whom_they_are_meant_v6() {
+    redirects(&V6);
 }
