@@ -1,6 +1,7 @@
 //! One thin seam per kernel interface. Each is a trait with a real and a fake
 //! implementation; errors keep the errno.
 pub mod capabilities;
+pub mod conntrack;
 pub mod links;
 pub mod modules;
 pub mod netlink;

@@ -88,6 +88,20 @@ pub trait Netlink: Send {
     /// every part of one consistent dump is returned.
     fn dump(&mut self, request: &Message) -> Result<Vec<Message>, NetlinkError>;
 
+    /// Like [`Netlink::dump`], but hands over the payload of each part as it arrives and
+    /// keeps none: for tables that others fill and that may be large. When a dump has to
+    /// be restarted, parts come again.
+    fn dump_each(
+        &mut self,
+        request: &Message,
+        part: &mut dyn FnMut(&[u8]),
+    ) -> Result<(), NetlinkError> {
+        for message in self.dump(request)? {
+            part(&message.payload);
+        }
+        Ok(())
+    }
+
     /// A request that is answered by one message (not a dump): that message.
     fn get(&mut self, request: &Message) -> Result<Result<Message, Errno>, NetlinkError>;
 

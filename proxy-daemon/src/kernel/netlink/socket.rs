@@ -296,13 +296,16 @@ impl Socket {
         Ok(results.into_iter().flatten().collect())
     }
 
-    /// One attempt at a dump: `None` when it was interrupted.
-    fn dump_once(&mut self, request: &Message) -> Result<Option<Vec<Message>>, NetlinkError> {
+    /// One attempt at a dump: false when it was interrupted.
+    fn dump_once(
+        &mut self,
+        request: &Message,
+        part: &mut dyn FnMut(wire::Frame<'_>),
+    ) -> Result<bool, NetlinkError> {
         let one = std::slice::from_ref(request);
         let (first, datagram) = self.frame(one, |_| wire::FLAG_DUMP)?;
         self.send(&datagram)?;
         self.counters.dumps += 1;
-        let mut messages = Vec::new();
         let mut interrupted = false;
         let mut refused = None;
         let complete = self.collect(first, 1, |_, frame| {
@@ -316,7 +319,7 @@ impl Socket {
                     Ok(true)
                 }
                 _ => {
-                    messages.push(frame.to_message());
+                    part(frame);
                     Ok(false)
                 }
             }
@@ -326,10 +329,9 @@ impl Socket {
         }
         match refused {
             // A dump that saw its table change may also end with EINTR.
-            Some(Errno(libc::EINTR | libc::EAGAIN)) => Ok(None),
+            Some(Errno(libc::EINTR | libc::EAGAIN)) => Ok(false),
             Some(errno) => Err(NetlinkError::Refused { operation: "dump", errno }),
-            None if interrupted => Ok(None),
-            None => Ok(Some(messages)),
+            None => Ok(!interrupted),
         }
     }
 }
@@ -396,8 +398,22 @@ impl Netlink for Socket {
 
     fn dump(&mut self, request: &Message) -> Result<Vec<Message>, NetlinkError> {
         for _ in 0..DUMP_TRIES {
-            if let Some(messages) = self.dump_once(request)? {
+            let mut messages = Vec::new();
+            if self.dump_once(request, &mut |frame| messages.push(frame.to_message()))? {
                 return Ok(messages);
+            }
+        }
+        Err(NetlinkError::Interrupted { tries: DUMP_TRIES })
+    }
+
+    fn dump_each(
+        &mut self,
+        request: &Message,
+        part: &mut dyn FnMut(&[u8]),
+    ) -> Result<(), NetlinkError> {
+        for _ in 0..DUMP_TRIES {
+            if self.dump_once(request, &mut |frame| part(frame.payload))? {
+                return Ok(());
             }
         }
         Err(NetlinkError::Interrupted { tries: DUMP_TRIES })
