@@ -7,6 +7,7 @@ use tracing::info;
 use crate::config::Config;
 use crate::dataplane::ipvs::codec::SchedulerName;
 use crate::dataplane::ipvs::{IpvsConfig, IpvsPlane, Seams};
+use crate::kernel::conntrack::NetlinkConntrack;
 use crate::kernel::links::NetlinkLinks;
 use crate::kernel::netlink::{Socket, Subsystem};
 use crate::kernel::sysctl::KernelVersion;
@@ -39,6 +40,7 @@ fn open(config: &Config, families: &[Family]) -> Result<IpvsPlane<Socket>, Fatal
         generic: socket(Subsystem::Generic)?,
         netfilter: socket(Subsystem::Netfilter)?,
         links: Box::new(NetlinkLinks::new(socket(Subsystem::Route)?)),
+        conntrack: Box::new(NetlinkConntrack::new(socket(Subsystem::Netfilter)?)),
         kernel: KernelVersion::running().map_err(|error| error.to_string())?,
         table: PathBuf::from(TABLE),
     };

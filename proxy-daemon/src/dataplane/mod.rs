@@ -1,8 +1,9 @@
 //! The data planes behind one trait.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
-use crate::model::Node;
+use crate::model::{Family, Node};
 use crate::plan::{ObjectKey, Op};
 use crate::policy::{Frontend, FrontendKey};
 
@@ -58,6 +59,16 @@ pub struct WorkDone {
     pub sends: u64,
 }
 
+/// One look for flows that are bound to endpoints which serve no longer, in the tables of
+/// one family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FlowRelease {
+    pub family: Family,
+    pub duration: Duration,
+    /// Flows that were released, or `None` when it failed.
+    pub released: Option<usize>,
+}
+
 /// A data plane: lowers frontends to its kernel objects and applies operations on them.
 pub trait Dataplane: Send {
     type Key: ObjectKey;
@@ -86,4 +97,9 @@ pub trait Dataplane: Send {
     fn unused(&mut self, retired: &[Self::Key]) -> Result<Vec<Self::Key>, PlaneError>;
 
     fn work(&self) -> WorkDone;
+
+    /// What was done about flows of endpoints that are gone, since the last call of this.
+    fn take_releases(&mut self) -> Vec<FlowRelease> {
+        Vec::new()
+    }
 }

@@ -96,6 +96,9 @@ pub struct Metrics {
     service_changes: Counter,
     service_changes_pending: Gauge,
     no_local_endpoints: Vector<PolicyLabels, Gauge>,
+    conntrack: Histograms,
+    conntrack_deleted: Vector<FamilyLabel, Counter>,
+    conntrack_failures: Counter,
     healthz: Vector<CodeLabel, Counter>,
     livez: Vector<CodeLabel, Counter>,
     ops: Vector<ResultLabel, Counter>,
@@ -139,6 +142,9 @@ impl Metrics {
             service_changes: Counter::default(),
             service_changes_pending: Gauge::default(),
             no_local_endpoints: Vector::default(),
+            conntrack: Vector::new_with_constructor(sync_buckets),
+            conntrack_deleted: Vector::default(),
+            conntrack_failures: Counter::default(),
             healthz: Vector::default(),
             livez: Vector::default(),
             ops: Vector::default(),
@@ -160,6 +166,10 @@ impl Metrics {
         for result in ["applied", "failed"] {
             // Present at 0 from the start, so that a rate over the first failure is right.
             let _ = metrics.ops.get_or_create(&ResultLabel { result });
+        }
+        for family in families {
+            let _ = metrics.conntrack.get_or_create(&label(*family));
+            let _ = metrics.conntrack_deleted.get_or_create(&label(*family));
         }
         let mut registry = Registry::default();
         metrics.register_kube_proxy(registry.sub_registry_with_prefix("kubeproxy"));
@@ -226,6 +236,16 @@ impl Metrics {
             "Service ports with a Local traffic policy and no endpoint on this node",
             self.no_local_endpoints.clone(),
         );
+        r.register(
+            "conntrack_reconciler_sync_duration_seconds",
+            "Duration of one look for conntrack entries of removed endpoints",
+            self.conntrack.clone(),
+        );
+        r.register(
+            "conntrack_reconciler_deleted_entries",
+            "Conntrack entries deleted so that their flows find a live endpoint",
+            self.conntrack_deleted.clone(),
+        );
         r.register("proxy_healthz", "Answers of /healthz by status code", self.healthz.clone());
         r.register("proxy_livez", "Answers of /livez by status code", self.livez.clone());
     }
@@ -245,6 +265,11 @@ impl Metrics {
             "netlink_sends",
             "System calls that sent netlink requests, many requests in each",
             self.sends.clone(),
+        );
+        r.register(
+            "conntrack_failures",
+            "Times that conntrack entries of removed endpoints could not be deleted",
+            self.conntrack_failures.clone(),
         );
         r.register(
             "rejected_objects",
@@ -339,6 +364,18 @@ impl Metrics {
         self.requests.inc_by(report.work.requests);
         self.dumps.inc_by(report.work.dumps);
         self.sends.inc_by(report.work.sends);
+        for release in &report.releases {
+            let label = label(release.family);
+            self.conntrack.get_or_create(&label).observe(release.duration.as_secs_f64());
+            match release.released {
+                Some(released) => {
+                    self.conntrack_deleted.get_or_create(&label).inc_by(count(released));
+                }
+                None => {
+                    self.conntrack_failures.inc();
+                }
+            }
+        }
     }
 
     fn totals_of(&self, report: &SyncReport) {

@@ -12,6 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 use super::health::Now;
 use super::*;
 use crate::config::Config;
+use crate::dataplane::FlowRelease;
 use crate::model::{ObjectName, Rejected};
 use crate::sync::{Failing, HealthCheck, Observer as _, SyncKind, SyncReport, Totals, Work};
 
@@ -67,6 +68,7 @@ impl Bed {
             ops_applied: 0,
             ops_failed: 0,
             work: Work::default(),
+            releases: vec![],
             pending: 0,
             totals: Totals::default(),
             failing: vec![],
@@ -348,6 +350,12 @@ async fn metrics_count_what_a_round_did() {
         report.ops_applied = 5;
         report.ops_failed = 1;
         report.work = Work { requests: 6, dumps: 2, sends: 1 };
+        let release = |released| FlowRelease {
+            family: Family::V4,
+            duration: Duration::from_millis(3),
+            released,
+        };
+        report.releases = vec![release(Some(7)), release(None)];
         report.failing_total = 1;
         report.totals = Totals {
             services: 10,
@@ -373,6 +381,12 @@ async fn metrics_count_what_a_round_did() {
         "kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family=\"IPv6\",traffic_policy=\"external\"} 4",
         "node_dataplane_ops_total{result=\"applied\"} 5",
         "node_dataplane_ops_total{result=\"failed\"} 1",
+        "kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family=\"IPv4\"} 7",
+        "kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family=\"IPv6\"} 0",
+        "kubeproxy_conntrack_reconciler_sync_duration_seconds_count{ip_family=\"IPv4\"} 2",
+        "kubeproxy_conntrack_reconciler_sync_duration_seconds_bucket{le=\"0.002\",ip_family=\"IPv4\"} 0",
+        "kubeproxy_conntrack_reconciler_sync_duration_seconds_bucket{le=\"0.004\",ip_family=\"IPv4\"} 2",
+        "node_dataplane_conntrack_failures_total 1",
         "node_dataplane_netlink_requests_total 6",
         "node_dataplane_netlink_dumps_total 2",
         "node_dataplane_netlink_sends_total 1",

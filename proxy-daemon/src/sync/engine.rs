@@ -462,6 +462,7 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
                 dumps: after.dumps - before.dumps,
                 sends: after.sends - before.sends,
             },
+            releases: self.plane.take_releases(),
             pending: service_changes + slice_changes,
             totals: self.totals,
             failing: self.retry.report(),

@@ -4,6 +4,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::dataplane::FlowRelease;
 use crate::model::{ObjectName, Rejected};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -51,6 +52,8 @@ pub struct SyncReport {
     pub ops_applied: usize,
     pub ops_failed: usize,
     pub work: Work,
+    /// Looks for flows of endpoints that are gone.
+    pub releases: Vec<FlowRelease>,
     /// Service and slice changes received but not yet programmed.
     pub pending: usize,
     pub totals: Totals,

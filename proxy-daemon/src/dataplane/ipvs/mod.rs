@@ -3,10 +3,14 @@
 
 mod apply;
 pub mod codec;
+pub mod flows;
 mod objects;
 mod proc;
 mod readback;
+mod release;
 pub mod ruleset;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -18,8 +22,10 @@ use nix::libc;
 use tracing::{info, warn};
 
 use self::codec::{Requests, SchedulerName, Timeouts, VirtualServer, VirtualServerKey};
+use self::flows::StaleFlows;
 use self::ruleset::{Ruleset, RulesetConfig};
-use super::{Dataplane, OpError, PlaneError, Readback, WorkDone};
+use super::{Dataplane, FlowRelease, OpError, PlaneError, Readback, WorkDone};
+use crate::kernel::conntrack::Conntrack;
 use crate::kernel::links::Links;
 use crate::kernel::modules::MissingModule;
 use crate::kernel::netlink::generic::resolve_family;
@@ -66,6 +72,7 @@ pub struct Seams<N> {
     /// Netfilter netlink.
     pub netfilter: N,
     pub links: Box<dyn Links>,
+    pub conntrack: Box<dyn Conntrack>,
     pub kernel: KernelVersion,
     /// `/proc/thread-self/net/ip_vs`, or a file like it.
     pub table: PathBuf,
@@ -82,6 +89,11 @@ pub struct IpvsPlane<N: Netlink> {
     generic: N,
     ruleset: Ruleset<N>,
     links: Box<dyn Links>,
+    conntrack: Box<dyn Conntrack>,
+    stale_flows: StaleFlows,
+    releases: Vec<FlowRelease>,
+    /// That stale entries cannot be deleted was said.
+    release_failing: bool,
     kernel: KernelVersion,
     table: PathBuf,
     requests: Option<Requests>,
@@ -108,6 +120,10 @@ impl<N: Netlink> IpvsPlane<N> {
             generic: seams.generic,
             ruleset: Ruleset::new(seams.netfilter),
             links: seams.links,
+            conntrack: seams.conntrack,
+            stale_flows: StaleFlows::default(),
+            releases: Vec::new(),
+            release_failing: false,
             kernel: seams.kernel,
             table: seams.table,
             requests: None,
@@ -322,7 +338,10 @@ impl<N: Netlink> Dataplane for IpvsPlane<N> {
     }
 
     fn apply(&mut self, ops: &[Op<Key>]) -> Vec<Result<(), OpError>> {
-        self.apply_all(ops)
+        let results = self.apply_all(ops);
+        self.stale_flows.applied(ops, &results);
+        self.release_flows();
+        results
     }
 
     fn unused(&mut self, retired: &[Key]) -> Result<Vec<Key>, PlaneError> {
@@ -330,12 +349,20 @@ impl<N: Netlink> Dataplane for IpvsPlane<N> {
     }
 
     fn work(&self) -> WorkDone {
-        let parts =
-            [self.generic.counters(), self.ruleset.netlink().counters(), self.links.counters()];
+        let parts = [
+            self.generic.counters(),
+            self.ruleset.netlink().counters(),
+            self.links.counters(),
+            self.conntrack.counters(),
+        ];
         WorkDone {
             requests: parts.iter().map(|p| p.requests).sum(),
             dumps: parts.iter().map(|p| p.dumps).sum::<u64>() + self.reads,
             sends: parts.iter().map(|p| p.sends).sum(),
         }
+    }
+
+    fn take_releases(&mut self) -> Vec<FlowRelease> {
+        std::mem::take(&mut self.releases)
     }
 }

@@ -1,0 +1,146 @@
+//! UDP flows that changes of virtual and real servers leave behind.
+//!
+//! The conntrack entry of a flow remembers the endpoint that its replies come from. IPVS
+//! writes that into entries that are not confirmed yet and never alters a confirmed one
+//! (`ip_vs_update_conntrack` in `net/netfilter/ipvs/ip_vs_nfct.c`). So an entry older
+//! than the virtual server leads past it, without masquerading and without end as long
+//! as the client sends; and one whose real server is gone costs the packet by which
+//! IPVS notices (`ip_vs_conn_uses_old_conntrack`). Such entries are deleted.
+
+#[cfg(test)]
+mod prop_tests;
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::net::SocketAddr;
+use std::num::NonZeroU16;
+
+use super::objects::Key;
+use super::{FrontendKey, OpError};
+use crate::kernel::conntrack::Flow;
+use crate::model::{Family, Protocol};
+use crate::plan::Op;
+
+/// Changes kept while the kernel cannot be asked. Beyond that they are forgotten: an
+/// entry of a client that falls silent ends by itself.
+const LIMIT: usize = 100_000;
+
+/// What has changed since stale entries were last deleted, and where frontends lead.
+#[derive(Debug, Default)]
+pub struct StaleFlows {
+    removed: HashSet<(FrontendKey, SocketAddr)>,
+    /// New virtual servers with the real servers they have now.
+    created: HashMap<FrontendKey, HashSet<SocketAddr>>,
+    /// Frontends that lead elsewhere than before.
+    redirected: HashSet<FrontendKey>,
+    /// All frontends whose packets are sent to other frontends, with these. Their entries
+    /// have the first as destination and a real server of the second as endpoint.
+    redirects: HashMap<FrontendKey, Vec<FrontendKey>>,
+}
+
+impl StaleFlows {
+    /// Takes in what a round did. An operation whose outcome is unknown counts as done:
+    /// deleting an entry too many costs a lookup, one too few a flow.
+    pub fn applied(&mut self, ops: &[Op<Key>], results: &[Result<(), OpError>]) {
+        for (op, result) in ops.iter().zip(results) {
+            if !matches!(result, Err(OpError::Refused(_))) {
+                self.note(op);
+            }
+        }
+        if self.removed.len() + self.created.len() + self.redirected.len() > LIMIT {
+            self.clear();
+        }
+    }
+
+    fn note(&mut self, op: &Op<Key>) {
+        match (op, op.key()) {
+            (Op::Create(..), Key::VirtualServer(server)) if is_udp(server) => {
+                self.created.insert(*server, HashSet::new());
+            }
+            (Op::Delete(_), Key::VirtualServer(server)) => {
+                self.created.remove(server);
+            }
+            (Op::Create(..), Key::RealServer(server, at)) if is_udp(server) => {
+                self.removed.remove(&(*server, *at));
+                if let Some(servers) = self.created.get_mut(server) {
+                    servers.insert(*at);
+                }
+            }
+            (Op::Delete(_), Key::RealServer(server, at)) if is_udp(server) => {
+                self.removed.insert((*server, *at));
+                if let Some(servers) = self.created.get_mut(server) {
+                    servers.remove(at);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// From now on (`present`) or no longer, `from` leads to `to`.
+    pub fn redirect(&mut self, from: FrontendKey, to: FrontendKey, present: bool) {
+        if !is_udp(&from) {
+            return;
+        }
+        let targets = self.redirects.entry(from).or_default();
+        targets.retain(|target| *target != to);
+        if present {
+            targets.push(to);
+        } else if targets.is_empty() {
+            self.redirects.remove(&from);
+        }
+        self.redirected.insert(from);
+    }
+
+    /// Redirects as the kernel was found to have them.
+    pub fn found(&mut self, redirects: impl IntoIterator<Item = (FrontendKey, FrontendKey)>) {
+        self.redirects.clear();
+        for (from, to) in redirects.into_iter().filter(|(from, _)| is_udp(from)) {
+            self.redirects.entry(from).or_default().push(to);
+        }
+    }
+
+    /// Whose tables hold entries that may be stale: none when no UDP server changed.
+    #[must_use]
+    pub fn families(&self) -> BTreeSet<Family> {
+        let removed = self.removed.iter().map(|(server, _)| server);
+        removed
+            .chain(self.created.keys())
+            .chain(&self.redirected)
+            .map(FrontendKey::family)
+            .collect()
+    }
+
+    /// The stale entries are gone.
+    pub fn clear(&mut self) {
+        self.removed.clear();
+        self.created.clear();
+        self.redirected.clear();
+    }
+
+    /// Whether a UDP entry leads where its frontend does not lead any more.
+    #[must_use]
+    pub fn is_stale(&self, flow: &Flow) -> bool {
+        let destination = flow.original.destination;
+        let Some(port) = NonZeroU16::new(destination.port()) else { return false };
+        let frontend = FrontendKey { address: destination.ip(), protocol: Protocol::Udp, port };
+        if self.redirected.contains(&frontend) {
+            return true;
+        }
+        let endpoint = flow.reply.source;
+        let elsewhere = self.redirects.get(&frontend).map_or(&[][..], Vec::as_slice);
+        let mut in_new_server = None;
+        for server in std::iter::once(&frontend).chain(elsewhere) {
+            if self.removed.contains(&(*server, endpoint)) {
+                return true;
+            }
+            if let Some(servers) = self.created.get(server) {
+                let has = servers.contains(&endpoint);
+                in_new_server = Some(in_new_server.unwrap_or(false) || has);
+            }
+        }
+        in_new_server == Some(false)
+    }
+}
+
+fn is_udp(frontend: &FrontendKey) -> bool {
+    frontend.protocol == Protocol::Udp
+}
