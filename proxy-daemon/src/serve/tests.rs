@@ -275,6 +275,10 @@ async fn metrics_server_routes() {
 
 /// Name, type and label names of each sample of kube-proxy's page that this daemon has.
 const KUBE_PROXY_SAMPLES: &[&str] = &[
+    "kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family}",
+    "kubeproxy_conntrack_reconciler_sync_duration_seconds_bucket{ip_family,le}",
+    "kubeproxy_conntrack_reconciler_sync_duration_seconds_count{ip_family}",
+    "kubeproxy_conntrack_reconciler_sync_duration_seconds_sum{ip_family}",
     "kubeproxy_sync_full_proxy_rules_duration_seconds_bucket{ip_family,le}",
     "kubeproxy_sync_full_proxy_rules_duration_seconds_count{ip_family}",
     "kubeproxy_sync_full_proxy_rules_duration_seconds_sum{ip_family}",

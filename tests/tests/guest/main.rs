@@ -16,6 +16,7 @@ mod daemon;
 mod ebpf;
 mod kernel;
 mod links;
+mod udp;
 
 use std::process::{Command, Stdio};
 
