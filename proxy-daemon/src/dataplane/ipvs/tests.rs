@@ -69,7 +69,7 @@ fn create(key: Key) -> Op<Key> {
             timeout: 0,
             netmask: Netmask::host(frontend.family()),
         }),
-        Key::Element(_) | Key::Address(_) => Value::Present,
+        Key::Element(_) | Key::Redirect(..) | Key::Address(_) => Value::Present,
     };
     Op::Create(key, value)
 }
