@@ -97,8 +97,8 @@ impl<K: ObjectKey> Objects<K> {
         self.wanted.get(key).map(|wanted| &wanted.value)
     }
 
-    pub fn keys(&self) -> impl Iterator<Item = &K> {
-        self.wanted.keys()
+    pub fn iter(&self) -> impl Iterator<Item = (&K, &K::Value)> {
+        self.wanted.iter().map(|(key, wanted)| (key, &wanted.value))
     }
 
     #[must_use]

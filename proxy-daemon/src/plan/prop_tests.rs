@@ -75,7 +75,7 @@ fn objects(plane: &mut Fake, wants: &Wants) -> Objects<Key> {
 }
 
 fn as_map(objects: &Objects<Key>) -> HashMap<Key, u32> {
-    objects.keys().map(|k| (k.clone(), *objects.get(k).unwrap())).collect()
+    objects.iter().map(|(k, v)| (k.clone(), *v)).collect()
 }
 
 fn execute(ops: &[Op<Key>], on: &mut HashMap<Key, u32>) {
@@ -109,7 +109,7 @@ proptest! {
         let mut plane = Fake::default();
         let mut held = as_map(&objects(&mut plane, &a));
         let wanted = objects(&mut plane, &b);
-        let keys: BTreeSet<Key> = held.keys().chain(wanted.keys()).cloned().collect();
+        let keys: BTreeSet<Key> = held.keys().chain(wanted.iter().map(|(key, _)| key)).cloned().collect();
         let ops = diff(&keys, &wanted, &held);
         execute(&ops, &mut held);
         drop_retired(&wanted, &mut held);
@@ -121,7 +121,7 @@ proptest! {
         let mut plane = Fake::default();
         let held = as_map(&objects(&mut plane, &a));
         let wanted = objects(&mut plane, &b);
-        let keys: BTreeSet<Key> = held.keys().chain(wanted.keys()).cloned().collect();
+        let keys: BTreeSet<Key> = held.keys().chain(wanted.iter().map(|(key, _)| key)).cloned().collect();
         let ops = diff(&keys, &wanted, &held);
         let first_removal =
             ops.iter().position(|op| matches!(op, Op::Retire(..) | Op::Delete(_)));
@@ -137,7 +137,7 @@ proptest! {
         let mut plane = Fake::default();
         let held = as_map(&objects(&mut plane, &a));
         let wanted = objects(&mut plane, &b);
-        let keys: BTreeSet<Key> = held.keys().chain(wanted.keys()).cloned().collect();
+        let keys: BTreeSet<Key> = held.keys().chain(wanted.iter().map(|(key, _)| key)).cloned().collect();
         let ops = diff(&keys, &wanted, &held);
         let at = |wanted: &Op<Key>| ops.iter().position(|op| op == wanted);
         for (i, op) in ops.iter().enumerate() {
@@ -170,7 +170,7 @@ proptest! {
                 .unwrap_or_default();
             wanted.replace(key, lowered, &mut touched);
         }
-        let everything: BTreeSet<Key> = held.keys().chain(wanted.keys()).cloned().collect();
+        let everything: BTreeSet<Key> = held.keys().chain(wanted.iter().map(|(key, _)| key)).cloned().collect();
         prop_assert_eq!(diff(&touched, &wanted, &held), diff(&everything, &wanted, &held));
         prop_assert_eq!(as_map(&wanted), as_map(&objects(&mut plane, &b)));
     }

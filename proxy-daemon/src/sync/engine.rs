@@ -270,13 +270,13 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
         let full = self.full_diff_due && self.queue.is_empty();
         touched.extend(self.retry.due(now));
         if full {
-            touched.extend(self.objects.keys().cloned());
+            touched.extend(self.divergent());
         }
         self.adopt(&touched);
         if full {
             self.full_diff_due = false;
             self.adopt_children();
-            touched.extend(self.applied.keys().cloned());
+            touched.extend(self.unwanted());
             self.resume_drains(now);
         }
         let mut ops = diff(&touched, &self.objects, &self.applied);
@@ -290,6 +290,17 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
             let kind = if full { SyncKind::Full } else { SyncKind::Partial };
             self.report(kind, started, taken, applied, failed);
         }
+    }
+
+    /// Wanted otherwise than the kernel has it. Sorting everything would take longer than
+    /// to compare it.
+    fn divergent(&self) -> impl Iterator<Item = D::Key> {
+        let differs = |(key, value): &(&D::Key, _)| self.applied.get(*key) != Some(*value);
+        self.objects.iter().filter(differs).map(|(key, _)| key.clone())
+    }
+
+    fn unwanted(&self) -> impl Iterator<Item = D::Key> {
+        self.applied.keys().filter(|key| self.objects.get(key).is_none()).cloned()
     }
 
     fn lower_service(&mut self, name: &ObjectName, touched: &mut BTreeSet<D::Key>) {

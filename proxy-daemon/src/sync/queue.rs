@@ -1,6 +1,6 @@
 //! Services that wait to be lowered again, most urgent first.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Instant, SystemTime};
 
 use crate::model::ObjectName;
@@ -11,14 +11,17 @@ use crate::state::DirtySet;
 pub struct Queue {
     /// `default/kubernetes` first: a node that joins needs the API server's own address
     /// before any other. Then Services that changed, then those that are only compared
-    /// again.
-    waiting: BTreeSet<(Urgency, ObjectName)>,
-    urgency: HashMap<ObjectName, Urgency>,
+    /// again; among equals in the order of arrival, so that none is passed over for ever.
+    waiting: BTreeMap<Place, ObjectName>,
+    places: HashMap<ObjectName, Place>,
+    arrivals: u64,
     triggers: BTreeMap<ObjectName, Vec<SystemTime>>,
     service_changes: usize,
     slice_changes: usize,
     oldest: Option<Instant>,
 }
+
+type Place = (Urgency, u64);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Urgency {
@@ -43,17 +46,16 @@ impl Queue {
         } else {
             urgency
         };
-        match self.urgency.get_mut(&name) {
-            Some(held) if *held <= urgency => return,
-            Some(held) => {
-                self.waiting.remove(&(*held, name.clone()));
-                *held = urgency;
+        if let Some(held) = self.places.get(&name).copied() {
+            if held.0 <= urgency {
+                return;
             }
-            None => {
-                self.urgency.insert(name.clone(), urgency);
-            }
+            self.waiting.remove(&held);
         }
-        self.waiting.insert((urgency, name));
+        self.arrivals += 1;
+        let place = (urgency, self.arrivals);
+        self.places.insert(name.clone(), place);
+        self.waiting.insert(place, name);
     }
 
     pub fn changed(&mut self, dirty: DirtySet, now: Instant) {
@@ -78,7 +80,7 @@ impl Queue {
             let Some((_, name)) = self.waiting.pop_first() else {
                 break;
             };
-            self.urgency.remove(&name);
+            self.places.remove(&name);
             taken.triggers.extend(self.triggers.remove(&name).unwrap_or_default());
             taken.services.push(name);
         }
@@ -96,5 +98,30 @@ impl Queue {
 
     pub const fn pending_changes(&self) -> (usize, usize) {
         (self.service_changes, self.slice_changes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(queue: &mut Queue, limit: usize) -> Vec<String> {
+        queue.take(limit).services.iter().map(|name| name.name.to_string()).collect()
+    }
+
+    #[test]
+    fn changes_go_before_comparisons_and_who_waits_keeps_the_place() {
+        let mut queue = Queue::default();
+        for name in ["b", "a", "kubernetes", "c"] {
+            queue.push(ObjectName::new("default", name), Urgency::Compared);
+        }
+        queue.push(ObjectName::new("default", "c"), Urgency::Changed);
+        assert_eq!(names(&mut queue, 3), ["kubernetes", "c", "b"]);
+        // Everything is to be compared once more: `a` has waited longest.
+        for name in ["b", "a", "c"] {
+            queue.push(ObjectName::new("default", name), Urgency::Compared);
+        }
+        assert_eq!(names(&mut queue, 9), ["a", "b", "c"]);
+        assert!(queue.is_empty());
     }
 }
