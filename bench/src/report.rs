@@ -2,7 +2,11 @@
 
 use std::fmt::Write as _;
 
-use crate::record::{Cost, Run, Summary};
+use crate::record::{Cost, Run, Size, Summary};
+
+fn size_with_sent(run: &Run) -> impl Iterator<Item = &Size> {
+    run.sizes.iter().filter(|size| !size.sent.is_empty())
+}
 
 /// Tables of everything measured.
 #[must_use]
@@ -35,6 +39,18 @@ pub fn table(run: &Run) -> String {
                 size.update.ipvs.len(),
             );
         }
+    }
+    for size in size_with_sent(run) {
+        let requests = Summary::of(size.sent.iter().map(|sent| sent.requests));
+        let _ = writeln!(
+            text,
+            "| netlink requests | {} | | {:.0} ({:.0} to {:.0}) | | {} |",
+            size.services,
+            requests.median,
+            requests.min,
+            requests.max,
+            size.sent.len(),
+        );
     }
     text += "\n| TCP connect, us | Services | iptables median / p99 / worst | ipvs median / p99 \
              / worst | iptables / ipvs, medians | connects |\n|---|---|---|---|---|---|\n";
