@@ -8,15 +8,8 @@ fn size_with_sent(run: &Run) -> impl Iterator<Item = &Size> {
     run.sizes.iter().filter(|size| !size.sent.is_empty())
 }
 
-/// Tables of everything measured.
-#[must_use]
-pub fn table(run: &Run) -> String {
-    let mut text = format!(
-        "Guest kernel {}, {} virtual processors under emulation, {}; {} endpoints a Service; \
-         {:.0} s in all.\n\n",
-        run.kernel, run.cpus, run.iptables, run.endpoints, run.seconds
-    );
-    text += "| one endpoint change | Services | iptables median (min to worst) | ipvs median \
+fn updates(run: &Run, text: &mut String) {
+    *text += "| one endpoint change | Services | iptables median (min to worst) | ipvs median \
              (min to worst) | iptables / ipvs | rounds |\n|---|---|---|---|---|---|\n";
     let time: fn(&Cost) -> f64 = |cost| cost.ms;
     let cpu: fn(&Cost) -> f64 = |cost| cost.cpu_ms;
@@ -52,6 +45,17 @@ pub fn table(run: &Run) -> String {
             size.sent.len(),
         );
     }
+}
+
+/// Tables of everything measured.
+#[must_use]
+pub fn table(run: &Run) -> String {
+    let mut text = format!(
+        "Guest kernel {}, {} virtual processors under emulation, {}; {} endpoints a Service; \
+         {:.0} s in all.\n\n",
+        run.kernel, run.cpus, run.iptables, run.endpoints, run.seconds
+    );
+    updates(run, &mut text);
     text += "\n| TCP connect, us | Services | iptables median / p99 / worst | ipvs median / p99 \
              / worst | iptables / ipvs, medians | connects |\n|---|---|---|---|---|---|\n";
     for size in &run.sizes {
@@ -102,7 +106,7 @@ fn ratio(a: f64, b: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{Connects, Peers, Size};
+    use crate::record::{Connects, Peers};
 
     #[test]
     fn the_table_has_medians_and_their_ratio() {
