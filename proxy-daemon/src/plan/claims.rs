@@ -21,34 +21,42 @@ pub struct Claims {
     conflicts: usize,
 }
 
-/// The holder of a frontend changed, or what it wants there did.
+/// A frontend that one Service wants and another, older one holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Changed {
+pub struct Conflict {
     pub key: FrontendKey,
-    /// A Service lost this frontend to, or holds it against, this many others.
-    pub contenders: usize,
+    pub loser: ObjectName,
+    pub holder: ObjectName,
+}
+
+/// What a Service's new claims changed.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Replaced {
+    /// Frontends with another holder than before, or whose holder wants something else there.
+    pub changed: Vec<FrontendKey>,
+    /// Conflicts that begin with these claims, each told once.
+    pub conflicts: Vec<Conflict>,
 }
 
 impl Claims {
-    /// Replaces everything that `service` claims and returns the frontends for which
-    /// the winning claim is now another one.
+    /// Replaces everything that `service` claims.
     pub fn replace(
         &mut self,
         service: &ObjectName,
         created: i64,
         new: BTreeMap<FrontendKey, Frontend>,
-    ) -> Vec<Changed> {
+    ) -> Replaced {
         let old = self.by_service.remove(service);
-        let mut changed = Vec::new();
+        let mut replaced = Replaced::default();
         if let Some((old_created, keys)) = old {
             let rank = Rank { created: old_created, service: service.clone() };
             for key in keys.into_iter().filter(|key| !new.contains_key(key)) {
-                self.update(&key, &rank, None, &mut changed);
+                self.update(&key, &rank, None, &mut replaced);
             }
             if old_created != created {
                 // Re-created under the same name: its old rank must not linger.
                 for key in new.keys() {
-                    self.update(key, &rank, None, &mut changed);
+                    self.update(key, &rank, None, &mut replaced);
                 }
             }
         }
@@ -56,10 +64,10 @@ impl Claims {
             let rank = Rank { created, service: service.clone() };
             self.by_service.insert(service.clone(), (created, new.keys().copied().collect()));
             for (key, frontend) in new {
-                self.update(&key, &rank, Some(frontend), &mut changed);
+                self.update(&key, &rank, Some(frontend), &mut replaced);
             }
         }
-        changed
+        replaced
     }
 
     fn update(
@@ -67,7 +75,7 @@ impl Claims {
         key: &FrontendKey,
         rank: &Rank,
         frontend: Option<Frontend>,
-        changed: &mut Vec<Changed>,
+        replaced: &mut Replaced,
     ) {
         let claims = self.frontends.entry(*key).or_default();
         self.conflicts -= claims.len().saturating_sub(1);
@@ -75,21 +83,28 @@ impl Claims {
             claims.first_key_value().map(|(rank, frontend)| (rank.clone(), frontend.clone()));
         match frontend {
             Some(frontend) => {
-                claims.insert(rank.clone(), frontend);
+                let is_new = claims.insert(rank.clone(), frontend).is_none();
+                if let (true, Some((other, _))) = (is_new, &before) {
+                    let (holder, loser) = if other < rank { (other, rank) } else { (rank, other) };
+                    replaced.conflicts.push(Conflict {
+                        key: *key,
+                        loser: loser.service.clone(),
+                        holder: holder.service.clone(),
+                    });
+                }
             }
             None => {
                 claims.remove(rank);
             }
         }
-        let contenders = claims.len().saturating_sub(1);
-        self.conflicts += contenders;
+        self.conflicts += claims.len().saturating_sub(1);
         let differs =
             before.as_ref().map(|(rank, frontend)| (rank, frontend)) != claims.first_key_value();
         if claims.is_empty() {
             self.frontends.remove(key);
         }
         if differs {
-            changed.push(Changed { key: *key, contenders });
+            replaced.changed.push(*key);
         }
     }
 
@@ -118,5 +133,55 @@ impl Claims {
 
     pub fn services(&self) -> impl Iterator<Item = &ObjectName> {
         self.by_service.keys()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU16;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::model::Protocol;
+    use crate::policy::{BackendSet, FrontendKind, Masquerade, PortName, WhenEmpty};
+
+    fn key() -> FrontendKey {
+        let port = NonZeroU16::new(80).unwrap();
+        FrontendKey { address: [198, 51, 100, 1].into(), protocol: Protocol::Tcp, port }
+    }
+
+    fn claim(claims: &mut Claims, name: &str, created: i64, affinity: u64) -> Replaced {
+        let service = ObjectName::new("ns", name);
+        let frontend = Frontend {
+            port: PortName { service: service.clone(), port: "".into() },
+            kind: FrontendKind::ExternalIp,
+            backends: BackendSet::from([]),
+            short_circuit: None,
+            when_empty: WhenEmpty::Reject,
+            masquerade: Masquerade::Always,
+            on_node_address: false,
+            affinity: Some(std::time::Duration::from_secs(affinity)),
+            source_ranges: Arc::from([]),
+        };
+        claims.replace(&service, created, BTreeMap::from([(key(), frontend)]))
+    }
+
+    fn conflict(loser: &str, holder: &str) -> Conflict {
+        let name = |name| ObjectName::new("ns", name);
+        Conflict { key: key(), loser: name(loser), holder: name(holder) }
+    }
+
+    #[test]
+    fn a_conflict_is_told_once_whichever_service_comes_second() {
+        for [first, second] in [[("older", 1), ("younger", 2)], [("younger", 2), ("older", 1)]] {
+            let mut claims = Claims::default();
+            assert_eq!(claim(&mut claims, first.0, first.1, 1).conflicts, []);
+            let told = claim(&mut claims, second.0, second.1, 1).conflicts;
+            assert_eq!(told, [conflict("younger", "older")], "{} comes second", second.0);
+            // The same again, and a change: the conflict is no new one.
+            assert_eq!(claim(&mut claims, second.0, second.1, 1), Replaced::default());
+            assert_eq!(claim(&mut claims, "older", 1, 2).conflicts, []);
+            assert_eq!(claims.conflicts(), 1);
+        }
     }
 }

@@ -14,7 +14,7 @@ mod diff;
 mod drain;
 mod objects;
 
-pub use claims::{Changed, Claims};
+pub use claims::{Claims, Conflict, Replaced};
 pub use diff::{Op, diff};
 pub use drain::Drain;
 pub use objects::{ObjectKey, Objects};

@@ -14,7 +14,7 @@ use super::retry::{Retry, backoff};
 use super::runner::Input;
 use crate::dataplane::{Dataplane, OpError, Readback, WorkDone};
 use crate::model::{Event, Family, NodeName, ObjectName};
-use crate::plan::{Claims, Drain, ObjectKey, Objects, Op, diff};
+use crate::plan::{Claims, Conflict, Drain, ObjectKey, Objects, Op, diff};
 use crate::policy::{NodeView, lower};
 use crate::state::State;
 
@@ -322,21 +322,20 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
         };
         self.replace_summary(name, service.is_some().then_some(summary));
         let created = service.as_deref().map_or(0, |service| service.created);
-        for changed in self.claims.replace(name, created, lowered.frontends) {
-            if changed.contenders > 0 {
-                let holder = self.claims.get(&changed.key).map(|f| f.port.to_string());
-                warn!(
-                    frontend = %changed.key,
-                    holder = holder.unwrap_or_default(),
-                    "several Services claim this frontend; the oldest keeps it"
-                );
-            }
+        let replaced = self.claims.replace(name, created, lowered.frontends);
+        for Conflict { key, loser, holder } in &replaced.conflicts {
+            warn!(
+                frontend = %key, %loser, %holder,
+                "two Services claim this frontend; the older keeps it"
+            );
+        }
+        for key in replaced.changed {
             let objects = self
                 .claims
-                .get(&changed.key)
-                .map(|frontend| self.plane.lower(&changed.key, frontend))
+                .get(&key)
+                .map(|frontend| self.plane.lower(&key, frontend))
                 .unwrap_or_default();
-            self.objects.replace(changed.key, objects, touched);
+            self.objects.replace(key, objects, touched);
         }
     }
 
