@@ -16,9 +16,35 @@ struct Rank {
 /// All frontends claimed by all Services.
 #[derive(Debug, Default)]
 pub struct Claims {
-    frontends: HashMap<FrontendKey, BTreeMap<Rank, Frontend>>,
+    frontends: HashMap<FrontendKey, Contenders>,
     by_service: HashMap<ObjectName, (i64, Vec<FrontendKey>)>,
     conflicts: usize,
+}
+
+/// Claims of one frontend, the winning one first. Nearly always there is one, for which a
+/// map would keep room for eleven.
+#[derive(Debug, Default)]
+struct Contenders(Vec<(Rank, Frontend)>);
+
+impl Contenders {
+    fn insert(&mut self, rank: Rank, frontend: Frontend) -> Option<Frontend> {
+        match self.0.binary_search_by(|(held, _)| held.cmp(&rank)) {
+            Ok(at) => self.0.get_mut(at).map(|(_, held)| std::mem::replace(held, frontend)),
+            Err(at) => {
+                self.0.reserve_exact(1);
+                self.0.insert(at, (rank, frontend));
+                None
+            }
+        }
+    }
+
+    fn remove(&mut self, rank: &Rank) {
+        self.0.retain(|(held, _)| held != rank);
+    }
+
+    fn losers(&self) -> usize {
+        self.0.len().saturating_sub(1)
+    }
 }
 
 /// A frontend that one Service wants and another, older one holds.
@@ -78,9 +104,8 @@ impl Claims {
         replaced: &mut Replaced,
     ) {
         let claims = self.frontends.entry(*key).or_default();
-        self.conflicts -= claims.len().saturating_sub(1);
-        let before =
-            claims.first_key_value().map(|(rank, frontend)| (rank.clone(), frontend.clone()));
+        self.conflicts -= claims.losers();
+        let before = claims.0.first().cloned();
         match frontend {
             Some(frontend) => {
                 let is_new = claims.insert(rank.clone(), frontend).is_none();
@@ -97,10 +122,9 @@ impl Claims {
                 claims.remove(rank);
             }
         }
-        self.conflicts += claims.len().saturating_sub(1);
-        let differs =
-            before.as_ref().map(|(rank, frontend)| (rank, frontend)) != claims.first_key_value();
-        if claims.is_empty() {
+        self.conflicts += claims.losers();
+        let differs = before.as_ref() != claims.0.first();
+        if claims.0.is_empty() {
             self.frontends.remove(key);
         }
         if differs {
@@ -111,7 +135,7 @@ impl Claims {
     /// The winning claim.
     #[must_use]
     pub fn get(&self, key: &FrontendKey) -> Option<&Frontend> {
-        self.frontends.get(key).and_then(|claims| claims.values().next())
+        self.frontends.get(key)?.0.first().map(|(_, frontend)| frontend)
     }
 
     /// Frontends that have a holder.
@@ -157,11 +181,13 @@ mod tests {
             kind: FrontendKind::ExternalIp,
             backends: BackendSet::from([]),
             short_circuit: None,
+            shared: None,
             when_empty: WhenEmpty::Reject,
             masquerade: Masquerade::Always,
             on_node_address: false,
             affinity: Some(std::time::Duration::from_secs(affinity)),
             source_ranges: Arc::from([]),
+            scheduling: None,
         };
         claims.replace(&service, created, BTreeMap::from([(key(), frontend)]))
     }
