@@ -3,7 +3,7 @@
 
 mod apply;
 pub mod codec;
-pub mod flows;
+mod flows;
 mod objects;
 mod proc;
 mod readback;
@@ -334,7 +334,9 @@ impl<N: Netlink> Dataplane for IpvsPlane<N> {
     }
 
     fn readback(&mut self) -> Result<Readback<Key>, PlaneError> {
-        self.read_kernel()
+        let readback = self.read_kernel()?;
+        self.stale_flows.found(&readback.ours);
+        Ok(readback)
     }
 
     fn apply(&mut self, ops: &[Op<Key>]) -> Vec<Result<(), OpError>> {

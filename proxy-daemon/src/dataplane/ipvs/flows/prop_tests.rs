@@ -129,7 +129,8 @@ proptest! {
         let mut stale = StaleFlows::default();
         // Frontend 9 has no server of its own.
         let udp = |number| frontend(number, Protocol::Udp);
-        stale.found([(udp(9), udp(1))]);
+        let (key, value) = redirect(udp(9), 1);
+        stale.found([(&key, &value)]);
         for pair in history.windows(2) {
             take_in(&mut stale, &ops(&pair[0], &pair[1], Protocol::Udp));
         }
@@ -138,6 +139,11 @@ proptest! {
             prop_assert!(!stale.is_stale(&flow(8, at)));
         }
     }
+}
+
+fn redirect(from: FrontendKey, to: u8) -> (Key, Value) {
+    let to = SocketAddr::from(([10, 96, 0, to], 53));
+    (Key::Redirect(Set::Shared, from), Value::Redirect(to))
 }
 
 fn web(endpoints: &[u8]) -> Servers {
@@ -157,9 +163,10 @@ fn refused_operations_change_nothing_and_lost_answers_count_as_done() {
 
 #[test]
 fn a_changed_redirect_releases_every_flow_of_its_frontend() {
-    let udp = |number| frontend(number, Protocol::Udp);
+    let (key, to_1) = redirect(frontend(9, Protocol::Udp), 1);
+    let (_, to_2) = redirect(frontend(9, Protocol::Udp), 2);
     let mut stale = StaleFlows::default();
-    stale.redirect(udp(9), udp(1), true);
+    take_in(&mut stale, &[Op::Create(key.clone(), to_1)]);
     assert!(stale.is_stale(&flow(9, endpoint(1))) && !stale.is_stale(&flow(1, endpoint(1))));
     assert_eq!(stale.families(), BTreeSet::from([Family::V4]));
     stale.clear();
@@ -167,11 +174,15 @@ fn a_changed_redirect_releases_every_flow_of_its_frontend() {
     take_in(&mut stale, &ops(&web(&[1, 2]), &web(&[2]), Protocol::Udp));
     assert!(stale.is_stale(&flow(9, endpoint(1))), "where it leads is remembered");
     stale.clear();
-    stale.redirect(udp(9), udp(1), false);
+    take_in(&mut stale, &[Op::Update(key.clone(), to_2)]);
     assert!(stale.is_stale(&flow(9, endpoint(2))));
     stale.clear();
     take_in(&mut stale, &ops(&web(&[2]), &web(&[]), Protocol::Udp));
     assert!(!stale.is_stale(&flow(9, endpoint(2))), "it leads there no longer");
-    stale.redirect(frontend(9, Protocol::Tcp), frontend(1, Protocol::Tcp), true);
-    assert_eq!(stale.redirects, HashMap::new());
+    take_in(&mut stale, &[Op::Delete(key)]);
+    assert!(stale.is_stale(&flow(9, endpoint(2))) && stale.redirects.is_empty());
+    stale.clear();
+    let (key, value) = redirect(frontend(9, Protocol::Tcp), 1);
+    take_in(&mut stale, &[Op::Create(key.clone(), value), Op::Delete(key)]);
+    assert!(stale.families().is_empty() && stale.redirects.is_empty());
 }
