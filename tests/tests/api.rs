@@ -40,6 +40,7 @@ struct Source {
     /// Endpoints per slice.
     slices: BTreeMap<String, usize>,
     node: Option<Node>,
+    service_cidrs: Vec<String>,
     resets: usize,
     rejected: Vec<String>,
     _kubeconfig: tempfile::NamedTempFile,
@@ -60,6 +61,7 @@ impl Source {
             services: BTreeMap::new(),
             slices: BTreeMap::new(),
             node: None,
+            service_cidrs: Vec::new(),
             resets: 0,
             rejected: Vec::new(),
             _kubeconfig: kubeconfig,
@@ -94,6 +96,11 @@ impl Source {
                 self.resets += 1;
             }
             Event::Node(node) => self.node = node,
+            Event::ServiceCidrs(Change::Reset { objects, .. }) => {
+                let ranges = objects.into_iter().flat_map(|object| object.ranges);
+                self.service_cidrs = ranges.map(|range| range.to_string()).collect();
+            }
+            Event::ServiceCidrs(change) => panic!("only lists are expected: {change:?}"),
             Event::Rejected(Rejected { kind, name, reason }) => {
                 self.rejected.push(format!("{kind} {name}: {reason}"));
             }
@@ -303,6 +310,14 @@ async fn errors_of_the_server_are_counted_by_cause_and_nothing_is_lost() {
         source.until("web is gone", |source| !source.services.contains_key("shop/web")).await;
         assert_eq!(source.services.len(), SERVICES.len() - 1);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_clusters_service_ranges_arrive() {
+    let server = start_server(Options::default());
+    let mut source = Source::start(&server).await;
+    source.until("the ranges", |source| !source.service_cidrs.is_empty()).await;
+    assert_eq!(source.service_cidrs, ["10.96.0.0/12", "fd00:10:96::/108"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,8 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{Dataplane, OpError, PlaneError, Readback, WorkDone};
-use crate::model::Node;
+use super::{Dataplane, OpError, PlaneError, Readback, Surroundings, WorkDone};
 use crate::plan::{ObjectKey, Op};
 use crate::policy::{Backend, Frontend, FrontendKey};
 
@@ -117,7 +116,7 @@ impl Dataplane for Fake {
         objects
     }
 
-    fn node_changed(&mut self, _: Option<&Node>) -> bool {
+    fn surroundings_changed(&mut self, _: Surroundings<'_>) -> bool {
         false
     }
 

@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use ipnetwork::IpNetwork;
+
 use crate::model::{Family, Node};
 use crate::plan::{ObjectKey, Op};
 use crate::policy::{Frontend, FrontendKey};
@@ -69,6 +71,14 @@ pub struct FlowRelease {
     pub released: Option<usize>,
 }
 
+/// What the Services stand in.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Surroundings<'a> {
+    pub node: Option<&'a Node>,
+    /// The ranges that ClusterIPs are taken from, as far as they are known.
+    pub service_cidrs: &'a [IpNetwork],
+}
+
 /// A data plane: lowers frontends to its kernel objects and applies operations on them.
 pub trait Dataplane: Send {
     type Key: ObjectKey;
@@ -81,9 +91,9 @@ pub trait Dataplane: Send {
         frontend: &Frontend,
     ) -> Vec<(Self::Key, <Self::Key as ObjectKey>::Value)>;
 
-    /// The Node is now this. True when what [`Dataplane::prepare`] makes depends on what
-    /// changed, so that it has to be called again.
-    fn node_changed(&mut self, node: Option<&Node>) -> bool;
+    /// The surroundings are now these. True when what [`Dataplane::prepare`] makes depends
+    /// on what changed, so that it has to be called again.
+    fn surroundings_changed(&mut self, now: Surroundings<'_>) -> bool;
 
     /// Makes what all frontends stand on: links, tables, sysctls. Idempotent.
     fn prepare(&mut self) -> Result<(), PlaneError>;

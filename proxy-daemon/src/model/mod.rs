@@ -4,6 +4,7 @@
 //! [`crate::watch`] before it got one of these types, so the rooms above never
 //! meet a port 0 or a name-only endpoint.
 
+mod cidr;
 mod local;
 mod node;
 mod scheduling;
@@ -11,6 +12,7 @@ mod service;
 mod slice;
 mod update;
 
+pub use cidr::ServiceCidr;
 pub use local::LocalDetect;
 pub use node::{Node, NodeName, Zone};
 pub use scheduling::{DEFAULT_WEIGHT, SchedulerFlags, Scheduling, Weights};

@@ -8,7 +8,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use crate::model::{Change, EndpointSlice, Event, Node, ObjectName, Service};
+use ipnetwork::IpNetwork;
+
+use crate::model::{Change, EndpointSlice, Event, Node, ObjectName, Service, ServiceCidr};
 
 #[cfg(test)]
 mod prop_tests;
@@ -23,6 +25,7 @@ pub struct DirtySet {
     pub triggers: Vec<(ObjectName, SystemTime)>,
     /// The Node changed in a way that can change what every Service means.
     pub node_changed: bool,
+    pub service_cidrs_changed: bool,
 }
 
 impl DirtySet {
@@ -41,6 +44,7 @@ pub struct State {
     /// Slice name to the Service it was last filed under.
     filed_under: HashMap<ObjectName, ObjectName>,
     node: Option<Node>,
+    service_cidrs: BTreeMap<ObjectName, Vec<IpNetwork>>,
     services_listed: bool,
     slices_listed: bool,
     node_seen: bool,
@@ -74,6 +78,13 @@ impl State {
         self.node.as_ref()
     }
 
+    /// The ranges of all ServiceCIDRs, each once. Empty also as long as none were listed.
+    #[must_use]
+    pub fn service_cidrs(&self) -> Vec<IpNetwork> {
+        let ranges: BTreeSet<_> = self.service_cidrs.values().flatten().copied().collect();
+        ranges.into_iter().collect()
+    }
+
     #[must_use]
     pub fn counts(&self) -> (usize, usize) {
         (self.services.len(), self.filed_under.len())
@@ -93,6 +104,7 @@ impl State {
                         dirty.node_changed = true;
                     }
                 }
+                Event::ServiceCidrs(change) => self.apply_service_cidrs(change, &mut dirty),
                 Event::Rejected(_) => {}
             }
         }
@@ -133,6 +145,24 @@ impl State {
             dirty.services.insert(name.clone());
             dirty.service_changes += 1;
         }
+    }
+
+    fn apply_service_cidrs(&mut self, change: Change<ServiceCidr>, dirty: &mut DirtySet) {
+        let before = self.service_cidrs();
+        match change {
+            Change::Applied(ServiceCidr { name, ranges }) => {
+                self.service_cidrs.insert(name, ranges);
+            }
+            Change::Gone(name) => {
+                self.service_cidrs.remove(&name);
+            }
+            Change::Reset { objects, rejected } => {
+                self.service_cidrs.retain(|name, _| rejected.contains(name));
+                let listed = objects.into_iter().map(|object| (object.name, object.ranges));
+                self.service_cidrs.extend(listed);
+            }
+        }
+        dirty.service_cidrs_changed |= self.service_cidrs() != before;
     }
 
     fn apply_slices(&mut self, change: Change<EndpointSlice>, dirty: &mut DirtySet) {

@@ -8,8 +8,8 @@ use proptest::prelude::*;
 
 use super::State;
 use crate::model::{
-    Change, Endpoint, EndpointSlice, Event, Family, ObjectName, Protocol, Service, ServicePort,
-    SlicePort, TrafficPolicy,
+    Change, Endpoint, EndpointSlice, Event, Family, ObjectName, Protocol, Service, ServiceCidr,
+    ServicePort, SlicePort, TrafficPolicy,
 };
 
 #[derive(Debug, Clone)]
@@ -193,4 +193,29 @@ proptest! {
         prop_assert!(dirty.services.is_empty());
         prop_assert!(state.service(&name("svc", n)).is_some());
     }
+}
+
+#[test]
+fn service_cidrs_are_the_ranges_of_all_objects_and_change_only_when_these_do() {
+    let cidr = |name: &str, ranges: &[&str]| ServiceCidr {
+        name: ObjectName::new("", name),
+        ranges: ranges.iter().map(|range| range.parse().unwrap()).collect(),
+    };
+    let mut state = State::default();
+    let mut apply = |change| {
+        let dirty = state.apply([Event::ServiceCidrs(change)]);
+        let ranges: Vec<String> = state.service_cidrs().iter().map(ToString::to_string).collect();
+        (dirty.service_cidrs_changed, ranges.join(" "))
+    };
+    let reset = |objects, rejected| Change::Reset { objects, rejected };
+    let both = cidr("kubernetes", &["10.96.0.0/12", "fd00::/108"]);
+    let all = "10.96.0.0/12 fd00::/108".to_owned();
+    assert_eq!(apply(reset(vec![both.clone()], vec![])), (true, all.clone()));
+    assert_eq!(apply(reset(vec![both.clone()], vec![])), (false, all.clone()));
+    assert_eq!(apply(Change::Applied(cidr("same", &["fd00::/108"]))), (false, all.clone()));
+    assert_eq!(apply(reset(vec![], vec![both.name.clone()])), (false, all));
+    let more = cidr("more", &["192.0.2.0/24"]);
+    assert!(apply(Change::Applied(more.clone())).0);
+    assert_eq!(apply(Change::Gone(both.name)), (true, "192.0.2.0/24".to_owned()));
+    assert_eq!(apply(Change::Gone(more.name)), (true, String::new()));
 }

@@ -12,7 +12,7 @@ use super::queue::{Queue, Taken, Urgency};
 use super::report::{HealthCheck, Observer, SyncKind, SyncReport, Totals, Work};
 use super::retry::{Retry, backoff};
 use super::runner::Input;
-use crate::dataplane::{Dataplane, OpError, Readback, WorkDone};
+use crate::dataplane::{Dataplane, OpError, Readback, Surroundings, WorkDone};
 use crate::model::{Event, Family, NodeName, ObjectName};
 use crate::plan::{Claims, Conflict, Drain, ObjectKey, Objects, Op, diff};
 use crate::policy::{NodeView, lower};
@@ -168,10 +168,14 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
         if dirty.node_changed {
             let node = self.state.node();
             self.observer.node(node.map(|node| !node.deleting && !node.scaling_down));
-            if self.plane.node_changed(node) {
+            node_changed = true;
+        }
+        if dirty.node_changed || dirty.service_cidrs_changed {
+            let service_cidrs = self.state.service_cidrs();
+            let now_are = Surroundings { node: self.state.node(), service_cidrs: &service_cidrs };
+            if self.plane.surroundings_changed(now_are) {
                 self.readback_due.get_or_insert(now);
             }
-            node_changed = true;
         }
         self.queue.changed(dirty, now);
         if node_changed {

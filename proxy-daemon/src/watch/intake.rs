@@ -8,13 +8,17 @@ use std::hash::{Hash, Hasher};
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
+use k8s_openapi::api::{
+    core::v1 as core, discovery::v1 as discovery, networking::v1 as networking,
+};
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
 use super::convert::{self, Complaint, Converted};
 use super::stats::{KindStats, ObjectKind, SourceStats};
-use crate::model::{Change, EndpointSlice, Event, Node, ObjectName, Rejected, Service};
+use crate::model::{
+    Change, EndpointSlice, Event, Node, ObjectName, Rejected, Service, ServiceCidr,
+};
 
 /// The receiver of events is gone: the source has nothing left to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +29,8 @@ pub(super) trait Kind: Send + 'static {
     type Object: Clone + Debug + serde::de::DeserializeOwned + Send + Sync + 'static;
     type Model: Debug + Send;
     const KIND: ObjectKind;
+    /// Whether there are API servers without this kind that are good enough for us.
+    const OPTIONAL: bool = false;
     fn convert(object: &Self::Object) -> Converted<Self::Model>;
     /// `None` when the change tells nothing.
     fn event(change: Change<Self::Model>) -> Option<Event>;
@@ -87,6 +93,25 @@ impl Kind for Nodes {
             }
             Change::Reset { mut objects, .. } => Some(Event::Node(objects.pop())),
         }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct ServiceCidrs;
+
+impl Kind for ServiceCidrs {
+    type Object = networking::ServiceCIDR;
+    type Model = ServiceCidr;
+    const KIND: ObjectKind = ObjectKind::ServiceCidr;
+    /// Since Kubernetes 1.33.
+    const OPTIONAL: bool = true;
+
+    fn convert(object: &networking::ServiceCIDR) -> Converted<ServiceCidr> {
+        convert::service_cidr(object)
+    }
+
+    fn event(change: Change<ServiceCidr>) -> Option<Event> {
+        Some(Event::ServiceCidrs(change))
     }
 }
 

@@ -11,6 +11,7 @@
     reason = "a test binary: whatever fails shall end the test"
 )]
 
+mod cidrs;
 mod codec;
 mod daemon;
 mod ebpf;

@@ -18,13 +18,14 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnetwork::IpNetwork;
 use nix::libc;
 use tracing::{info, warn};
 
 use self::codec::{Requests, SchedulerName, Timeouts, VirtualServer, VirtualServerKey};
 use self::flows::StaleFlows;
 use self::ruleset::{Ruleset, RulesetConfig};
-use super::{Dataplane, FlowRelease, OpError, PlaneError, Readback, WorkDone};
+use super::{Dataplane, FlowRelease, OpError, PlaneError, Readback, Surroundings, WorkDone};
 use crate::kernel::conntrack::Conntrack;
 use crate::kernel::links::Links;
 use crate::kernel::modules::MissingModule;
@@ -99,6 +100,7 @@ pub struct IpvsPlane<N: Netlink> {
     requests: Option<Requests>,
     link: u32,
     local_detect: LocalDetect,
+    service_cidrs: Vec<IpNetwork>,
     /// Sysctls that could not be set, so that each is said once.
     complained: Vec<&'static str>,
     /// Those that Services asked for, and whether the kernel has them.
@@ -129,6 +131,7 @@ impl<N: Netlink> IpvsPlane<N> {
             requests: None,
             link: 0,
             local_detect,
+            service_cidrs: Vec::new(),
             complained: Vec::new(),
             schedulers: HashMap::new(),
             reads: 0,
@@ -312,10 +315,11 @@ impl<N: Netlink> Dataplane for IpvsPlane<N> {
         objects::lower(key, frontend, &scheduler)
     }
 
-    fn node_changed(&mut self, node: Option<&Node>) -> bool {
-        let detect = (self.config.local_detection)(node);
-        let changed = detect != self.local_detect;
+    fn surroundings_changed(&mut self, now: Surroundings<'_>) -> bool {
+        let detect = (self.config.local_detection)(now.node);
+        let changed = detect != self.local_detect || now.service_cidrs != self.service_cidrs;
         self.local_detect = detect;
+        self.service_cidrs = now.service_cidrs.to_vec();
         changed
     }
 
@@ -327,6 +331,7 @@ impl<N: Netlink> Dataplane for IpvsPlane<N> {
             masquerade_all: self.config.masquerade_all,
             masquerade_bit: self.config.masquerade_bit,
             local_detect: self.local_detect.clone(),
+            service_cidrs: self.service_cidrs.clone(),
             families: self.config.families.clone(),
         };
         self.ruleset.ensure(&config).map_err(|error| PlaneError::new("nf_tables", error))?;

@@ -155,3 +155,16 @@ fn what_fails_costs_nothing_else_and_is_tried_with_the_next_change() {
     plane.apply(&[create(real(web, OLD))]);
     assert_eq!(plane.take_releases(), []);
 }
+
+#[test]
+fn new_service_cidrs_ask_for_new_rules_and_the_same_ones_do_not() {
+    let mut plane = plane(&FakeConntrack::default());
+    let range: IpNetwork = "10.96.0.0/12".parse().unwrap();
+    let mut changed = |service_cidrs: &[IpNetwork]| {
+        plane.surroundings_changed(Surroundings { node: None, service_cidrs })
+    };
+    assert!(!changed(&[]));
+    assert!(changed(&[range]));
+    assert!(!changed(&[range]));
+    assert!(changed(&[]));
+}

@@ -50,6 +50,7 @@ impl Kind {
 pub enum Hook {
     Prerouting = 0,
     Input = 1,
+    Forward = 2,
     Output = 3,
     Postrouting = 4,
 }

@@ -1,6 +1,6 @@
 //! The Kubernetes API as the source.
 //!
-//! Three independent list-and-watch loops ([`pump`]), one per kind. Selection happens on
+//! Independent list-and-watch loops ([`pump`]), one per kind. Selection happens on
 //! the server where it can, with the selectors of kube-proxy 1.36.
 
 mod client;
@@ -13,7 +13,7 @@ use std::sync::Arc;
 use kube::{Api, Client};
 use tokio::sync::mpsc;
 
-use super::intake::{Nodes, Services, Slices};
+use super::intake::{Nodes, ServiceCidrs, Services, Slices};
 use super::stats::SourceStats;
 use crate::model::{Event, NodeName};
 
@@ -28,7 +28,8 @@ const SELECT_SLICES: &str = "!service.kubernetes.io/headless";
 /// server does, what was delivered stays and the next attempt follows.
 ///
 /// `Event::Services(Change::Reset)` and `Event::Slices(Change::Reset)` come once each
-/// before anything else of their kind, also when the API holds none.
+/// before anything else of their kind, also when the API holds none. ServiceCIDRs may
+/// never come: API servers before Kubernetes 1.33 have no such kind.
 pub async fn run(
     client: Client,
     node: NodeName,
@@ -48,12 +49,14 @@ pub async fn run(
         Arc::clone(&stats),
     );
     let nodes = Pump::<Nodes>::new(
-        Api::all(client),
+        Api::all(client.clone()),
         Selectors::fields(format!("metadata.name={node}")),
-        events,
-        stats,
+        events.clone(),
+        Arc::clone(&stats),
     );
-    tokio::join!(services.run(), slices.run(), nodes.run());
+    let service_cidrs =
+        Pump::<ServiceCidrs>::new(Api::all(client), Selectors::default(), events, stats);
+    tokio::join!(services.run(), slices.run(), nodes.run(), service_cidrs.run());
 }
 
 #[cfg(test)]

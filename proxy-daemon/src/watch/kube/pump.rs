@@ -38,6 +38,9 @@ const SETTLE: Duration = Duration::from_secs(1);
 /// database from a backup: after so many failures in a row the list is made anew.
 const GIVE_UP: u32 = 5;
 
+/// How often an API server without a kind is asked for it again: it may be upgraded.
+const PROBE: Duration = Duration::from_secs(300);
+
 /// What the server shall select.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Selectors {
@@ -117,6 +120,9 @@ where
     }
 
     async fn retry_later(&mut self, doing: &str, failure: &Failure) {
+        if K::OPTIONAL && failure.cause == Cause::Absent {
+            return self.probe_later().await;
+        }
         self.intake.stats().count_failure(failure.cause);
         self.intake.stats().disconnected();
         let delay = self.backoff.next(Instant::now(), random());
@@ -135,6 +141,18 @@ where
             debug!(%kind, "cannot {doing}: {message}; next attempt in {delay:.1?}");
         }
         tokio::time::sleep(delay).await;
+    }
+
+    /// No trouble: what it has told before stays, and it may never have told anything.
+    async fn probe_later(&mut self) {
+        if !self.intake.stats().is_absent() {
+            let kind = K::KIND.label();
+            info!(%kind, "the API server has no such kind, which is fine; asking every {PROBE:?}");
+        }
+        self.intake.stats().absent();
+        // Between a half and the whole, so that nodes do not ask in step.
+        let jitter = Duration::from_millis(random() % 150_000);
+        tokio::time::sleep(PROBE - jitter).await;
     }
 
     fn well(&mut self) {

@@ -22,7 +22,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
-use super::intake::{Closed, Intake, Kind, Listing, Nodes, Services, Slices};
+use super::intake::{Closed, Intake, Kind, Listing, Nodes, ServiceCidrs, Services, Slices};
 use super::outage::Outage;
 use super::stats::{Cause, ObjectKind, SourceStats};
 use crate::model::{Event, Node, NodeName, ObjectName};
@@ -259,6 +259,8 @@ impl Manifests {
         deliver.services.listed(services).await?;
         let slices = collect(&mut deliver.slices, self.of(Object::slice));
         deliver.slices.listed(slices).await?;
+        let service_cidrs = collect(&mut deliver.service_cidrs, self.of(Object::service_cidr));
+        deliver.service_cidrs.listed(service_cidrs).await?;
         let mut own = self.of(Object::node);
         own.retain(|(_, metadata, _)| metadata.name.as_deref() == Some(&*self.node.0));
         if !own.is_empty() {
@@ -325,6 +327,7 @@ struct Delivery {
     services: Intake<Services>,
     slices: Intake<Slices>,
     nodes: Intake<Nodes>,
+    service_cidrs: Intake<ServiceCidrs>,
     events: mpsc::Sender<Event>,
 }
 
@@ -334,6 +337,7 @@ impl Delivery {
             services: Intake::new(events.clone(), Arc::clone(stats)),
             slices: Intake::new(events.clone(), Arc::clone(stats)),
             nodes: Intake::new(events.clone(), Arc::clone(stats)),
+            service_cidrs: Intake::new(events.clone(), Arc::clone(stats)),
             events,
         }
     }

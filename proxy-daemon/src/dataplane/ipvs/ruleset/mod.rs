@@ -14,6 +14,8 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use ipnetwork::IpNetwork;
+
 use crate::kernel::netlink::{Errno, Message, Netlink, NetlinkError};
 use crate::kernel::nftables::{
     Field, SetInfo, SetLayout, Shape, Table, batch, decode_chain, decode_elements, decode_rule,
@@ -48,6 +50,8 @@ pub struct RulesetConfig {
     /// Which bit of the packet mark asks for masquerading, 0 to 31.
     pub masquerade_bit: u8,
     pub local_detect: LocalDetect,
+    /// What is in these and no Service is dropped.
+    pub service_cidrs: Vec<IpNetwork>,
     pub families: Vec<Family>,
 }
 

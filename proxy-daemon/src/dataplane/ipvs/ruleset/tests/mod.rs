@@ -47,6 +47,7 @@ fn config() -> RulesetConfig {
             "10.244.0.0/16".parse().unwrap(),
             "fd00:10:244::/56".parse().unwrap(),
         ]),
+        service_cidrs: Vec::new(),
         families: Family::ALL.to_vec(),
     }
 }
