@@ -146,7 +146,7 @@ fn value_of(element: &[u8], kind: u16) -> Result<Option<&[u8]>, Malformed> {
     Ok(Some(value.value))
 }
 
-fn find(bytes: &[u8], kind: u16) -> Result<Option<Attribute<'_>>, Malformed> {
+pub(super) fn find(bytes: &[u8], kind: u16) -> Result<Option<Attribute<'_>>, Malformed> {
     for attribute in attributes(bytes) {
         let attribute = attribute?;
         if attribute.kind == kind {

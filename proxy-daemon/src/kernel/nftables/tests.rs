@@ -5,7 +5,9 @@ use proptest::collection::vec;
 use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
 
 use super::{
-    ElementBytes, Operation, Shape, Table, attributes, decode_chain, decode_elements, decode_rule,
+    BaseChain, ChainKind, ElementBytes, Expression, Hook, Operation, Register, RuleInfo, Shape,
+    Table, Verdict, attributes, decode_chain, decode_chain_info, decode_elements, decode_rule,
+    decode_rule_info,
     decode_set,
 };
 use crate::kernel::netlink::Message;
@@ -20,6 +22,8 @@ proptest! {
         let message = Message { kind: 0, flags: 0, payload };
         let _ = decode_chain(&message);
         let _ = decode_rule(&message);
+        let _ = decode_chain_info(&message);
+        let _ = decode_rule_info(&message);
         let _ = decode_set(&message);
         let _ = decode_elements(&message);
     }
@@ -81,4 +85,29 @@ fn plain(keys: Vec<Vec<u8>>) -> Vec<ElementBytes> {
 
 fn references(elements: &[ElementBytes]) -> Vec<&ElementBytes> {
     elements.iter().collect()
+}
+
+#[test]
+fn where_a_rule_leads_is_read() {
+    let compare = Expression::LoadCtState { to: Register(0) };
+    let rule =
+        |verdict| TABLE.append_rule("INPUT", &[compare.clone(), Expression::Verdict(verdict)]);
+    for (verdict, expected) in [
+        (Verdict::Jump("KUBE-FORWARD".to_owned()), vec!["KUBE-FORWARD".to_owned()]),
+        (Verdict::Goto("OTHER".to_owned()), vec!["OTHER".to_owned()]),
+        (Verdict::Accept, vec![]),
+    ] {
+        let decoded = decode_rule_info(&rule(verdict)).unwrap();
+        let (table, chain) = ("t".to_owned(), "INPUT".to_owned());
+        assert_eq!(decoded, RuleInfo { table, chain, handle: 0, jumps: expected });
+    }
+}
+
+#[test]
+fn base_chains_are_told_from_others() {
+    let base = BaseChain { kind: ChainKind::Filter, hook: Hook::Input, priority: 0 };
+    let chain = |base| decode_chain_info(&TABLE.add_chain("c", base)).unwrap();
+    assert_eq!((chain(Some(base)).base, chain(None).base), (true, false));
+    let rule = decode_rule_info(&TABLE.delete_rule("c", 0x0102_0304_0506_0708)).unwrap();
+    assert_eq!(rule.handle, 0x0102_0304_0506_0708);
 }
