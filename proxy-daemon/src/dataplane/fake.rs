@@ -56,6 +56,10 @@ pub struct Kernel {
     pub lose_answer: Option<(usize, usize)>,
     pub readbacks: usize,
     pub busy: BTreeSet<Key>,
+    /// Foreign objects that an earlier proxy left.
+    pub left: BTreeSet<Key>,
+    /// How often they were asked for.
+    pub takeovers: usize,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -97,6 +101,7 @@ impl Kernel {
             }
             Op::Delete(key) => {
                 self.objects.remove(key);
+                self.foreign.remove(key);
             }
         }
         if counts_down(&mut self.lose_answer) {
@@ -138,6 +143,12 @@ impl Dataplane for Fake {
     fn unused(&mut self, retired: &[Key]) -> Result<Vec<Key>, PlaneError> {
         let kernel = self.kernel();
         Ok(retired.iter().filter(|key| !kernel.busy.contains(key)).cloned().collect())
+    }
+
+    fn superseded(&mut self, foreign: &HashMap<Key, u32>) -> Vec<Key> {
+        let mut kernel = self.kernel();
+        kernel.takeovers += 1;
+        foreign.keys().filter(|key| kernel.left.contains(key)).cloned().collect()
     }
 
     fn work(&self) -> WorkDone {

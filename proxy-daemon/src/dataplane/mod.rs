@@ -12,6 +12,7 @@ use crate::policy::{Frontend, FrontendKey};
 pub mod ebpf;
 pub mod fake;
 pub mod ipvs;
+pub mod kubeproxy;
 
 /// Why one operation did not take effect.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -43,7 +44,8 @@ impl PlaneError {
 pub struct Readback<K: ObjectKey> {
     /// Objects that carry our mark of ownership.
     pub ours: HashMap<K, K::Value>,
-    /// Others of the same kind: adopted if wanted, never touched if not.
+    /// Others of the same kind: adopted if wanted; if not, never touched unless
+    /// [`Dataplane::superseded`] names them.
     pub foreign: HashMap<K, K::Value>,
 }
 
@@ -105,6 +107,16 @@ pub trait Dataplane: Send {
 
     /// Of these retired objects, those that no connection uses any more.
     fn unused(&mut self, retired: &[Self::Key]) -> Result<Vec<Self::Key>, PlaneError>;
+
+    /// Everything wanted is in the kernel. Of the unwanted foreign objects, those that an
+    /// earlier proxy left and that are to be deleted now. What else it left is removed
+    /// besides, without keeping the caller waiting.
+    fn superseded(
+        &mut self,
+        _foreign: &HashMap<Self::Key, <Self::Key as ObjectKey>::Value>,
+    ) -> Vec<Self::Key> {
+        Vec::new()
+    }
 
     fn work(&self) -> WorkDone;
 

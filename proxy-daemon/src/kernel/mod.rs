@@ -4,6 +4,7 @@ pub mod capabilities;
 pub mod conntrack;
 pub mod ipset;
 pub mod links;
+pub mod listeners;
 pub mod modules;
 pub mod netlink;
 pub mod nftables;

@@ -71,7 +71,8 @@ pub struct Engine<D: Dataplane, O> {
     claims: Claims,
     objects: Objects<D::Key>,
     applied: Picture<D::Key>,
-    /// In the kernel, but not of our making; never touched unless wanted.
+    /// In the kernel, but not of our making; touched only when wanted, or when left by
+    /// an earlier proxy.
     foreign: Picture<D::Key>,
     retry: Retry<D::Key>,
     drain: Drain<D::Key>,
@@ -264,6 +265,18 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
         }
     }
 
+    /// What an earlier proxy left and nobody wants goes once all that is wanted is there.
+    fn supersede(&mut self, now: Instant) -> (usize, usize) {
+        let left: BTreeSet<D::Key> = self.plane.superseded(&self.foreign).into_iter().collect();
+        for key in &left {
+            if let Some(value) = self.foreign.remove(key) {
+                self.applied.insert(key.clone(), value);
+            }
+        }
+        let ops = diff(&left, &self.objects, &self.applied);
+        self.apply(&ops, now)
+    }
+
     fn round(&mut self, now: Instant) {
         let started = Instant::now();
         let taken = self.queue.take(ROUND);
@@ -286,7 +299,12 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
         let mut ops = diff(&touched, &self.objects, &self.applied);
         ops.extend(self.drained(now));
         let nothing = ops.is_empty() && taken.services.is_empty() && !full;
-        let (applied, failed) = self.apply(&ops, now);
+        let (mut applied, mut failed) = self.apply(&ops, now);
+        if full && failed == 0 && self.retry.len() == 0 {
+            let (more_applied, more_failed) = self.supersede(now);
+            applied += more_applied;
+            failed += more_failed;
+        }
         self.retry.retain(|key| {
             self.objects.get(key) != self.applied.get(key) && !self.drain.contains(key)
         });

@@ -309,6 +309,43 @@ fn foreign_objects_are_left_alone_unless_wanted() {
 }
 
 #[test]
+fn what_an_earlier_proxy_left_goes_when_all_that_is_wanted_is_there() {
+    let key = |ip: u8| crate::policy::FrontendKey {
+        address: [10, 96, 0, ip].into(),
+        protocol: Protocol::Tcp,
+        port: NonZeroU16::new(80).unwrap(),
+    };
+    let (left, foreign) = (Key::Server(key(8)), Key::Server(key(9)));
+    let backend = Key::Backend(
+        key(8),
+        crate::policy::Backend {
+            address: [10, 244, 0, 9].into(),
+            port: NonZeroU16::new(8080).unwrap(),
+            local: true,
+        },
+    );
+    let mut bed = Bed::new();
+    {
+        let mut kernel = bed.plane.kernel();
+        kernel.foreign.extend([(left.clone(), 7), (foreign, 7), (backend.clone(), 1)]);
+        kernel.left.extend([left.clone(), backend.clone()]);
+        // The first operation is refused: until it is repaired nothing is taken away.
+        kernel.refuse = Some((0, 1));
+    }
+    bed.step(web());
+    assert_eq!(bed.plane.kernel().takeovers, 0);
+    bed.settle(vec![]);
+    assert_eq!(bed.seen.last().failing_total, 0);
+    assert_eq!(bed.plane.kernel().takeovers, 0, "only a full comparison says what is left");
+    bed.log();
+    bed.now += Duration::from_secs(31);
+    bed.settle(vec![]);
+    // What is in an unwanted server goes with it: nobody could reach it.
+    assert_eq!(bed.log(), [Op::Delete(backend), Op::Delete(left)]);
+    assert_eq!(bed.plane.kernel().foreign.len(), 1, "what is not kube-proxy's stays");
+}
+
+#[test]
 fn a_refused_operation_is_retried_and_named() {
     let mut bed = Bed::new();
     bed.plane.kernel().refuse = Some((1, 1));

@@ -20,10 +20,10 @@ use crate::{in_namespace, run, run_with};
 const SERVICES: &str = include_str!("../../fixtures/list-services.http");
 const SLICES: &str = include_str!("../../fixtures/list-endpointslices.http");
 const NODE: &str = include_str!("../../fixtures/get-node.http");
-const KUBE_PROXY: &str = include_str!("../../fixtures/ipvs-ipvsadm-save.txt");
+pub(crate) const KUBE_PROXY: &str = include_str!("../../fixtures/ipvs-ipvsadm-save.txt");
 
-const SYNCED: &str = "kubeproxy_sync_proxy_rules_last_timestamp_seconds";
-const LONG: Duration = Duration::from_secs(60);
+pub(crate) const SYNCED: &str = "kubeproxy_sync_proxy_rules_last_timestamp_seconds";
+pub(crate) const LONG: Duration = Duration::from_secs(60);
 
 fn body(recorded: &str) -> Value {
     let start = recorded.find("\n{").expect("a JSON body");
@@ -65,7 +65,7 @@ impl Bed {
 }
 
 /// The node's links: its address, and a route for everything else, as nodes have.
-fn node_network() {
+pub(crate) fn node_network() {
     run("ip", &["link", "add", "eth0", "type", "dummy"]);
     run("ip", &["addr", "add", "10.99.0.2/24", "dev", "eth0"]);
     run("ip", &["addr", "add", "fd00:99::2/64", "dev", "eth0", "nodad"]);
@@ -88,17 +88,7 @@ fn every_object_of_the_fixtures_becomes_what_the_contract_says() {
     let (found, log) = in_namespace(|| {
         node_network();
         let bed = Bed::new(Options::default());
-        bed.api.store().apply(body(NODE)).expect("the Node");
-        for list in [body(SERVICES), body(SLICES)] {
-            let kind = list["kind"].as_str().expect("a kind").trim_end_matches("List").to_owned();
-            let version = list["apiVersion"].clone();
-            for item in list["items"].as_array().expect("items") {
-                let mut object = item.clone();
-                object["kind"] = json!(kind);
-                object["apiVersion"] = version.clone();
-                bed.api.store().apply(object).expect("a recorded object");
-            }
-        }
+        load_recorded(&bed.api);
         let daemon = bed.daemon();
         daemon.wait_for(SYNCED, LONG, |at| at > 0.0).expect("a first sync");
         daemon
@@ -140,8 +130,23 @@ fn hidden_web() -> Vec<String> {
     lines
 }
 
+/// All recorded objects.
+pub(crate) fn load_recorded(api: &ApiServer) {
+    api.store().apply(body(NODE)).expect("the Node");
+    for list in [body(SERVICES), body(SLICES)] {
+        let kind = list["kind"].as_str().expect("a kind").trim_end_matches("List").to_owned();
+        let version = list["apiVersion"].clone();
+        for item in list["items"].as_array().expect("items") {
+            let mut object = item.clone();
+            object["kind"] = json!(kind);
+            object["apiVersion"] = version.clone();
+            api.store().apply(object).expect("a recorded object");
+        }
+    }
+}
+
 /// An echo server on every connection, until the process ends.
-fn echo(address: SocketAddr) {
+pub(crate) fn echo(address: SocketAddr) {
     let listener = TcpListener::bind(address).expect("an address for the server");
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
@@ -168,11 +173,11 @@ fn exchange(stream: &mut TcpStream) -> std::io::Result<()> {
 
 /// What the clients saw.
 #[derive(Default)]
-struct Traffic {
-    stop: AtomicBool,
-    exchanges: AtomicUsize,
-    connects: AtomicUsize,
-    failures: AtomicUsize,
+pub(crate) struct Traffic {
+    pub stop: AtomicBool,
+    pub exchanges: AtomicUsize,
+    pub connects: AtomicUsize,
+    pub failures: AtomicUsize,
 }
 
 impl Traffic {
@@ -183,7 +188,7 @@ impl Traffic {
 }
 
 /// Connections that live through everything, and one new connection after the other.
-fn traffic(to: SocketAddr, shared: &Arc<Traffic>) -> Vec<JoinHandle<()>> {
+pub(crate) fn traffic(to: SocketAddr, shared: &Arc<Traffic>) -> Vec<JoinHandle<()>> {
     let client = |work: fn(SocketAddr, &Traffic)| {
         let shared = Arc::clone(shared);
         thread::spawn(move || work(to, &shared))

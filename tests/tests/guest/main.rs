@@ -17,6 +17,7 @@ mod daemon;
 mod ebpf;
 mod kernel;
 mod links;
+mod takeover;
 mod udp;
 
 use std::process::{Command, Stdio};

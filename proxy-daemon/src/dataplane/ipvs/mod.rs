@@ -2,6 +2,7 @@
 //! link, and what IPVS cannot do in nf_tables sets of our own.
 
 mod apply;
+mod cleanup;
 pub mod codec;
 mod flows;
 mod objects;
@@ -9,6 +10,7 @@ mod proc;
 mod readback;
 mod release;
 pub mod ruleset;
+mod takeover;
 #[cfg(test)]
 mod tests;
 
@@ -37,6 +39,7 @@ use crate::plan::Op;
 use crate::policy::{Frontend, FrontendKey};
 
 pub use objects::{Forward, Key, ServerConfig, Value};
+pub use takeover::{Rival, Takeover};
 
 /// The dummy link, named as kube-proxy names it, so that its addresses are taken over.
 pub const LINK: &str = "kube-ipvs0";
@@ -58,6 +61,9 @@ pub struct IpvsConfig {
     pub tcp_timeout: Option<Duration>,
     pub tcp_fin_timeout: Option<Duration>,
     pub udp_timeout: Option<Duration>,
+    /// Virtual servers and addresses in these are not deleted as kube-proxy's, nor when
+    /// taking down.
+    pub exclude_cidrs: Vec<IpNetwork>,
 }
 
 impl fmt::Debug for IpvsConfig {
@@ -77,6 +83,7 @@ pub struct Seams<N> {
     pub kernel: KernelVersion,
     /// `/proc/thread-self/net/ip_vs`, or a file like it.
     pub table: PathBuf,
+    pub takeover: Takeover,
 }
 
 impl<N> fmt::Debug for Seams<N> {
@@ -106,6 +113,8 @@ pub struct IpvsPlane<N: Netlink> {
     /// Those that Services asked for, and whether the kernel has them.
     schedulers: HashMap<SchedulerName, bool>,
     reads: u64,
+    /// Only absent while it is being used.
+    takeover: Option<Takeover>,
 }
 
 impl<N: Netlink> fmt::Debug for IpvsPlane<N> {
@@ -135,6 +144,7 @@ impl<N: Netlink> IpvsPlane<N> {
             complained: Vec::new(),
             schedulers: HashMap::new(),
             reads: 0,
+            takeover: Some(seams.takeover),
         }
     }
 
@@ -248,43 +258,6 @@ impl<N: Netlink> IpvsPlane<N> {
         results.into_iter().next().ok_or_else(|| PlaneError::new("IPVS", "no answer"))
     }
 
-    /// Removes everything that carries our mark, and nothing else. What was removed, in
-    /// words for the user.
-    ///
-    /// # Errors
-    /// When the kernel cannot be read or refuses.
-    pub fn cleanup(&mut self) -> Result<Vec<String>, PlaneError> {
-        let mut done = Vec::new();
-        self.open_link()?;
-        self.ruleset.find().map_err(|error| PlaneError::new("nf_tables", error))?;
-        let readback = self.readback()?;
-        let wanted = crate::plan::Objects::default();
-        let ops: Vec<Op<Key>> = crate::plan::diff(
-            readback.ours.keys().filter(|key| !matches!(key, Key::RealServer(..))),
-            &wanted,
-            &readback.ours,
-        );
-        let results = self.apply(&ops);
-        for (op, result) in ops.iter().zip(&results) {
-            if let Err(error) = result {
-                return Err(PlaneError::new("cleanup", format!("{:?}: {error}", op.key())));
-            }
-        }
-        done.push(format!("{} kernel objects", ops.len()));
-        let tables =
-            self.ruleset.delete_table().map_err(|error| PlaneError::new("nf_tables", error))?;
-        done.extend(tables.iter().map(|family| format!("nf_tables table for {family}")));
-        let addresses =
-            self.links.addresses().map_err(|error| PlaneError::new("addresses", error))?;
-        if addresses.iter().any(|address| address.link == self.link) {
-            done.push(format!("{LINK} stays: it has addresses that are not ours"));
-        } else {
-            self.links.delete_dummy(LINK).map_err(|error| PlaneError::new("link", error))?;
-            done.push(format!("link {LINK}"));
-        }
-        Ok(done)
-    }
-
     /// Everything that must be there for this plane to work at all: to be called at start,
     /// so that the process ends with a sentence instead of failing later. Returns the
     /// index of the dummy link.
@@ -353,6 +326,10 @@ impl<N: Netlink> Dataplane for IpvsPlane<N> {
 
     fn unused(&mut self, retired: &[Key]) -> Result<Vec<Key>, PlaneError> {
         self.without_connections(retired)
+    }
+
+    fn superseded(&mut self, foreign: &HashMap<Key, Value>) -> Vec<Key> {
+        self.take_over(foreign)
     }
 
     fn work(&self) -> WorkDone {

@@ -6,9 +6,12 @@ use std::path::PathBuf;
 
 use super::codec::Netmask;
 use super::*;
+use crate::dataplane::kubeproxy::Leftovers;
 use crate::kernel::conntrack::{FakeConntrack, Flow, Tuple};
+use crate::kernel::ipset::FakeIpSets;
 use crate::kernel::links::FakeLinks;
 use crate::kernel::netlink::{FakeNetlink, Message};
+use crate::kernel::xtables::FakeXTables;
 use crate::model::Protocol;
 
 /// `nlctrl`, which knows the ids of all families.
@@ -39,6 +42,7 @@ fn plane(conntrack: &FakeConntrack) -> IpvsPlane<FakeNetlink> {
         tcp_timeout: None,
         tcp_fin_timeout: None,
         udp_timeout: None,
+        exclude_cidrs: Vec::new(),
     };
     let seams = Seams {
         generic: kernel(),
@@ -47,6 +51,14 @@ fn plane(conntrack: &FakeConntrack) -> IpvsPlane<FakeNetlink> {
         conntrack: Box::new(conntrack.clone()),
         kernel: KernelVersion::running().unwrap(),
         table: PathBuf::from("/nonexistent"),
+        takeover: Takeover::new(
+            Leftovers::new(
+                Box::new(FakeNetlink::default()),
+                Box::new(FakeXTables::default()),
+                Box::new(FakeIpSets::default()),
+            ),
+            Box::new(|| None),
+        ),
     };
     IpvsPlane::new(config, seams)
 }

@@ -5,10 +5,9 @@ use proptest::collection::vec;
 use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
 
 use super::{
-    BaseChain, ChainKind, ElementBytes, Expression, Hook, Operation, Register, RuleInfo, Shape,
-    Table, Verdict, attributes, decode_chain, decode_chain_info, decode_elements, decode_rule,
-    decode_rule_info,
-    decode_set,
+    BaseChain, ChainKind, CtKey, ElementBytes, Expression, Hook, Operation, Register, RuleInfo,
+    Shape, Table, Verdict, attributes, decode_chain, decode_chain_info, decode_elements,
+    decode_rule, decode_rule_info, decode_set,
 };
 use crate::kernel::netlink::Message;
 use crate::model::Family;
@@ -89,7 +88,7 @@ fn references(elements: &[ElementBytes]) -> Vec<&ElementBytes> {
 
 #[test]
 fn where_a_rule_leads_is_read() {
-    let compare = Expression::LoadCtState { to: Register(0) };
+    let compare = Expression::LoadCt { key: CtKey::State, to: Register(0) };
     let rule =
         |verdict| TABLE.append_rule("INPUT", &[compare.clone(), Expression::Verdict(verdict)]);
     for (verdict, expected) in [
