@@ -136,15 +136,47 @@ impl Drop for Daemon {
     }
 }
 
+/// An HTTP answer.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    pub status: u16,
+    /// Status line and headers as they came.
+    pub head: String,
+    pub body: String,
+}
+
+impl Answer {
+    /// The value of a header, named in any case.
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.head.lines().find_map(|line| {
+            let (key, value) = line.split_once(':')?;
+            key.eq_ignore_ascii_case(name).then(|| value.trim())
+        })
+    }
+}
+
 /// A plain HTTP/1.1 GET: the body, whatever the status.
 ///
 /// # Errors
 /// When nobody answers.
 pub fn get(address: SocketAddr, path: &str) -> Result<String> {
+    Ok(fetch(address, path)?.body)
+}
+
+/// A plain HTTP/1.1 GET.
+///
+/// # Errors
+/// When nobody answers, or not in HTTP.
+pub fn fetch(address: SocketAddr, path: &str) -> Result<Answer> {
     let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
-    Ok(answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default())
+    let (head, body) =
+        answer.split_once("\r\n\r\n").context("an answer without an end of headers")?;
+    let status = head.split(' ').nth(1).and_then(|code| code.parse().ok());
+    let status = status.with_context(|| format!("no status in {head:?}"))?;
+    Ok(Answer { status, head: head.to_owned(), body: body.to_owned() })
 }

@@ -51,6 +51,7 @@ use tokio::runtime::Runtime;
 use defaults::StatusOf;
 pub use faults::{FaultSet, Faults};
 pub use log::{RequestLog, Verb};
+pub(crate) use patch::merge as merge_patch;
 pub use resource::Resource;
 pub use store::Store;
 use store::{Settings, Write};

@@ -13,6 +13,7 @@
 
 mod cidrs;
 mod codec;
+mod conformance;
 mod daemon;
 mod ebpf;
 mod kernel;
