@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -59,6 +59,23 @@ impl Daemon {
         Ok(())
     }
 
+    /// Waits until it ends by itself.
+    ///
+    /// # Errors
+    /// When it did not in time; its log is in the message.
+    pub fn wait(&mut self, timeout: Duration) -> Result<ExitStatus> {
+        let end = Instant::now() + timeout;
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            if Instant::now() > end {
+                bail!("the daemon still runs after {timeout:?}\n{}", self.log());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     #[must_use]
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
@@ -94,15 +111,7 @@ impl Daemon {
     /// # Errors
     /// When the daemon does not answer.
     pub fn metric(&self, name: &str) -> Result<Option<f64>> {
-        let page = get(SocketAddr::from(METRICS), "/metrics")?;
-        let values = page.lines().filter_map(|line| {
-            let rest = line.strip_prefix(name)?;
-            if !rest.starts_with(['{', ' ']) {
-                return None;
-            }
-            rest.rsplit(' ').next()?.parse::<f64>().ok()
-        });
-        Ok(values.reduce(|a, b| a + b))
+        Ok(Page::fetch()?.sum(name))
     }
 
     /// Waits until a metric satisfies `wanted`, and returns it.
@@ -125,6 +134,37 @@ impl Daemon {
             std::thread::sleep(Duration::from_millis(50));
         }
         bail!("{name} is {last:?} after {timeout:?}\n{}", self.log())
+    }
+}
+
+/// The metrics of one moment, of the daemon in the calling thread's network namespace.
+#[derive(Debug)]
+pub struct Page(String);
+
+impl Page {
+    /// # Errors
+    /// When no daemon answers.
+    pub fn fetch() -> Result<Self> {
+        Ok(Self(get(SocketAddr::from(METRICS), "/metrics")?))
+    }
+
+    /// The sum of a metric over its labels; `None` when there is none of that name yet.
+    #[must_use]
+    pub fn sum(&self, name: &str) -> Option<f64> {
+        self.sum_where(name, "")
+    }
+
+    /// The same over those whose labels contain this text, as `kind="Service"`.
+    #[must_use]
+    pub fn sum_where(&self, name: &str, label: &str) -> Option<f64> {
+        let values = self.0.lines().filter_map(|line| {
+            let rest = line.strip_prefix(name)?;
+            if !rest.starts_with(['{', ' ']) || !rest.contains(label) {
+                return None;
+            }
+            rest.rsplit(' ').next()?.parse::<f64>().ok()
+        });
+        values.reduce(|a, b| a + b)
     }
 }
 

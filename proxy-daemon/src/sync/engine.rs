@@ -196,7 +196,9 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
                 local,
                 primary,
             ),
-            own_addresses: local.to_vec(),
+            // Every pod's interface comes with a link-local address: if those counted, each
+            // pod would have all Services compared again.
+            own_addresses: local.iter().copied().filter(usable_for_node_ports).collect(),
             ..self.node.clone()
         };
         if view == self.node {
@@ -384,6 +386,7 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
         for (key, value) in &self.applied {
             if self.objects.get(key).is_none() && key.retired(value).as_ref() == Some(value) {
                 self.drain.begin(key.clone(), now);
+                self.next_drain_poll.get_or_insert(now + DRAIN_POLL);
             }
         }
     }

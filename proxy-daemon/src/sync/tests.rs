@@ -270,9 +270,23 @@ fn a_backend_left_at_weight_zero_by_a_crash_is_repaired_or_drained() {
     let mut third = Bed::on(bed.plane.clone());
     third.settle(lists(vec![service("web", 1)], vec![slice("web", &[1])]));
     assert_eq!(third.seen.last().totals.draining, 1);
-    third.now += Duration::from_secs(61);
+    let left = third.keys().into_iter().filter(|k| matches!(k, Key::Backend(..))).nth(1).unwrap();
+    third.plane.kernel().busy.insert(left.clone());
+    third.now += Duration::from_secs(10);
     third.step(vec![]);
-    assert_eq!(third.keys().len(), 3);
+    assert!(third.keys().contains(&left), "it is asked for its connections, and has some");
+    third.plane.kernel().busy.clear();
+    third.now += Duration::from_secs(10);
+    third.step(vec![]);
+    assert_eq!(third.keys().len(), 3, "idle: it goes before the deadline");
+    // Killed once more, with a connection that never ends.
+    let mut fourth = Bed::on(third.plane.clone());
+    fourth.plane.kernel().objects.insert(left.clone(), 0);
+    fourth.plane.kernel().busy.insert(left);
+    fourth.settle(lists(vec![service("web", 1)], vec![slice("web", &[1])]));
+    fourth.now += Duration::from_secs(61);
+    fourth.step(vec![]);
+    assert_eq!(fourth.keys().len(), 3, "at the deadline it goes all the same");
 }
 
 #[test]
@@ -389,6 +403,16 @@ fn a_periodic_resync_repairs_drift() {
     bed.now += Duration::from_secs(31);
     bed.settle(vec![]);
     assert!(bed.keys().contains(&lost));
+}
+
+#[test]
+fn interfaces_of_pods_have_nothing_compared_again() {
+    let mut bed = Bed::new();
+    bed.settle(web());
+    let rounds = bed.seen.0.lock().unwrap().len();
+    let link_local = [0xfe80_u16, 0, 0, 0, 0, 0, 0, 7].into();
+    bed.settle(vec![Input::Addresses(vec![[10, 99, 0, 2].into(), link_local])]);
+    assert_eq!(bed.seen.0.lock().unwrap().len(), rounds);
 }
 
 #[test]

@@ -1,82 +1,20 @@
 //! The daemon against the test API server, on a kernel that has IPVS.
 
 use std::collections::BTreeSet;
-use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use proxy_tests::apiserver::{ApiServer, Options};
-use proxy_tests::binary::binary;
-use proxy_tests::daemon::Daemon;
-use serde_json::{Value, json};
+use proxy_tests::apiserver::Options;
+use serde_json::json;
 
+use crate::node::{
+    Bed, Clients, LONG, SYNCED, WEB, load_recorded, plain, real_servers, scale, serve, web,
+    web_address,
+};
 use crate::{in_namespace, run, run_with};
 
-/// Objects as a real API server listed them, and what kube-proxy's ipvs mode makes of them.
-const SERVICES: &str = include_str!("../../fixtures/list-services.http");
-const SLICES: &str = include_str!("../../fixtures/list-endpointslices.http");
-const NODE: &str = include_str!("../../fixtures/get-node.http");
+/// What kube-proxy's ipvs mode makes of the recorded objects.
 pub(crate) const KUBE_PROXY: &str = include_str!("../../fixtures/ipvs-ipvsadm-save.txt");
-
-pub(crate) const SYNCED: &str = "kubeproxy_sync_proxy_rules_last_timestamp_seconds";
-pub(crate) const LONG: Duration = Duration::from_secs(60);
-
-fn body(recorded: &str) -> Value {
-    let start = recorded.find("\n{").expect("a JSON body");
-    serde_json::from_str(recorded[start..].trim()).expect("JSON")
-}
-
-/// The bed: an API server and a directory with its kubeconfig.
-struct Bed {
-    api: ApiServer,
-    directory: tempfile::TempDir,
-}
-
-impl Bed {
-    fn new(options: Options) -> Self {
-        let api = ApiServer::start(options).expect("the test API server");
-        let directory = tempfile::tempdir().expect("a directory");
-        api.write_kubeconfig(&directory.path().join("kubeconfig"), None).expect("a kubeconfig");
-        Self { api, directory }
-    }
-
-    fn daemon(&self) -> Daemon {
-        let kubeconfig = self.directory.path().join("kubeconfig");
-        Daemon::start(
-            &binary("proxy-daemon"),
-            self.directory.path(),
-            &[
-                "--hostname-override=node-a",
-                "--cluster-cidr=10.244.0.0/16,fd00:10:244::/56",
-                &format!("--kubeconfig={}", kubeconfig.display()),
-                "-v=4",
-            ],
-        )
-        .expect("the daemon")
-    }
-
-    fn path(&self) -> &Path {
-        self.directory.path()
-    }
-}
-
-/// The node's links: its address, and a route for everything else, as nodes have.
-pub(crate) fn node_network() {
-    run("ip", &["link", "add", "eth0", "type", "dummy"]);
-    run("ip", &["addr", "add", "10.99.0.2/24", "dev", "eth0"]);
-    run("ip", &["addr", "add", "fd00:99::2/64", "dev", "eth0", "nodad"]);
-    run("ip", &["link", "set", "eth0", "up"]);
-    run("ip", &["route", "add", "default", "dev", "eth0"]);
-}
-
-/// Options as fast to serve as they come: the emulated guest is slow.
-fn plain() -> Options {
-    Options { tls: false, managed_fields: false, ..Options::default() }
-}
 
 fn lines(text: &str) -> BTreeSet<String> {
     text.lines().map(|line| line.trim_end().to_owned()).filter(|line| !line.is_empty()).collect()
@@ -86,7 +24,6 @@ fn lines(text: &str) -> BTreeSet<String> {
 #[ignore = "needs a guest kernel: cargo xtask vm"]
 fn every_object_of_the_fixtures_becomes_what_the_contract_says() {
     let (found, log) = in_namespace(|| {
-        node_network();
         let bed = Bed::new(Options::default());
         load_recorded(&bed.api);
         let daemon = bed.daemon();
@@ -130,124 +67,17 @@ fn hidden_web() -> Vec<String> {
     lines
 }
 
-/// All recorded objects.
-pub(crate) fn load_recorded(api: &ApiServer) {
-    api.store().apply(body(NODE)).expect("the Node");
-    for list in [body(SERVICES), body(SLICES)] {
-        let kind = list["kind"].as_str().expect("a kind").trim_end_matches("List").to_owned();
-        let version = list["apiVersion"].clone();
-        for item in list["items"].as_array().expect("items") {
-            let mut object = item.clone();
-            object["kind"] = json!(kind);
-            object["apiVersion"] = version.clone();
-            api.store().apply(object).expect("a recorded object");
-        }
-    }
-}
-
-/// An echo server on every connection, until the process ends.
-pub(crate) fn echo(address: SocketAddr) {
-    let listener = TcpListener::bind(address).expect("an address for the server");
-    thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            thread::spawn(move || echo_one(stream));
-        }
-    });
-}
-
-fn echo_one(mut stream: TcpStream) {
-    let mut buffer = [0; 64];
-    while let Ok(read) = stream.read(&mut buffer) {
-        if read == 0 || stream.write_all(&buffer[..read]).is_err() {
-            return;
-        }
-    }
-}
-
-fn exchange(stream: &mut TcpStream) -> std::io::Result<()> {
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    stream.write_all(b"ping")?;
-    let mut answer = [0; 4];
-    stream.read_exact(&mut answer)
-}
-
-/// What the clients saw.
-#[derive(Default)]
-pub(crate) struct Traffic {
-    pub stop: AtomicBool,
-    pub exchanges: AtomicUsize,
-    pub connects: AtomicUsize,
-    pub failures: AtomicUsize,
-}
-
-impl Traffic {
-    fn count(&self, result: &std::io::Result<()>, good: &AtomicUsize) {
-        let counter = if result.is_ok() { good } else { &self.failures };
-        counter.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-/// Connections that live through everything, and one new connection after the other.
-pub(crate) fn traffic(to: SocketAddr, shared: &Arc<Traffic>) -> Vec<JoinHandle<()>> {
-    let client = |work: fn(SocketAddr, &Traffic)| {
-        let shared = Arc::clone(shared);
-        thread::spawn(move || work(to, &shared))
-    };
-    let long = |to: SocketAddr, shared: &Traffic| {
-        let mut stream = TcpStream::connect(to).expect("the first connection");
-        while !shared.stop.load(Ordering::Relaxed) {
-            let result = exchange(&mut stream);
-            shared.count(&result, &shared.exchanges);
-            thread::sleep(Duration::from_millis(20));
-        }
-    };
-    let short = |to: SocketAddr, shared: &Traffic| {
-        while !shared.stop.load(Ordering::Relaxed) {
-            let result = TcpStream::connect_timeout(&to, Duration::from_secs(5))
-                .and_then(|mut stream| exchange(&mut stream));
-            shared.count(&result, &shared.connects);
-            thread::sleep(Duration::from_millis(10));
-        }
-    };
-    vec![client(long), client(long), client(long), client(short)]
-}
-
-fn web(endpoints: &[&str]) -> Vec<Value> {
-    let endpoints: Vec<Value> = endpoints
-        .iter()
-        .map(|address| json!({"addresses": [address], "conditions": {"ready": true}}))
-        .collect();
-    vec![
-        json!({"kind": "Service", "apiVersion": "v1",
-            "metadata": {"name": "web", "namespace": "shop"},
-            "spec": {"clusterIP": "10.96.0.80", "ports": [{"port": 80, "targetPort": 8080}]}}),
-        json!({"kind": "EndpointSlice", "apiVersion": "discovery.k8s.io/v1",
-            "metadata": {"name": "web-1", "namespace": "shop",
-                "labels": {"kubernetes.io/service-name": "web"}},
-            "addressType": "IPv4", "ports": [{"port": 8080, "protocol": "TCP"}],
-            "endpoints": endpoints}),
-    ]
-}
-
 #[test]
 #[ignore = "needs a guest kernel: cargo xtask vm"]
 fn kill_9_and_restart_under_traffic_lose_nothing_and_write_nothing() {
     in_namespace(|| {
-        node_network();
-        for endpoint in ["10.99.0.11", "10.99.0.12"] {
-            run("ip", &["addr", "add", &format!("{endpoint}/24"), "dev", "eth0"]);
-            echo(SocketAddr::new(endpoint.parse().expect("an address"), 8080));
-        }
         let bed = Bed::new(plain());
-        bed.api.store().apply(body(NODE)).expect("the Node");
-        for object in web(&["10.99.0.11", "10.99.0.12"]) {
-            bed.api.store().apply(object).expect("an object");
-        }
+        let endpoints = ["10.99.0.11", "10.99.0.12"];
+        let _servers = endpoints.map(serve);
+        bed.apply(web(&endpoints));
         let mut daemon = bed.daemon();
         daemon.wait_for("node_dataplane_frontends", LONG, |n| n >= 1.0).expect("programmed");
-        let shared = Arc::new(Traffic::default());
-        let vip: SocketAddr = "10.96.0.80:80".parse().expect("an address");
-        let clients = traffic(vip, &shared);
+        let clients = Clients::start(web_address());
         let before = run("ipvsadm", &["-Sn"]);
         for _ in 0..2 {
             thread::sleep(Duration::from_secs(1));
@@ -259,18 +89,7 @@ fn kill_9_and_restart_under_traffic_lose_nothing_and_write_nothing() {
             assert_eq!(written.unwrap_or(0.0), 0.0, "writes after a restart\n{}", daemon.log());
             assert_eq!(run("ipvsadm", &["-Sn"]), before);
         }
-        shared.stop.store(true, Ordering::Relaxed);
-        for client in clients {
-            client.join().expect("a client");
-        }
-        let read = |counter: &AtomicUsize| counter.load(Ordering::Relaxed);
-        assert_eq!(read(&shared.failures), 0);
-        assert!(read(&shared.exchanges) > 100 && read(&shared.connects) > 20, "traffic did flow");
-        println!(
-            "2 kills: {} exchanges on 3 connections, {} new connections, 0 failures",
-            read(&shared.exchanges),
-            read(&shared.connects)
-        );
+        println!("2 kills: {}", clients.stop());
     });
 }
 
@@ -287,9 +106,7 @@ fn virtual_servers_of_other_namespaces_hide_none_of_ours() {
             // Held until the test process ends.
             thread::park();
         });
-        node_network();
         let bed = Bed::new(plain());
-        bed.api.store().apply(body(NODE)).expect("the Node");
         bed.api.store().load_generated(100, 5);
         let mut daemon = bed.daemon();
         daemon.wait_for("node_dataplane_frontends", LONG, |n| n >= 101.0).expect("programmed");
@@ -301,24 +118,14 @@ fn virtual_servers_of_other_namespaces_hide_none_of_ours() {
     });
 }
 
-/// How many Services of 10 endpoints: `PROXY_SCALE=10000` measures the size that the
-/// project promises; the default keeps a test run short under emulation.
-fn scale() -> usize {
-    std::env::var("PROXY_SCALE").ok().and_then(|n| n.parse().ok()).unwrap_or(1_000)
-}
-
 #[test]
 #[ignore = "needs a guest kernel: cargo xtask vm"]
 fn an_endpoint_update_is_a_handful_of_requests_however_many_services_there_are() {
     in_namespace(|| {
-        node_network();
-        let services = scale();
+        let services = scale(1_000);
         let bed = Bed::new(plain());
-        bed.api.store().apply(body(NODE)).expect("the Node");
         bed.api.store().load_generated(services, 10);
-        for object in web(&["10.99.0.11"]) {
-            bed.api.store().apply(object).expect("an object");
-        }
+        bed.apply(web(&["10.99.0.11"]));
         let start = Instant::now();
         let daemon = bed.daemon();
         // default/kubernetes, the generated ones, and ours.
@@ -344,10 +151,8 @@ fn an_endpoint_update_is_a_handful_of_requests_however_many_services_there_are()
             let cpu = daemon.cpu().expect("cpu");
             let extra = format!("10.99.0.{}", 100 + round);
             let start = Instant::now();
-            for object in web(&["10.99.0.11", &extra]) {
-                bed.api.store().apply(object).expect("an object");
-            }
-            while !run("ipvsadm", &["-Ln", "-t", "10.96.0.80:80"]).contains(&extra) {
+            bed.apply(web(&["10.99.0.11", &extra]));
+            while !real_servers(WEB).keys().any(|at| at.starts_with(&extra)) {
                 assert!(start.elapsed() < LONG, "the update never came\n{}", daemon.log());
             }
             let took = start.elapsed();
@@ -362,6 +167,5 @@ fn an_endpoint_update_is_a_handful_of_requests_however_many_services_there_are()
             worst = worst.max(sent);
         }
         assert!(worst <= 6.0, "{worst} requests for one endpoint change");
-        assert!(bed.path().exists());
     });
 }

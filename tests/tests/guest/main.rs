@@ -18,6 +18,8 @@ mod daemon;
 mod ebpf;
 mod kernel;
 mod links;
+mod node;
+mod pains;
 mod takeover;
 mod udp;
 

@@ -7,19 +7,17 @@ use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::thread::{JoinHandle, sleep};
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use proxy_tests::apiserver::{ApiServer, Options};
+use proxy_tests::apiserver::ApiServer;
 use proxy_tests::binary::binary;
 use proxy_tests::cluster::{Cluster, Host};
 use proxy_tests::daemon::Daemon;
+use proxy_tests::traffic::{Listen, Protocol, Server};
 
-use crate::daemon::{
-    KUBE_PROXY, LONG, SYNCED, Traffic, echo, load_recorded, node_network, traffic,
-};
+use crate::daemon::KUBE_PROXY;
+use crate::node::{Clients, LONG, SYNCED, load_recorded, node_network, plain};
 use crate::{in_namespace, run, run_with};
 
 const IPTABLES: &str = include_str!("../../fixtures/ipvs-iptables-save.txt");
@@ -283,36 +281,34 @@ fn settled_addresses() {
     }
 }
 
-fn plain() -> Options {
-    Options { tls: false, managed_fields: false, ..Options::default() }
-}
-
-/// The pods that the recorded endpoints name, and clients of all kinds.
-fn start_traffic(cluster: &Cluster, shared: &Arc<Traffic>) -> Vec<JoinHandle<()>> {
+/// Servers in the pods that the recorded endpoints name.
+fn serve_recorded(cluster: &Cluster) -> Vec<Server> {
     let serve = |pod: usize, ports: &[u16]| {
         let pod = cluster.pod(0, pod);
-        pod.in_netns(|| {
-            for address in pod.addresses() {
-                ports.iter().for_each(|port| echo(SocketAddr::new(address, *port)));
-            }
-        })
-        .expect("a pod");
+        let listens: Vec<Listen> = pod
+            .addresses()
+            .into_iter()
+            .flat_map(|ip| ports.iter().map(move |port| SocketAddr::new(ip, *port)))
+            .map(|address| Listen { protocol: Protocol::Tcp, address })
+            .collect();
+        pod.in_netns(|| Server::start(pod.name(), &listens)).expect("a pod").expect("a server")
     };
-    serve(0, &[53, 9153]);
-    serve(1, &[8080, 8443]);
-    serve(2, &[9000]);
+    vec![serve(0, &[53, 9153]), serve(1, &[8080, 8443]), serve(2, &[9000])]
+}
+
+/// Clients of all kinds.
+fn start_traffic(cluster: &Cluster) -> Vec<Clients> {
     let from = |host: &Host, to: &str| {
         let to: SocketAddr = to.parse().expect("an address");
-        host.in_netns(|| traffic(to, shared)).expect("a client")
+        host.in_netns(|| Clients::start(to)).expect("a client")
     };
-    let outside = cluster.outside().expect("an outside client");
-    let node: &Host = cluster.node(0);
-    let mut clients = from(cluster.pod(0, 0), "10.101.40.77:80");
-    clients.extend(from(cluster.pod(0, 2), "[fd00:10:96::d:bba0]:80"));
-    clients.extend(from(cluster.pod(0, 1), "10.96.0.10:53"));
-    clients.extend(from(node, "10.102.195.2:9000"));
-    clients.extend(from(outside, "10.99.0.2:30900"));
-    clients
+    vec![
+        from(cluster.pod(0, 0), "10.101.40.77:80"),
+        from(cluster.pod(0, 2), "[fd00:10:96::d:bba0]:80"),
+        from(cluster.pod(0, 1), "10.96.0.10:53"),
+        from(cluster.node(0), "10.102.195.2:9000"),
+        from(cluster.outside().expect("an outside client"), "10.99.0.2:30900"),
+    ]
 }
 
 fn take_over_from(backend: &str) {
@@ -323,7 +319,6 @@ fn take_over_from(backend: &str) {
         .build()
         .expect("a cluster");
     let node = cluster.node(0);
-    let shared = Arc::new(Traffic::default());
     let jail = Jail::new();
     let (before, api, kube_proxy) = node
         .in_netns(|| {
@@ -337,23 +332,13 @@ fn take_over_from(backend: &str) {
             (before, api, TcpListener::bind("0.0.0.0:10256").expect("kube-proxy's port"))
         })
         .expect("the node");
-    let clients = start_traffic(&cluster, &shared);
+    let _servers = serve_recorded(&cluster);
+    let clients = start_traffic(&cluster);
     sleep(Duration::from_secs(3));
-    let done = node.in_netns(|| take_over(&jail, &api, kube_proxy, &before, &shared));
-    shared.stop.store(true, Ordering::Relaxed);
-    done.expect("the node");
+    node.in_netns(|| take_over(&jail, &api, kube_proxy, &before, &clients)).expect("the node");
     for client in clients {
-        client.join().expect("a client");
+        println!("from iptables-{backend}: {}", client.stop());
     }
-    let read = |counter: &std::sync::atomic::AtomicUsize| counter.load(Ordering::Relaxed);
-    println!(
-        "from iptables-{backend}: {} exchanges on 15 connections, {} new connections, {} failures",
-        read(&shared.exchanges),
-        read(&shared.connects),
-        read(&shared.failures)
-    );
-    assert_eq!(read(&shared.failures), 0);
-    assert!(read(&shared.exchanges) > 100 && read(&shared.connects) > 50, "traffic did flow");
 }
 
 /// Within the node's namespace, while traffic runs.
@@ -362,7 +347,7 @@ fn take_over(
     api: &ApiServer,
     kube_proxy: TcpListener,
     before: &[(&'static str, String)],
-    shared: &Traffic,
+    clients: &[Clients],
 ) {
     let daemon = jail.daemon(api);
     daemon.wait_for(SYNCED, LONG, |at| at > 0.0).expect("a first sync");
@@ -372,9 +357,9 @@ fn take_over(
     wait_until("taking over", &daemon, is_clean);
     wait_until("deleting servers", &daemon, || !run("ipvsadm", &["-Sn"]).contains(STALE[0]));
     // Some traffic on what is there now, and the look whether anything comes back.
-    let exchanges = shared.exchanges.load(Ordering::Relaxed);
+    let before_more: Vec<usize> = clients.iter().map(Clients::exchanges).collect();
     wait_until("more traffic", &daemon, || {
-        shared.exchanges.load(Ordering::Relaxed) > exchanges + 100
+        clients.iter().zip(&before_more).all(|(client, n)| client.exchanges() > n + 20)
     });
     sleep(Duration::from_secs(5));
     let log = daemon.log();
