@@ -6,7 +6,7 @@ use tracing::{debug, info};
 
 use crate::config::Config;
 use crate::dataplane::ipvs::codec::SchedulerName;
-use crate::dataplane::ipvs::{IpvsConfig, IpvsPlane, Seams, Takeover};
+use crate::dataplane::ipvs::{IpvsConfig, IpvsPlane, ReadSeams, Seams, Takeover};
 use crate::dataplane::kubeproxy::Leftovers;
 use crate::kernel::conntrack::NetlinkConntrack;
 use crate::kernel::ipset::NetlinkIpSets;
@@ -19,7 +19,7 @@ use crate::model::Family;
 
 use super::Fatal;
 
-/// Of the engine's own thread, so that it is the table of the right network namespace.
+/// Of the reading thread itself, so that it is the table of the right network namespace.
 const TABLE: &str = "/proc/thread-self/net/ip_vs";
 const PROC_NET: &str = "/proc/thread-self/net";
 /// What iptables commands lock. A container sees the host's if it is mounted.
@@ -74,7 +74,13 @@ fn open(config: &Config, families: &[Family]) -> Result<IpvsPlane<Socket>, Fatal
         links: Box::new(NetlinkLinks::new(socket(Subsystem::Route)?)),
         conntrack: Box::new(NetlinkConntrack::new(socket(Subsystem::Netfilter)?)),
         kernel: KernelVersion::running().map_err(|error| error.to_string())?,
-        table: PathBuf::from(TABLE),
+        reading: ReadSeams {
+            generic: socket(Subsystem::Generic)?,
+            netfilter: socket(Subsystem::Netfilter)?,
+            links: Box::new(NetlinkLinks::new(socket(Subsystem::Route)?)),
+            table: PathBuf::from(TABLE),
+            table_reads: 0,
+        },
         takeover: Takeover::new(leftovers()?, Box::new(rival)),
     };
     let scheduler = SchedulerName::new(&config.ipvs.scheduler)

@@ -13,6 +13,9 @@ pub mod ebpf;
 pub mod fake;
 pub mod ipvs;
 pub mod kubeproxy;
+mod readback;
+
+pub use readback::{Give, Piece, Pieces, Reader};
 
 /// Why one operation did not take effect.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -36,22 +39,6 @@ pub struct PlaneError {
 impl PlaneError {
     pub fn new(what: &'static str, reason: impl std::fmt::Display) -> Self {
         Self { what, reason: reason.to_string() }
-    }
-}
-
-/// What the kernel holds.
-#[derive(Debug)]
-pub struct Readback<K: ObjectKey> {
-    /// Objects that carry our mark of ownership.
-    pub ours: HashMap<K, K::Value>,
-    /// Others of the same kind: adopted if wanted; if not, never touched unless
-    /// [`Dataplane::superseded`] names them.
-    pub foreign: HashMap<K, K::Value>,
-}
-
-impl<K: ObjectKey> Default for Readback<K> {
-    fn default() -> Self {
-        Self { ours: HashMap::new(), foreign: HashMap::new() }
     }
 }
 
@@ -100,7 +87,12 @@ pub trait Dataplane: Send {
     /// Makes what all frontends stand on: links, tables, sysctls. Idempotent.
     fn prepare(&mut self) -> Result<(), PlaneError>;
 
-    fn readback(&mut self) -> Result<Readback<Self::Key>, PlaneError>;
+    /// What reads back all that the kernel holds; another thread may run it while
+    /// operations go on.
+    fn reader(&mut self) -> Result<Reader<Self::Key>, PlaneError>;
+
+    /// A readback found this object, of our making.
+    fn found(&mut self, _key: &Self::Key, _value: &<Self::Key as ObjectKey>::Value) {}
 
     /// Applies the operations in order; one result each.
     fn apply(&mut self, ops: &[Op<Self::Key>]) -> Vec<Result<(), OpError>>;

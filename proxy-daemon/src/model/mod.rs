@@ -5,6 +5,8 @@
 //! meet a port 0 or a name-only endpoint.
 
 mod cidr;
+mod host_port;
+mod intern;
 mod local;
 mod node;
 mod scheduling;
@@ -13,6 +15,8 @@ mod slice;
 mod update;
 
 pub use cidr::ServiceCidr;
+pub use host_port::HostPort;
+pub use intern::intern;
 pub use local::LocalDetect;
 pub use node::{Node, NodeName, Zone};
 pub use scheduling::{DEFAULT_WEIGHT, SchedulerFlags, Scheduling, Weights};

@@ -23,8 +23,8 @@ fn endpoint(last: u8, node: &str) -> Endpoint {
         terminating: false,
         node: Some(NodeName::new(node)),
         zone: None,
-        hint_zones: vec![],
-        hint_nodes: vec![],
+        hint_zones: [].into(),
+        hint_nodes: [].into(),
     }
 }
 
@@ -45,11 +45,11 @@ fn dead(endpoint: Endpoint) -> Endpoint {
 }
 
 fn zone_hint(endpoint: Endpoint, zone: &str) -> Endpoint {
-    Endpoint { hint_zones: vec![Zone::new(zone)], ..endpoint }
+    Endpoint { hint_zones: [Zone::new(zone)].into(), ..endpoint }
 }
 
 fn node_hint(endpoint: Endpoint, node: &str) -> Endpoint {
-    Endpoint { hint_nodes: vec![NodeName::new(node)], ..endpoint }
+    Endpoint { hint_nodes: [NodeName::new(node)].into(), ..endpoint }
 }
 
 fn slice(name: &str, endpoints: Vec<Endpoint>) -> EndpointSlice {

@@ -79,8 +79,8 @@ fn slice(n: u8, of: u8, address: u8) -> EndpointSlice {
             terminating: false,
             node: None,
             zone: None,
-            hint_zones: vec![],
-            hint_nodes: vec![],
+            hint_zones: [].into(),
+            hint_nodes: [].into(),
         }],
         triggered: None,
     }

@@ -5,16 +5,17 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use ipnetwork::IpNetwork;
 use tracing::{debug, info, warn};
 
+use super::node_ports::{NodePortAddresses, node_port_addresses, usable_for_node_ports};
 use super::queue::{Queue, Taken, Urgency};
+use super::reading::{Background, News, Reading, Threads};
 use super::report::{HealthCheck, Observer, SyncKind, SyncReport, Totals, Work};
 use super::retry::{Retry, backoff};
 use super::runner::Input;
-use crate::dataplane::{Dataplane, OpError, Readback, Surroundings, WorkDone};
+use crate::dataplane::{Dataplane, OpError, Piece, PlaneError, Surroundings, WorkDone};
 use crate::model::{Event, Family, NodeName, ObjectName};
-use crate::plan::{Claims, Conflict, Drain, ObjectKey, Objects, Op, diff};
+use crate::plan::{Claims, Conflict, Drain, Ledger, ObjectKey, Op, Sweep, diff};
 use crate::policy::{NodeView, lower};
 use crate::state::State;
 
@@ -22,19 +23,17 @@ use crate::state::State;
 /// enough that a change waits for a few milliseconds of a full resync at most.
 const ROUND: usize = 512;
 
+/// Objects compared in one round of a full comparison, for the same reason.
+const SLICE: usize = 4096;
+
+/// Pieces of a readback folded in before a round.
+const PIECES: usize = 4;
+
+/// How often it is seen what a readback under way has brought.
+const READING_POLL: Duration = Duration::from_millis(5);
+
 /// How often retired backends are asked for their connections.
 const DRAIN_POLL: Duration = Duration::from_secs(5);
-
-/// `--nodeport-addresses`.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub enum NodePortAddresses {
-    /// Every address of the node except loopback and link-local ones.
-    #[default]
-    All,
-    /// The addresses of the Node object.
-    Primary,
-    Cidrs(Vec<IpNetwork>),
-}
 
 #[derive(Debug, Clone)]
 pub struct EngineConfig {
@@ -58,6 +57,29 @@ struct Summary {
     health_check: Option<HealthCheck>,
 }
 
+/// What became of operations.
+#[derive(Debug, Clone, Copy, Default)]
+struct Outcome {
+    applied: usize,
+    failed: usize,
+}
+
+impl std::ops::Add for Outcome {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { applied: self.applied + other.applied, failed: self.failed + other.failed }
+    }
+}
+
+struct Comparison<K> {
+    /// When the readback began.
+    started: Instant,
+    sweep: Sweep<K>,
+    /// What was wanted otherwise than the readback found it.
+    diverged: Vec<K>,
+}
+
 type Picture<K> = HashMap<K, <K as ObjectKey>::Value>;
 
 pub struct Engine<D: Dataplane, O> {
@@ -69,20 +91,24 @@ pub struct Engine<D: Dataplane, O> {
     local_addresses: Option<Vec<IpAddr>>,
     queue: Queue,
     claims: Claims,
-    objects: Objects<D::Key>,
-    applied: Picture<D::Key>,
+    ledger: Ledger<D::Key>,
     /// In the kernel, but not of our making; touched only when wanted, or when left by
     /// an earlier proxy.
     foreign: Picture<D::Key>,
+    /// Those that the readback under way has found so far.
+    foreign_found: Picture<D::Key>,
     retry: Retry<D::Key>,
     drain: Drain<D::Key>,
     summaries: HashMap<ObjectName, Summary>,
     totals: Totals,
-    /// The kernel must be read back before the next operation.
+    background: Box<dyn Background>,
     readback_due: Option<Instant>,
     readback_attempts: u32,
-    /// Every object is to be compared once the queue is empty.
-    full_diff_due: bool,
+    reading: Option<Reading<D::Key>>,
+    /// The kernel has been read back once.
+    was_read: bool,
+    /// Every object is being compared with what was read back.
+    sweep: Option<Comparison<D::Key>>,
     reported_work: WorkDone,
     next_resync: Option<Instant>,
     next_drain_poll: Option<Instant>,
@@ -114,19 +140,29 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
             local_addresses: None,
             queue: Queue::default(),
             claims: Claims::default(),
-            objects: Objects::default(),
-            applied: HashMap::new(),
+            ledger: Ledger::default(),
             foreign: HashMap::new(),
+            foreign_found: HashMap::new(),
             retry: Retry::default(),
             summaries: HashMap::new(),
             totals: Totals::default(),
             readback_due: Some(now),
+            background: Box::new(Threads),
             readback_attempts: 0,
-            full_diff_due: false,
+            reading: None,
+            was_read: false,
+            sweep: None,
             reported_work: WorkDone::default(),
             next_resync: None,
             next_drain_poll: None,
         }
+    }
+
+    /// Reads the kernel back elsewhere than on threads of its own.
+    #[must_use]
+    pub fn with_background(mut self, background: Box<dyn Background>) -> Self {
+        self.background = background;
+        self
     }
 
     /// Takes in a batch and does one round. Returns when to be called next if nothing
@@ -136,13 +172,9 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
         if !self.state.is_complete() || self.local_addresses.is_none() {
             return None;
         }
-        if self.next_resync.is_some_and(|at| at <= now) {
-            self.readback_due.get_or_insert(now);
-        }
-        if self.readback_due.is_some_and(|at| at <= now) {
-            self.read_back(now);
-        }
-        if self.readback_due.is_none() {
+        self.start_readback(now);
+        self.fold_readback(now);
+        if self.was_read {
             self.round(now);
         }
         self.next_wake(now)
@@ -211,31 +243,91 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
         }
     }
 
-    /// Makes the picture of the kernel anew. Until that works nothing is written.
-    fn read_back(&mut self, now: Instant) {
-        let result = self.plane.prepare().and_then(|()| self.plane.readback());
-        match result {
-            Ok(readback) => {
-                let Readback { ours, foreign } = readback;
-                self.applied = ours;
-                self.foreign = foreign;
-                if self.readback_attempts > 0 {
-                    info!("the kernel answers again");
-                }
-                self.readback_attempts = 0;
-                self.readback_due = None;
-                self.full_diff_due = true;
-                self.next_resync =
-                    (!self.config.sync_period.is_zero()).then(|| now + self.config.sync_period);
+    /// Begins to read the kernel back, if that is due and not under way. Until it has
+    /// been read once, nothing is written.
+    fn start_readback(&mut self, now: Instant) {
+        if self.next_resync.is_some_and(|at| at <= now) {
+            self.readback_due.get_or_insert(now);
+        }
+        let due = self.readback_due.is_some_and(|at| at <= now);
+        // A sweep acts on the readback before: it ends first.
+        if !due || self.reading.is_some() || self.sweep.is_some() {
+            return;
+        }
+        self.readback_due = None;
+        self.next_resync = None;
+        let started = self.plane.prepare().and_then(|()| self.plane.reader());
+        match started.and_then(|reader| Reading::start(self.background.as_mut(), reader, now)) {
+            Ok(reading) => {
+                self.ledger.begin_readback();
+                self.foreign_found.clear();
+                self.reading = Some(reading);
             }
-            Err(error) => {
-                self.readback_attempts += 1;
-                let delay = backoff(self.readback_attempts);
-                warn!(%error, retry_in = ?delay, "cannot prepare or read the kernel");
-                self.readback_due = Some(now + delay);
-                self.next_resync = None;
+            Err(error) => self.readback_failed(&error, now),
+        }
+    }
+
+    fn readback_failed(&mut self, error: &PlaneError, now: Instant) {
+        self.readback_attempts += 1;
+        let delay = backoff(self.readback_attempts);
+        warn!(%error, retry_in = ?delay, "cannot prepare or read the kernel");
+        self.readback_due = Some(now + delay);
+    }
+
+    /// Folds in what was read so far, some pieces at a time.
+    fn fold_readback(&mut self, now: Instant) {
+        for _ in 0..PIECES {
+            let Some(reading) = &self.reading else { return };
+            match reading.next() {
+                News::Nothing => return,
+                News::Piece(piece) => self.fold_piece(piece),
+                News::End(result) => {
+                    let started = reading.started;
+                    self.reading = None;
+                    let ledger = &self.ledger;
+                    self.foreign_found
+                        .retain(|key, _| ledger.held(key).is_none() && !ledger.is_newer(key));
+                    self.ledger.end_readback();
+                    self.end_readback(result, started, now);
+                }
             }
         }
+    }
+
+    fn fold_piece(&mut self, piece: Piece<D::Key>) {
+        for (key, value) in piece.ours {
+            if !self.ledger.is_newer(&key) {
+                self.plane.found(&key, &value);
+                self.ledger.hold(&key, value);
+            }
+        }
+        for (key, value) in piece.foreign {
+            if self.ledger.is_newer(&key) {
+                continue;
+            }
+            // What was ours stays ours, even if somebody has removed the mark.
+            if self.ledger.held(&key).is_some() {
+                self.ledger.hold(&key, value);
+            } else {
+                self.foreign_found.insert(key, value);
+            }
+        }
+    }
+
+    fn end_readback(&mut self, result: Result<(), PlaneError>, started: Instant, now: Instant) {
+        if let Err(error) = result {
+            self.readback_failed(&error, now);
+            return;
+        }
+        self.foreign = std::mem::take(&mut self.foreign_found);
+        if self.readback_attempts > 0 {
+            info!("the kernel answers again");
+        }
+        self.readback_attempts = 0;
+        self.was_read = true;
+        self.sweep = Some(Comparison { started, sweep: Sweep::default(), diverged: Vec::new() });
+        self.next_resync =
+            (!self.config.sync_period.is_zero()).then(|| now + self.config.sync_period);
     }
 
     /// Objects that are not ours become ours when they are wanted (what an earlier proxy
@@ -244,38 +336,40 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
         if self.foreign.is_empty() {
             return;
         }
-        for key in touched.iter().filter(|key| self.objects.get(key).is_some()) {
-            if let Some(value) = self.foreign.remove(key) {
-                self.applied.insert(key.clone(), value);
+        for key in touched {
+            if self.ledger.wanted(key).is_some()
+                && let Some(value) = self.foreign.remove(key)
+            {
+                self.ledger.hold(key, value);
             }
         }
     }
 
     /// What stands inside an adopted object was made for it, and is ours too.
     fn adopt_children(&mut self) {
-        let applied = &self.applied;
+        let ledger = &self.ledger;
         let children: Vec<D::Key> = self
             .foreign
             .keys()
-            .filter(|key| key.parent().is_some_and(|parent| applied.contains_key(&parent)))
+            .filter(|key| key.parent().is_some_and(|parent| ledger.held(&parent).is_some()))
             .cloned()
             .collect();
         for key in children {
             if let Some(value) = self.foreign.remove(&key) {
-                self.applied.insert(key, value);
+                self.ledger.hold(&key, value);
             }
         }
     }
 
     /// What an earlier proxy left and nobody wants goes once all that is wanted is there.
-    fn supersede(&mut self, now: Instant) -> (usize, usize) {
+    fn supersede(&mut self, now: Instant) -> Outcome {
         let left: BTreeSet<D::Key> = self.plane.superseded(&self.foreign).into_iter().collect();
         for key in &left {
             if let Some(value) = self.foreign.remove(key) {
-                self.applied.insert(key.clone(), value);
+                self.ledger.hold(key, value);
             }
         }
-        let ops = diff(&left, &self.objects, &self.applied);
+        let ops = diff(&left, &self.ledger);
         self.apply(&ops, now)
     }
 
@@ -286,45 +380,69 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
         for name in &taken.services {
             self.lower_service(name, &mut touched);
         }
-        let full = self.full_diff_due && self.queue.is_empty();
         touched.extend(self.retry.due(now));
-        if full {
-            touched.extend(self.divergent());
+        // What changed goes first; then the comparison goes on.
+        let comparing = self.sweep.is_some() && self.queue.is_empty();
+        if comparing && let Some(comparison) = &mut self.sweep {
+            let mut diverged = self.ledger.sweep(&mut comparison.sweep, SLICE);
+            diverged.retain(|key| !touched.contains(key));
+            comparison.diverged.extend(diverged.iter().cloned());
+            touched.extend(diverged);
         }
         self.adopt(&touched);
-        if full {
-            self.full_diff_due = false;
-            self.adopt_children();
-            touched.extend(self.unwanted());
-            self.resume_drains(now);
-        }
-        let mut ops = diff(&touched, &self.objects, &self.applied);
+        let mut ops = diff(&touched, &self.ledger);
         ops.extend(self.drained(now));
-        let nothing = ops.is_empty() && taken.services.is_empty() && !full;
-        let (mut applied, mut failed) = self.apply(&ops, now);
-        if full && failed == 0 && self.retry.len() == 0 {
-            let (more_applied, more_failed) = self.supersede(now);
-            applied += more_applied;
-            failed += more_failed;
-        }
-        self.retry.retain(|key| {
-            self.objects.get(key) != self.applied.get(key) && !self.drain.contains(key)
-        });
-        if !nothing {
-            let kind = if full { SyncKind::Full } else { SyncKind::Partial };
-            self.report(kind, started, taken, applied, failed);
+        let nothing = ops.is_empty() && taken.services.is_empty();
+        let outcome = self.apply(&ops, now);
+        self.settle_retries();
+        match self.sweep.take_if(|comparison| comparing && comparison.sweep.over) {
+            Some(comparison) => {
+                let started = comparison.started;
+                let outcome = outcome + self.finish_comparison(comparison, now);
+                self.report(SyncKind::Full, started, taken, outcome);
+            }
+            None if !nothing => self.report(SyncKind::Partial, started, taken, outcome),
+            None => {}
         }
     }
 
-    /// Wanted otherwise than the kernel has it. Sorting everything would take longer than
-    /// to compare it.
-    fn divergent(&self) -> impl Iterator<Item = D::Key> {
-        let differs = |(key, value): &(&D::Key, _)| self.applied.get(*key) != Some(*value);
-        self.objects.iter().filter(differs).map(|(key, _)| key.clone())
+    /// Everything wanted was looked at: what is not goes, in one go, so that of a Service
+    /// that is gone the mark of ownership goes last.
+    fn finish_comparison(
+        &mut self,
+        Comparison { sweep, diverged, .. }: Comparison<D::Key>,
+        now: Instant,
+    ) -> Outcome {
+        let before = self.foreign.len();
+        self.adopt_children();
+        let mut unwanted: BTreeSet<D::Key> = sweep.unwanted.into_iter().collect();
+        if self.foreign.len() < before {
+            unwanted.extend(self.unwanted());
+        }
+        self.resume_drains(&unwanted, now);
+        let ops = diff(&unwanted, &self.ledger);
+        let mut outcome = self.apply(&ops, now);
+        if outcome.failed == 0 && self.retry.len() == 0 {
+            outcome = outcome + self.supersede(now);
+        }
+        self.settle_retries();
+        let unrepaired = |key: &&D::Key| !self.ledger.agrees(key) && !self.drain.contains(key);
+        self.totals.missing = diverged.iter().filter(unrepaired).count();
+        self.totals.unwanted = ops.iter().map(Op::key).filter(unrepaired).count();
+        self.totals.repaired += (diverged.len() + ops.len()) as u64;
+        outcome
+    }
+
+    fn settle_retries(&mut self) {
+        let (ledger, drain) = (&self.ledger, &self.drain);
+        self.retry.retain(|key| !ledger.agrees(key) && !drain.contains(key));
     }
 
     fn unwanted(&self) -> impl Iterator<Item = D::Key> {
-        self.applied.keys().filter(|key| self.objects.get(key).is_none()).cloned()
+        let unwanted = |(key, wanted, held): (&D::Key, Option<&_>, Option<&_>)| {
+            (wanted.is_none() && held.is_some()).then(|| key.clone())
+        };
+        self.ledger.iter().filter_map(unwanted)
     }
 
     fn lower_service(&mut self, name: &ObjectName, touched: &mut BTreeSet<D::Key>) {
@@ -359,7 +477,7 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
                 .get(&key)
                 .map(|frontend| self.plane.lower(&key, frontend))
                 .unwrap_or_default();
-            self.objects.replace(key, objects, touched);
+            self.ledger.replace(key, objects, touched);
         }
     }
 
@@ -382,9 +500,10 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
     }
 
     /// Retired objects found in the kernel (after a restart) wait like any other.
-    fn resume_drains(&mut self, now: Instant) {
-        for (key, value) in &self.applied {
-            if self.objects.get(key).is_none() && key.retired(value).as_ref() == Some(value) {
+    fn resume_drains(&mut self, unwanted: &BTreeSet<D::Key>, now: Instant) {
+        for key in unwanted {
+            let Some(value) = self.ledger.held(key) else { continue };
+            if key.retired(value).as_ref() == Some(value) {
                 self.drain.begin(key.clone(), now);
                 self.next_drain_poll.get_or_insert(now + DRAIN_POLL);
             }
@@ -407,16 +526,16 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
         }
         // Some went otherwise: deleted with their parent, or by somebody else.
         let (there, gone): (Vec<_>, Vec<_>) =
-            over.into_iter().partition(|key| self.applied.contains_key(key));
+            over.into_iter().partition(|key| self.ledger.held(key).is_some());
         for key in &gone {
             self.drain.end(key);
         }
         there.into_iter().map(Op::Delete).collect()
     }
 
-    fn apply(&mut self, ops: &[Op<D::Key>], now: Instant) -> (usize, usize) {
+    fn apply(&mut self, ops: &[Op<D::Key>], now: Instant) -> Outcome {
         if ops.is_empty() {
-            return (0, 0);
+            return Outcome::default();
         }
         let results = self.plane.apply(ops);
         debug_assert_eq!(results.len(), ops.len());
@@ -435,26 +554,19 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
                 }
             }
         }
-        (ops.len() - failed, failed)
+        Outcome { applied: ops.len() - failed, failed }
     }
 
     /// Only what the kernel confirmed becomes part of the picture.
     fn fold(&mut self, op: &Op<D::Key>, now: Instant) {
         let key = op.key();
         self.retry.succeeded(key);
+        self.ledger.applied(op);
         match op {
-            Op::Create(_, value) | Op::Update(_, value) => {
-                self.applied.insert(key.clone(), value.clone());
-                self.drain.end(key);
-            }
-            Op::Retire(_, value) => {
-                self.applied.insert(key.clone(), value.clone());
+            Op::Create(..) | Op::Update(..) | Op::Delete(_) => self.drain.end(key),
+            Op::Retire(..) => {
                 self.drain.begin(key.clone(), now);
                 self.next_drain_poll.get_or_insert(now + DRAIN_POLL);
-            }
-            Op::Delete(_) => {
-                self.applied.remove(key);
-                self.drain.end(key);
             }
         }
         if self.drain.is_empty() {
@@ -467,8 +579,7 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
         kind: SyncKind,
         started: Instant,
         taken: Taken,
-        ops_applied: usize,
-        ops_failed: usize,
+        Outcome { applied: ops_applied, failed: ops_failed }: Outcome,
     ) {
         // Since the last report, so that a readback counts to the round it made possible.
         let after = self.plane.work();
@@ -517,52 +628,24 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
     }
 
     fn next_wake(&self, now: Instant) -> Option<Instant> {
-        if self.readback_due.is_none() && (!self.queue.is_empty() || self.full_diff_due) {
+        if self.was_read && (!self.queue.is_empty() || self.sweep.is_some()) {
             return Some(now);
         }
-        if let Some(at) = self.readback_due {
-            return Some(at);
-        }
-        [self.retry.next(), self.next_resync, self.next_drain_poll, self.drain.next_deadline()]
-            .into_iter()
-            .flatten()
-            .min()
+        [
+            self.reading.as_ref().map(|_| now + READING_POLL),
+            self.readback_due.filter(|_| self.reading.is_none()),
+            self.retry.next().filter(|_| self.was_read),
+            self.next_resync,
+            self.next_drain_poll,
+            self.drain.next_deadline(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// The data plane, when the engine is done with it.
     pub fn into_plane(self) -> D {
         self.plane
-    }
-}
-
-/// The addresses on which node ports listen: pure, so that every case is a unit test.
-fn node_port_addresses(
-    choice: &NodePortAddresses,
-    local: &[IpAddr],
-    primary: &[IpAddr],
-) -> Vec<IpAddr> {
-    let mut addresses: Vec<IpAddr> = match choice {
-        NodePortAddresses::All => local.iter().copied().filter(usable_for_node_ports).collect(),
-        NodePortAddresses::Primary => [Family::V4, Family::V6]
-            .into_iter()
-            .filter_map(|family| primary.iter().find(|a| Family::of(**a) == family).copied())
-            .collect(),
-        NodePortAddresses::Cidrs(cidrs) => local
-            .iter()
-            .copied()
-            .filter(|address| cidrs.iter().any(|cidr| cidr.contains(*address)))
-            .collect(),
-    };
-    addresses.sort_unstable();
-    addresses.dedup();
-    addresses
-}
-
-/// Loopback is never a node-port address in IPVS mode: IPVS cannot send a packet with a
-/// loopback source to another host. Link-local addresses are not unique on the node.
-fn usable_for_node_ports(address: &IpAddr) -> bool {
-    match address {
-        IpAddr::V4(v4) => !v4.is_loopback() && !v4.is_link_local() && !v4.is_unspecified(),
-        IpAddr::V6(v6) => !v6.is_loopback() && !v6.is_unicast_link_local() && !v6.is_unspecified(),
     }
 }

@@ -29,6 +29,13 @@ pub struct Totals {
     /// Service ports with endpoints but none on this node, by policy.
     pub no_local_internal: usize,
     pub no_local_external: usize,
+    /// Kernel objects that the last comparison with the kernel found to be wrong or not
+    /// there, and could not repair.
+    pub missing: usize,
+    /// Those it found to be there, wanted by nobody, and could not remove.
+    pub unwanted: usize,
+    /// All that comparisons found to diverge since the start.
+    pub repaired: u64,
 }
 
 /// Requests that one round sent to the kernel.

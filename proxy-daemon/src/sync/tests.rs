@@ -85,8 +85,8 @@ pub fn slice(of: &str, addresses: &[u8]) -> EndpointSlice {
                 terminating: false,
                 node: Some(NodeName::new("node-a")),
                 zone: None,
-                hint_zones: vec![],
-                hint_nodes: vec![],
+                hint_zones: [].into(),
+                hint_nodes: [].into(),
             })
             .collect(),
         triggered: None,
@@ -100,6 +100,20 @@ pub fn lists(services: Vec<Service>, slices: Vec<EndpointSlice>) -> Vec<Input> {
         Input::Object(Event::Services(Change::Reset { objects: services, rejected: vec![] })),
         Input::Object(Event::Slices(Change::Reset { objects: slices, rejected: vec![] })),
     ]
+}
+
+/// Readbacks run when they are started; what they found is folded in over many steps.
+struct AtOnce;
+
+impl Background for AtOnce {
+    fn start(&mut self, job: Box<dyn FnOnce() + Send>) -> std::io::Result<()> {
+        job();
+        Ok(())
+    }
+
+    fn read_ahead(&self) -> usize {
+        4096
+    }
 }
 
 pub struct Bed {
@@ -118,7 +132,8 @@ impl Bed {
     pub fn on(plane: Fake) -> Self {
         let seen = Seen::default();
         let now = Instant::now();
-        let engine = Engine::new(plane.clone(), seen.clone(), config(), now);
+        let engine = Engine::new(plane.clone(), seen.clone(), config(), now)
+            .with_background(Box::new(AtOnce));
         Self { plane, seen, engine, now }
     }
 
@@ -336,6 +351,7 @@ fn what_an_earlier_proxy_left_goes_when_all_that_is_wanted_is_there() {
             address: [10, 244, 0, 9].into(),
             port: NonZeroU16::new(8080).unwrap(),
             local: true,
+            weight: 1,
         },
     );
     let mut bed = Bed::new();
@@ -403,6 +419,52 @@ fn a_periodic_resync_repairs_drift() {
     bed.now += Duration::from_secs(31);
     bed.settle(vec![]);
     assert!(bed.keys().contains(&lost));
+}
+
+#[test]
+fn a_change_does_not_wait_for_a_resync_and_is_not_undone_by_it() {
+    let mut bed = Bed::new();
+    bed.settle(lists(
+        (1..40).map(|n| service(&format!("s{n}"), n)).collect(),
+        (1..40).map(|n| slice(&format!("s{n}"), &[1, 2])).collect(),
+    ));
+    bed.log();
+    bed.now += Duration::from_secs(31);
+    bed.step(vec![]);
+    // The readback has told of a few objects by now, as they were when it began.
+    let gone = vec![Input::Object(Event::Services(Change::Gone(ObjectName::new("ns", "s7"))))];
+    bed.step(gone);
+    let deleted = bed.log().len();
+    assert_eq!(deleted, 4, "at once: {deleted}");
+    let changed = Event::Slices(Change::Applied(slice("s9", &[1, 2, 3])));
+    bed.step(vec![Input::Object(changed)]);
+    assert_eq!(bed.log().len(), 1);
+    assert_eq!(bed.seen.last().kind, SyncKind::Partial);
+    bed.settle(vec![]);
+    assert_eq!(bed.seen.last().kind, SyncKind::Full);
+    assert_eq!(bed.log(), [], "what was read before is older than what was written since");
+    assert_eq!(bed.seen.last().totals.repaired, 0);
+}
+
+#[test]
+fn a_readback_that_fails_is_tried_again_and_changes_go_on() {
+    let mut bed = Bed::new();
+    bed.settle(web());
+    bed.log();
+    bed.plane.kernel().unreadable = 2;
+    let lost = bed.keys().into_iter().next().unwrap();
+    bed.plane.kernel().objects.remove(&lost);
+    bed.now += Duration::from_secs(31);
+    bed.step(vec![]);
+    bed.step(vec![Input::Object(Event::Slices(Change::Applied(slice("web", &[1, 2, 3]))))]);
+    assert_eq!(bed.log().len(), 1);
+    bed.now += Duration::from_secs(31);
+    bed.settle(vec![]);
+    bed.now += Duration::from_secs(31);
+    bed.settle(vec![]);
+    assert!(bed.keys().contains(&lost));
+    let totals = bed.seen.last().totals;
+    assert_eq!((totals.repaired, totals.missing, totals.unwanted), (1, 0, 0));
 }
 
 #[test]

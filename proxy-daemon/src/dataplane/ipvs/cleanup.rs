@@ -1,19 +1,20 @@
 //! Taking down: what we made, and what kube-proxy made, as its own `--cleanup` would.
 
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 
-use super::objects::{Key, Value};
+use super::objects::Key;
 use super::takeover::Takeover;
 use super::{Dataplane as _, IpvsPlane, LINK, PlaneError};
 use crate::dataplane::kubeproxy::{Forwarding, LeftoverError, Leftovers};
 use crate::kernel::netlink::Netlink;
-use crate::plan::{Objects, Op, diff};
+use crate::plan::{Op, deletions};
 
 fn leftovers_error(error: LeftoverError) -> PlaneError {
     PlaneError::new("what kube-proxy left", error)
 }
 
-impl<N: Netlink> IpvsPlane<N> {
+impl<N: Netlink + 'static> IpvsPlane<N> {
     /// Removes everything that carries our mark and everything that kube-proxy left, and
     /// nothing else. While kube-proxy runs, what is its stays, and in ipvs mode that is
     /// also what we have made: it has taken it over. What was done, in words for the user.
@@ -37,13 +38,18 @@ impl<N: Netlink> IpvsPlane<N> {
         }
         self.open_link()?;
         self.ruleset.find().map_err(|error| PlaneError::new("nf_tables", error))?;
-        let readback = self.readback()?;
-        let ours = readback.ours.keys().filter(|key| !self.excluded(key)).cloned().collect();
-        let count = self.delete(ours, &readback.ours)?;
+        let mut ours = BTreeSet::new();
+        let mut foreign = HashMap::new();
+        self.reader()?(&mut |piece| {
+            ours.extend(piece.ours.into_iter().map(|(key, _)| key));
+            foreign.extend(piece.foreign);
+        })?;
+        ours.retain(|key| !self.excluded(key));
+        let count = self.delete(ours)?;
         done.push(format!("removed {count} kernel objects of this daemon"));
         if let (None, Some(leftovers)) = (&rival, &mut leftovers) {
-            let theirs = self.left_by_kube_proxy(&readback.foreign, leftovers)?;
-            let count = self.delete(theirs, &readback.foreign)?;
+            let theirs = self.left_by_kube_proxy(&foreign, leftovers)?;
+            let count = self.delete(theirs)?;
             done.push(format!("removed {count} virtual servers and addresses of kube-proxy"));
             remove_leftovers(leftovers, &mut done)?;
         }
@@ -52,14 +58,10 @@ impl<N: Netlink> IpvsPlane<N> {
         Ok(done)
     }
 
-    fn delete(
-        &mut self,
-        keys: Vec<Key>,
-        held: &std::collections::HashMap<Key, Value>,
-    ) -> Result<usize, PlaneError> {
+    fn delete(&mut self, keys: impl IntoIterator<Item = Key>) -> Result<usize, PlaneError> {
         // Real servers go with their virtual server.
-        let keys = keys.iter().filter(|key| !matches!(key, Key::RealServer(..)));
-        let ops: Vec<Op<Key>> = diff(keys, &Objects::default(), held);
+        let keys = keys.into_iter().filter(|key| !matches!(key, Key::RealServer(..)));
+        let ops: Vec<Op<Key>> = deletions(keys);
         let results = self.apply(&ops);
         for (op, result) in ops.iter().zip(&results) {
             if let Err(error) = result {

@@ -26,8 +26,9 @@ use tracing::{info, warn};
 
 use self::codec::{Requests, SchedulerName, Timeouts, VirtualServer, VirtualServerKey};
 use self::flows::StaleFlows;
+use self::readback::{Scope, SharedSeams};
 use self::ruleset::{Ruleset, RulesetConfig};
-use super::{Dataplane, FlowRelease, OpError, PlaneError, Readback, Surroundings, WorkDone};
+use super::{Dataplane, FlowRelease, OpError, PlaneError, Reader, Surroundings, WorkDone};
 use crate::kernel::conntrack::Conntrack;
 use crate::kernel::links::Links;
 use crate::kernel::modules::MissingModule;
@@ -39,6 +40,7 @@ use crate::plan::Op;
 use crate::policy::{Frontend, FrontendKey};
 
 pub use objects::{Forward, Key, ServerConfig, Value};
+pub use readback::ReadSeams;
 pub use takeover::{Rival, Takeover};
 
 /// The dummy link, named as kube-proxy names it, so that its addresses are taken over.
@@ -81,8 +83,8 @@ pub struct Seams<N> {
     pub links: Box<dyn Links>,
     pub conntrack: Box<dyn Conntrack>,
     pub kernel: KernelVersion,
-    /// `/proc/thread-self/net/ip_vs`, or a file like it.
-    pub table: PathBuf,
+    /// Others of the same kind, for reading back at the same time.
+    pub reading: ReadSeams<N>,
     pub takeover: Takeover,
 }
 
@@ -103,7 +105,7 @@ pub struct IpvsPlane<N: Netlink> {
     /// That stale entries cannot be deleted was said.
     release_failing: bool,
     kernel: KernelVersion,
-    table: PathBuf,
+    reading: SharedSeams<N>,
     requests: Option<Requests>,
     link: u32,
     local_detect: LocalDetect,
@@ -112,7 +114,6 @@ pub struct IpvsPlane<N: Netlink> {
     complained: Vec<&'static str>,
     /// Those that Services asked for, and whether the kernel has them.
     schedulers: HashMap<SchedulerName, bool>,
-    reads: u64,
     /// Only absent while it is being used.
     takeover: Option<Takeover>,
 }
@@ -123,7 +124,7 @@ impl<N: Netlink> fmt::Debug for IpvsPlane<N> {
     }
 }
 
-impl<N: Netlink> IpvsPlane<N> {
+impl<N: Netlink + 'static> IpvsPlane<N> {
     pub fn new(config: IpvsConfig, seams: Seams<N>) -> Self {
         let local_detect = (config.local_detection)(None);
         Self {
@@ -136,14 +137,13 @@ impl<N: Netlink> IpvsPlane<N> {
             releases: Vec::new(),
             release_failing: false,
             kernel: seams.kernel,
-            table: seams.table,
+            reading: SharedSeams::new(seams.reading),
             requests: None,
             link: 0,
             local_detect,
             service_cidrs: Vec::new(),
             complained: Vec::new(),
             schedulers: HashMap::new(),
-            reads: 0,
             takeover: Some(seams.takeover),
         }
     }
@@ -280,7 +280,7 @@ impl<N: Netlink> IpvsPlane<N> {
     }
 }
 
-impl<N: Netlink> Dataplane for IpvsPlane<N> {
+impl<N: Netlink + 'static> Dataplane for IpvsPlane<N> {
     type Key = Key;
 
     fn lower(&mut self, key: &FrontendKey, frontend: &Frontend) -> Vec<(Key, Value)> {
@@ -311,10 +311,14 @@ impl<N: Netlink> Dataplane for IpvsPlane<N> {
         Ok(())
     }
 
-    fn readback(&mut self) -> Result<Readback<Key>, PlaneError> {
-        let readback = self.read_kernel()?;
-        self.stale_flows.found(&readback.ours);
-        Ok(readback)
+    fn reader(&mut self) -> Result<Reader<Key>, PlaneError> {
+        let families = self.ruleset.families().to_vec();
+        let scope = Scope { families, link: self.link, requests: self.requests()? };
+        Ok(self.reading.reader(scope))
+    }
+
+    fn found(&mut self, key: &Key, value: &Value) {
+        self.stale_flows.found(key, value);
     }
 
     fn apply(&mut self, ops: &[Op<Key>]) -> Vec<Result<(), OpError>> {
@@ -339,10 +343,11 @@ impl<N: Netlink> Dataplane for IpvsPlane<N> {
             self.links.counters(),
             self.conntrack.counters(),
         ];
+        let read = self.reading.work();
         WorkDone {
-            requests: parts.iter().map(|p| p.requests).sum(),
-            dumps: parts.iter().map(|p| p.dumps).sum::<u64>() + self.reads,
-            sends: parts.iter().map(|p| p.sends).sum(),
+            requests: parts.iter().map(|p| p.requests).sum::<u64>() + read.requests,
+            dumps: parts.iter().map(|p| p.dumps).sum::<u64>() + read.dumps,
+            sends: parts.iter().map(|p| p.sends).sum::<u64>() + read.sends,
         }
     }
 

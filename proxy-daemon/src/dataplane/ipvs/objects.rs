@@ -1,10 +1,11 @@
 //! The kernel objects of ipvs mode, and which of them a frontend needs. Pure.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::codec::{self, Netmask, SchedulerName, ServiceFlags, VirtualServer, VirtualServerKey};
 use super::ruleset::{Element, ElementKey, Set};
-use crate::model::{Protocol, SchedulerFlags, Scheduling};
+use crate::model::{HostPort, Protocol, SchedulerFlags, Scheduling};
 use crate::plan::ObjectKey;
 use crate::policy::{Frontend, FrontendKey, FrontendKind, Masquerade, WhenEmpty};
 
@@ -17,7 +18,7 @@ pub enum Key {
     /// What one of our nf_tables maps has for a frontend.
     Redirect(Set, FrontendKey),
     VirtualServer(FrontendKey),
-    RealServer(FrontendKey, SocketAddr),
+    RealServer(FrontendKey, HostPort),
     /// An address on `kube-ipvs0`.
     Address(IpAddr),
 }
@@ -26,10 +27,10 @@ pub enum Key {
 pub enum Value {
     /// The object has no more to it than its key.
     Present,
-    VirtualServer(ServerConfig),
+    VirtualServer(Arc<ServerConfig>),
     RealServer(Forward),
     /// Another virtual server of the same protocol.
-    Redirect(SocketAddr),
+    Redirect(HostPort),
 }
 
 /// What of a virtual server can be changed in place.
@@ -77,8 +78,8 @@ pub struct Forward {
 
 impl Forward {
     #[must_use]
-    pub fn real_server(self, at: SocketAddr) -> codec::RealServer {
-        codec::RealServer::new(at.ip(), at.port(), self.weight)
+    pub fn real_server(self, at: HostPort) -> codec::RealServer {
+        codec::RealServer::new(at.address, at.port, self.weight)
     }
 }
 
@@ -155,14 +156,14 @@ pub fn lower(
         [(Set::ShortCircuit, frontend.short_circuit), (Set::Shared, frontend.shared)]
     {
         objects.extend(target.map(|target| {
-            let to = SocketAddr::new(target.address, target.port.get());
+            let to = HostPort::new(target.address, target.port.get());
             (Key::Redirect(map, *key), Value::Redirect(to))
         }));
     }
     let config = server_config(key, frontend, scheduler);
-    objects.push((Key::VirtualServer(*key), Value::VirtualServer(config)));
+    objects.push((Key::VirtualServer(*key), Value::VirtualServer(Arc::new(config))));
     objects.extend(frontend.backends.iter().map(|backend| {
-        let at = SocketAddr::new(backend.address, backend.port.get());
+        let at = HostPort::new(backend.address, backend.port.get());
         let forward = Forward { weight: backend.weight.into(), masquerading: true };
         (Key::RealServer(*key, at), Value::RealServer(forward))
     }));
@@ -243,7 +244,6 @@ fn scheduler_flags(scheduling: Option<&Scheduling>, scheduler: &SchedulerName) -
 #[cfg(test)]
 mod tests {
     use std::num::NonZeroU16;
-    use std::sync::Arc;
     use std::time::Duration;
 
     use super::*;

@@ -38,7 +38,7 @@ enum Stage {
     Removing(JoinHandle<(Leftovers, bool)>),
     /// All is removed: if it comes back, somebody makes it.
     Removed(Leftovers),
-    Looking(JoinHandle<()>),
+    Looking(#[expect(dead_code, reason = "nobody waits for it")] JoinHandle<()>),
     Over,
 }
 
@@ -149,7 +149,7 @@ fn look(mut leftovers: Leftovers) {
     }
 }
 
-impl<N: Netlink> IpvsPlane<N> {
+impl<N: Netlink + 'static> IpvsPlane<N> {
     /// The unwanted objects that kube-proxy left, now that all wanted ones are there; and
     /// a start on the rest that it left.
     pub(super) fn take_over(&mut self, foreign: &HashMap<Key, Value>) -> Vec<Key> {
@@ -304,7 +304,7 @@ mod tests {
             timeout: 0,
             netmask: Netmask::host(Family::V4),
         };
-        objects.insert(Key::VirtualServer(key), Value::VirtualServer(config));
+        objects.insert(Key::VirtualServer(key), Value::VirtualServer(config.into()));
         let real = Key::RealServer(key, "10.244.0.5:8080".parse().unwrap());
         objects.insert(real, Value::RealServer(Forward { weight: 1, masquerading }));
     }

@@ -50,7 +50,13 @@ fn plane(conntrack: &FakeConntrack) -> IpvsPlane<FakeNetlink> {
         links: Box::new(FakeLinks::default()),
         conntrack: Box::new(conntrack.clone()),
         kernel: KernelVersion::running().unwrap(),
-        table: PathBuf::from("/nonexistent"),
+        reading: ReadSeams {
+            generic: kernel(),
+            netfilter: FakeNetlink::default(),
+            links: Box::new(FakeLinks::default()),
+            table: PathBuf::from("/nonexistent"),
+            table_reads: 0,
+        },
         takeover: Takeover::new(
             Leftovers::new(
                 Box::new(FakeNetlink::default()),
@@ -75,12 +81,12 @@ fn real(frontend: FrontendKey, at: &str) -> Key {
 fn create(key: Key) -> Op<Key> {
     let value = match &key {
         Key::RealServer(..) => Value::RealServer(Forward { weight: 1, masquerading: true }),
-        Key::VirtualServer(frontend) => Value::VirtualServer(ServerConfig {
+        Key::VirtualServer(frontend) => Value::VirtualServer(std::sync::Arc::new(ServerConfig {
             scheduler: SchedulerName::new("rr").unwrap(),
             flags: codec::ServiceFlags::default(),
             timeout: 0,
             netmask: Netmask::host(frontend.family()),
-        }),
+        })),
         Key::Element(_) | Key::Redirect(..) | Key::Address(_) => Value::Present,
     };
     Op::Create(key, value)

@@ -24,7 +24,7 @@ proptest! {
         let _ = decode_chain_info(&message);
         let _ = decode_rule_info(&message);
         let _ = decode_set(&message);
-        let _ = decode_elements(&message);
+        let _ = decode_elements(&message.payload);
     }
 
     /// Bytes that are almost right go deeper than arbitrary ones.
@@ -41,7 +41,7 @@ proptest! {
         let position = position.index(message.payload.len());
         message.payload[position] = value;
         message.payload.truncate(cut.index(message.payload.len() + 1));
-        if let Ok(decoded) = decode_elements(&message) {
+        if let Ok(decoded) = decode_elements(&message.payload) {
             prop_assert!(decoded.len() <= elements.len() + 1);
         }
     }
@@ -58,12 +58,12 @@ proptest! {
         {
             let messages =
                 TABLE.change_elements(Operation::Add, "set", shape, &references(elements));
-            prop_assert_eq!(&decode_elements(&messages[0]).unwrap(), elements);
+            prop_assert_eq!(&decode_elements(&messages[0].payload).unwrap(), elements);
         }
         let replaced =
             TABLE.change_elements(Operation::Replace, "map", Shape::Data, &references(&with));
-        prop_assert_eq!(decode_elements(&replaced[0]).unwrap(), without, "deleted by key");
-        prop_assert_eq!(decode_elements(&replaced[1]).unwrap(), with);
+        prop_assert_eq!(decode_elements(&replaced[0].payload).unwrap(), without, "deleted by key");
+        prop_assert_eq!(decode_elements(&replaced[1].payload).unwrap(), with);
     }
 
     #[test]
@@ -74,7 +74,7 @@ proptest! {
         let message =
             TABLE.change_elements(Operation::Delete, "set", Shape::Interval, &elements).remove(0);
         prop_assert!(message.payload.len() < usize::from(u16::MAX));
-        prop_assert_eq!(decode_elements(&message).unwrap().len(), count);
+        prop_assert_eq!(decode_elements(&message.payload).unwrap().len(), count);
     }
 }
 

@@ -11,14 +11,13 @@
 mod prop_tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::net::SocketAddr;
 use std::num::NonZeroU16;
 
 use super::objects::{Key, Value};
 use super::ruleset::Set;
 use super::{FrontendKey, OpError};
 use crate::kernel::conntrack::Flow;
-use crate::model::{Family, Protocol};
+use crate::model::{Family, HostPort, Protocol};
 use crate::plan::Op;
 
 /// Changes kept while the kernel cannot be asked. Beyond that they are forgotten: an
@@ -28,9 +27,9 @@ const LIMIT: usize = 100_000;
 /// What has changed since stale entries were last deleted, and where frontends lead.
 #[derive(Debug, Default)]
 pub struct StaleFlows {
-    removed: HashSet<(FrontendKey, SocketAddr)>,
+    removed: HashSet<(FrontendKey, HostPort)>,
     /// New virtual servers with the real servers they have now.
-    created: HashMap<FrontendKey, HashSet<SocketAddr>>,
+    created: HashMap<FrontendKey, HashSet<HostPort>>,
     /// Frontends that lead elsewhere than before.
     redirected: HashSet<FrontendKey>,
     /// All frontends whose packets are sent to other virtual servers, by map. Their entries
@@ -93,15 +92,12 @@ impl StaleFlows {
         }
     }
 
-    /// The redirects among what the kernel was found to hold.
-    pub fn found<'a>(&mut self, objects: impl IntoIterator<Item = (&'a Key, &'a Value)>) {
-        self.redirects.clear();
-        for (key, value) in objects {
-            if let (Key::Redirect(map, from), Some(to)) = (key, target(value))
-                && is_udp(from)
-            {
-                self.redirects.entry(*from).or_default().insert(*map, to);
-            }
+    /// The kernel was found to hold this.
+    pub fn found(&mut self, key: &Key, value: &Value) {
+        if let (Key::Redirect(map, from), Some(to)) = (key, target(value))
+            && is_udp(from)
+        {
+            self.redirects.entry(*from).or_default().insert(*map, to);
         }
     }
 
@@ -132,7 +128,7 @@ impl StaleFlows {
         if self.redirected.contains(&frontend) {
             return true;
         }
-        let endpoint = flow.reply.source;
+        let endpoint = HostPort::from(flow.reply.source);
         let elsewhere = self.redirects.get(&frontend).into_iter().flat_map(BTreeMap::values);
         let mut in_new_server = None;
         for server in std::iter::once(&frontend).chain(elsewhere) {
@@ -151,8 +147,8 @@ impl StaleFlows {
 /// The UDP virtual server that a redirect leads to.
 fn target(value: &Value) -> Option<FrontendKey> {
     let Value::Redirect(to) = value else { return None };
-    let port = NonZeroU16::new(to.port())?;
-    Some(FrontendKey { address: to.ip(), protocol: Protocol::Udp, port })
+    let port = NonZeroU16::new(to.port)?;
+    Some(FrontendKey { address: to.address, protocol: Protocol::Udp, port })
 }
 
 fn is_udp(frontend: &FrontendKey) -> bool {

@@ -1,7 +1,8 @@
 //! Random histories of virtual servers: what is stale follows from what they had and
 //! have, whatever way they got there.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::prelude::*;
@@ -10,7 +11,7 @@ use super::*;
 use crate::dataplane::ipvs::codec::{Netmask, SchedulerName, ServiceFlags};
 use crate::dataplane::ipvs::objects::{Forward, ServerConfig, Value};
 use crate::kernel::conntrack::Tuple;
-use crate::plan::{Objects, diff};
+use crate::plan::{Ledger, diff};
 
 /// Virtual servers of one protocol, by number, with their real servers.
 type Servers = BTreeMap<u8, BTreeSet<u8>>;
@@ -52,9 +53,9 @@ fn objects(servers: &Servers, protocol: Protocol) -> Vec<(FrontendKey, Vec<(Key,
         let key = frontend(*number, protocol);
         let real = |number: &u8| {
             let value = Value::RealServer(Forward { weight: 1, masquerading: true });
-            (Key::RealServer(key, endpoint(*number)), value)
+            (Key::RealServer(key, endpoint(*number).into()), value)
         };
-        let server = (Key::VirtualServer(key), Value::VirtualServer(config.clone()));
+        let server = (Key::VirtualServer(key), Value::VirtualServer(config.clone().into()));
         (key, std::iter::once(server).chain(endpoints.iter().map(real)).collect())
     };
     servers.iter().map(lowered).collect()
@@ -62,14 +63,16 @@ fn objects(servers: &Servers, protocol: Protocol) -> Vec<(FrontendKey, Vec<(Key,
 
 /// The operations that the engine would give from one state to the next.
 fn ops(before: &Servers, after: &Servers, protocol: Protocol) -> Vec<Op<Key>> {
-    let applied: HashMap<Key, Value> =
-        objects(before, protocol).into_iter().flat_map(|(_, objects)| objects).collect();
-    let mut wanted = Objects::default();
-    let mut touched: BTreeSet<Key> = applied.keys().cloned().collect();
-    for (key, objects) in objects(after, protocol) {
-        wanted.replace(key, objects, &mut touched);
+    let mut ledger = Ledger::default();
+    let mut touched: BTreeSet<Key> = BTreeSet::new();
+    for (key, value) in objects(before, protocol).into_iter().flat_map(|(_, objects)| objects) {
+        ledger.hold(&key, value);
+        touched.insert(key);
     }
-    diff(&touched, &wanted, &applied)
+    for (key, objects) in objects(after, protocol) {
+        ledger.replace(key, objects, &mut touched);
+    }
+    diff(&touched, &ledger)
 }
 
 fn take_in(stale: &mut StaleFlows, ops: &[Op<Key>]) {
@@ -130,7 +133,7 @@ proptest! {
         // Frontend 9 has no server of its own.
         let udp = |number| frontend(number, Protocol::Udp);
         let (key, value) = redirect(udp(9), 1);
-        stale.found([(&key, &value)]);
+        stale.found(&key, &value);
         for pair in history.windows(2) {
             take_in(&mut stale, &ops(&pair[0], &pair[1], Protocol::Udp));
         }
@@ -143,7 +146,7 @@ proptest! {
 
 fn redirect(from: FrontendKey, to: u8) -> (Key, Value) {
     let to = SocketAddr::from(([10, 96, 0, to], 53));
-    (Key::Redirect(Set::Shared, from), Value::Redirect(to))
+    (Key::Redirect(Set::Shared, from), Value::Redirect(to.into()))
 }
 
 fn web(endpoints: &[u8]) -> Servers {

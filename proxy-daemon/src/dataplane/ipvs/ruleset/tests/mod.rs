@@ -85,7 +85,7 @@ fn any_element() -> impl Strategy<Value = Element> {
                 _ if set == Set::Vips => ElementKey::Address(address),
                 Shape::Key => ElementKey::Port { address, protocol, port },
                 Shape::Data => {
-                    let to = std::net::SocketAddr::new(other, port ^ 0x55);
+                    let to = crate::model::HostPort::new(other, port ^ 0x55);
                     ElementKey::Redirect { address, protocol, port, to }
                 }
                 Shape::Interval => {

@@ -12,7 +12,7 @@ use nix::sched::{CloneFlags, unshare};
 use super::{Set, config, in_namespace, ip, open, run};
 use crate::dataplane::ipvs::ruleset::{Element, ElementKey, Operation, Ruleset};
 use crate::kernel::netlink::Socket;
-use crate::model::{LocalDetect, Protocol};
+use crate::model::{HostPort, LocalDetect, Protocol};
 
 /// Enough for a SYN that was lost to be sent again (after 1 s), little enough to wait for
 /// an answer that does not come.
@@ -319,7 +319,7 @@ fn redirects(addresses: &'static Addresses) {
         ruleset.ensure(&config()).unwrap();
         own_address(vip);
         let _listener = endpoint.listen(8080);
-        let to = SocketAddr::new(ip(server.peer), 8080);
+        let to = HostPort::new(ip(server.peer), 8080);
         let redirect = |set, to| {
             let key =
                 ElementKey::Redirect { address: ip(vip), protocol: Protocol::Tcp, port: 80, to };
@@ -336,7 +336,7 @@ fn redirects(addresses: &'static Addresses) {
         ruleset.ensure(&config()).unwrap();
         assert_refused(outside.connect(vip, 80));
 
-        let elsewhere = redirect(Set::Shared, SocketAddr::new(ip(server.peer), 9));
+        let elsewhere = redirect(Set::Shared, HostPort::new(ip(server.peer), 9));
         add(&mut ruleset, &[elsewhere]);
         assert_refused(outside.connect(vip, 80));
         change(&mut ruleset, Operation::Replace, &[redirect(Set::Shared, to)]);
@@ -366,7 +366,7 @@ fn redirects(addresses: &'static Addresses) {
             "{kept:?}"
         );
 
-        remove(&mut ruleset, &[redirect(Set::Shared, SocketAddr::new(ip(vip), 0))]);
+        remove(&mut ruleset, &[redirect(Set::Shared, HostPort::new(ip(vip), 0))]);
         // One that is there no more, beside one that is.
         let both = [redirect(Set::Shared, to), redirect(Set::ShortCircuit, to)];
         remove(&mut ruleset, &both);
