@@ -2,14 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use proxy_tests::apiserver::Options;
-use serde_json::json;
 
 use crate::node::{
-    Bed, Clients, LONG, SYNCED, WEB, load_recorded, plain, real_servers, scale, serve, web,
-    web_address,
+    Bed, Clients, LONG, SYNCED, load_recorded, plain, serve, web, web_address,
 };
 use crate::{in_namespace, run, run_with};
 
@@ -115,57 +113,5 @@ fn virtual_servers_of_other_namespaces_hide_none_of_ours() {
         daemon.wait_for(SYNCED, LONG, |at| at > 0.0).expect("synced again");
         let written = daemon.metric("node_dataplane_ops_total").expect("metrics");
         assert_eq!(written.unwrap_or(0.0), 0.0, "writes after a restart\n{}", daemon.log());
-    });
-}
-
-#[test]
-#[ignore = "needs a guest kernel: cargo xtask vm"]
-fn an_endpoint_update_is_a_handful_of_requests_however_many_services_there_are() {
-    in_namespace(|| {
-        let services = scale(1_000);
-        let bed = Bed::new(plain());
-        bed.api.store().load_generated(services, 10);
-        bed.apply(web(&["10.99.0.11"]));
-        let start = Instant::now();
-        let daemon = bed.daemon();
-        // default/kubernetes, the generated ones, and ours.
-        let all = services as f64 + 2.0;
-        let requests = "node_dataplane_netlink_requests_total";
-        let dumps = "node_dataplane_netlink_dumps_total";
-        let patience = Duration::from_secs(900);
-        daemon.wait_for("node_dataplane_frontends", patience, |n| n >= all).expect("all");
-        let cold = start.elapsed();
-        let read = |name| daemon.metric(name).expect("metrics").unwrap_or(0.0);
-        let cold_requests = read(requests);
-        println!(
-            "{services} Services x 10 endpoints: cold start {:.1} s, {:.1} s CPU, \
-             {cold_requests} netlink requests, {} dumps, {} MiB resident",
-            cold.as_secs_f64(),
-            daemon.cpu().expect("cpu").as_secs_f64(),
-            read(dumps),
-            daemon.resident().expect("memory") >> 20,
-        );
-        let mut worst = 0.0f64;
-        for round in 0..5u8 {
-            let (before, before_dumps) = (read(requests), read(dumps));
-            let cpu = daemon.cpu().expect("cpu");
-            let extra = format!("10.99.0.{}", 100 + round);
-            let start = Instant::now();
-            bed.apply(web(&["10.99.0.11", &extra]));
-            while !real_servers(WEB).keys().any(|at| at.starts_with(&extra)) {
-                assert!(start.elapsed() < LONG, "the update never came\n{}", daemon.log());
-            }
-            let took = start.elapsed();
-            thread::sleep(Duration::from_millis(300));
-            let sent = read(requests) - before;
-            println!(
-                "update {round}: {:.0} ms, {sent} netlink requests, {} dumps, {} ms CPU",
-                took.as_secs_f64() * 1e3,
-                read(dumps) - before_dumps,
-                (daemon.cpu().expect("cpu").saturating_sub(cpu)).as_millis(),
-            );
-            worst = worst.max(sent);
-        }
-        assert!(worst <= 6.0, "{worst} requests for one endpoint change");
     });
 }

@@ -20,6 +20,7 @@ mod kernel;
 mod links;
 mod node;
 mod pains;
+mod scale;
 mod takeover;
 mod udp;
 

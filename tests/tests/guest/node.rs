@@ -272,5 +272,9 @@ fn reconnect(to: SocketAddr, shared: &Traffic) {
 /// How many Services tests of size make: `PROXY_SCALE=10000` measures what the project
 /// promises; the default keeps a test run short under emulation.
 pub fn scale(default: usize) -> usize {
-    std::env::var("PROXY_SCALE").ok().and_then(|n| n.parse().ok()).unwrap_or(default)
+    from_environment("PROXY_SCALE", default)
+}
+
+pub fn from_environment(name: &str, default: usize) -> usize {
+    std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(default)
 }

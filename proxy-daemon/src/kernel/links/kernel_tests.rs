@@ -91,6 +91,21 @@ fn the_monitor_is_deaf_to_the_link_it_is_told_to_ignore() {
     });
 }
 
+#[test]
+fn link_local_addresses_of_pods_interfaces_are_no_news() {
+    in_namespace(|| {
+        let mut monitor = AddressMonitor::open(NONE).unwrap();
+        let add = |address: &str, scope: &str| {
+            let arguments = ["addr", "add", address, "dev", "lo", "scope", scope];
+            assert!(std::process::Command::new("ip").args(arguments).status().unwrap().success());
+        };
+        add("fe80::7/64", "link");
+        assert!(!monitor.wait(Duration::from_millis(50)).unwrap());
+        add("fd00::7/64", "global");
+        assert!(monitor.wait(Duration::from_secs(10)).unwrap());
+    });
+}
+
 /// More notices than the socket's buffer takes: the kernel drops some and says ENOBUFS.
 #[test]
 fn the_monitor_survives_an_overflow() {
