@@ -1,17 +1,21 @@
 //! A simulated cluster with a test API server on its fabric and the daemon on its nodes.
 
 use std::fs::{self, OpenOptions};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
-use ipnetwork::IpNetwork;
+use ipnetwork::{IpNetwork, Ipv4Network};
 use serde_json::{Value, json};
 
 use crate::apiserver::{ApiServer, Options};
 use crate::cluster::{API_SERVER_V4, API_SERVER_V6, Cluster, Families, Host, Node, Spawned};
 use crate::traffic::{Listen, Protocol, Server};
+
+/// 10.96.0.0 to 10.97.255.255.
+const SERVICE_RANGE: IpNetwork =
+    IpNetwork::V4(Ipv4Network::new_checked(Ipv4Addr::new(10, 96, 0, 0), 15).unwrap());
 
 /// Where the API server listens, as usual.
 const API_PORT: u16 = 6443;
@@ -236,6 +240,9 @@ fn api_options(families: Families) -> Options {
         if families.has_v4() { API_SERVER_V4.into() } else { API_SERVER_V6.into() };
     let listen = SocketAddr::new(listen, API_PORT);
     let mut options = Options { listen, kubernetes_endpoint: Some(listen), ..Options::default() };
+    // Without the nodes' own network, which is inside of what was recorded: then what no
+    // Service holds is not dropped.
+    options.service_ranges[0] = SERVICE_RANGE;
     options.service_ranges.retain(|range| match range {
         IpNetwork::V4(_) => families.has_v4(),
         IpNetwork::V6(_) => families.has_v6(),

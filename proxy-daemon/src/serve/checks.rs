@@ -20,6 +20,7 @@ use tracing::warn;
 use super::{ServeError, Status};
 use crate::model::ObjectName;
 use crate::sync::HealthCheck;
+use crate::watch::announce::{Announcement, Regarding};
 
 /// The first attempts are close together: the port may still be held by the Service that
 /// had it a moment ago.
@@ -97,6 +98,7 @@ async fn serve(
     local_endpoints: Arc<AtomicUsize>,
 ) {
     let mut retry = FIRST_RETRY;
+    let mut announced = false;
     loop {
         let error = match bind(port).await {
             Ok(listener) => {
@@ -119,6 +121,20 @@ async fn serve(
         if retry > FIRST_RETRY {
             warn!(%service, port, %error, retry_in = ?retry,
                   "health-check node port cannot be served: load balancers will avoid this node");
+            // As kube-proxy has it; once, while this is tried again and again.
+            if !announced {
+                status.announce(Announcement {
+                    regarding: Regarding::by_name("Service", service.clone()),
+                    warning: true,
+                    reason: "FailedToStartServiceHealthcheck",
+                    action: "Listen",
+                    note: format!(
+                        "health-check node port {port} cannot be served on this node, so that \
+                         load balancers will avoid it: {error}"
+                    ),
+                });
+            }
+            announced = true;
         }
         tokio::time::sleep(retry).await;
         retry = (retry * 4).min(LAST_RETRY);

@@ -204,6 +204,13 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
             node_changed = true;
         }
         if dirty.node_changed || dirty.service_cidrs_changed {
+            for (range, host) in self.state.shared_cidrs().filter(|_| dirty.service_cidrs_changed) {
+                warn!(
+                    %range, %host,
+                    "a host has an address in a range of Services: addresses of the range that no \
+                     Service holds are not dropped"
+                );
+            }
             let service_cidrs = self.state.service_cidrs();
             let now_are = Surroundings { node: self.state.node(), service_cidrs: &service_cidrs };
             if self.plane.surroundings_changed(now_are) {

@@ -32,7 +32,7 @@ fn a_cluster_ip_of_no_service_is_dropped_and_an_unused_port_of_one_is_refused() 
             ("10.96.0.80:81", FailureKind::Refused),
             ("[fd00:10:96::80]:81", FailureKind::Refused),
             ("10.96.0.81:80", FailureKind::Timeout),
-            ("10.111.255.254:80", FailureKind::Timeout),
+            ("10.96.255.254:80", FailureKind::Timeout),
             ("[fd00:10:96::81]:80", FailureKind::Timeout),
             // Beyond the ranges the network answers.
             ("198.51.100.99:80", FailureKind::Unreachable),

@@ -45,6 +45,10 @@ impl Bed {
             kubernetes_endpoint: Some(listen),
             tls: false,
             managed_fields: false,
+            // Without the node's own network.
+            service_ranges: ["10.96.0.0/16", "fd00:10:96::/108"]
+                .map(|range| range.parse().expect("a range"))
+                .to_vec(),
             ..Options::default()
         };
         let api = cluster.fabric().in_netns(|| ApiServer::start(options)).expect("enter");

@@ -6,22 +6,19 @@
 //! ever from a version that the server answered with HTTP 410.
 
 use std::pin::pin;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use kube::api::{ListParams, WatchEvent, WatchParams};
 use kube::{Api, Resource};
-use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 use super::failure::{Failure, Halt};
 use super::lenient::Lenient;
-use crate::model::Event;
-use crate::watch::intake::{Intake, Kind, Listing};
+use crate::watch::intake::{Intake, Kind, Listing, Outlet};
 use crate::watch::outage::{Backoff, Outage, random};
-use crate::watch::stats::{Cause, SourceStats};
+use crate::watch::stats::Cause;
 
 /// client-go's page size: bounds the memory of a list on both sides.
 const PAGE: u32 = 500;
@@ -81,13 +78,12 @@ where
     pub(super) fn new(
         api: Api<Lenient<K::Object>>,
         selectors: Selectors,
-        events: mpsc::Sender<Event>,
-        stats: Arc<SourceStats>,
+        outlet: Outlet,
     ) -> Self {
         Self {
             api,
             selectors,
-            intake: Intake::new(events, stats),
+            intake: Intake::new(outlet),
             outage: Outage::default(),
             backoff: Backoff::default(),
             answer: ANSWER,

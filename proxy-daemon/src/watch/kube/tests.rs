@@ -1,15 +1,18 @@
 //! The source against a scripted server that speaks just enough HTTP.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::*;
-use crate::model::{Change, Rejected};
+use crate::model::{Change, Event, Rejected};
+use crate::watch::SourceStats;
+use crate::watch::announce::Announcer;
 use crate::watch::stats::{Cause, ObjectKind};
 
 /// What the server does with one request.
@@ -124,7 +127,9 @@ async fn start(script: impl Fn(&str, usize) -> Reply + Send + Sync + 'static) ->
     let client = client(None, Some(&url)).await.expect("a client");
     let (sender, events) = mpsc::channel(64);
     let stats = Arc::new(SourceStats::default());
-    tokio::spawn(run(client, NodeName::new("node-a"), sender, Arc::clone(&stats)));
+    let (announcer, announced) = Announcer::new();
+    let outlet = Outlet { events: sender, stats: Arc::clone(&stats), announcer };
+    tokio::spawn(run(client, NodeName::new("node-a"), outlet, announced));
     Run { server, events, stats }
 }
 
@@ -434,6 +439,8 @@ async fn the_source_ends_when_nobody_listens() {
     let (sender, events) = mpsc::channel(64);
     drop(events);
     let stats = Arc::new(SourceStats::default());
-    let done = run(client, NodeName::new("node-a"), sender, stats);
+    let (announcer, announced) = Announcer::new();
+    let outlet = Outlet { events: sender, stats, announcer };
+    let done = run(client, NodeName::new("node-a"), outlet, announced);
     timeout(Duration::from_secs(20), done).await.expect("an end");
 }

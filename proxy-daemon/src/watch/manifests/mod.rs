@@ -22,7 +22,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
-use super::intake::{Closed, Intake, Kind, Listing, Nodes, ServiceCidrs, Services, Slices};
+use super::announce::Announcer;
+use super::intake::{
+    Closed, Intake, Kind, Listing, Nodes, Outlet, ServiceCidrs, Services, Slices,
+};
 use super::outage::Outage;
 use super::stats::{Cause, ObjectKind, SourceStats};
 use crate::model::{Event, Node, NodeName, ObjectName};
@@ -333,11 +336,14 @@ struct Delivery {
 
 impl Delivery {
     fn new(events: mpsc::Sender<Event>, stats: &Arc<SourceStats>) -> Self {
+        // There is no API to publish announcements.
+        let announcer = Announcer::default();
+        let outlet = Outlet { events: events.clone(), stats: Arc::clone(stats), announcer };
         Self {
-            services: Intake::new(events.clone(), Arc::clone(stats)),
-            slices: Intake::new(events.clone(), Arc::clone(stats)),
-            nodes: Intake::new(events.clone(), Arc::clone(stats)),
-            service_cidrs: Intake::new(events.clone(), Arc::clone(stats)),
+            services: Intake::new(outlet.clone()),
+            slices: Intake::new(outlet.clone()),
+            nodes: Intake::new(outlet.clone()),
+            service_cidrs: Intake::new(outlet),
             events,
         }
     }

@@ -11,6 +11,7 @@ use crate::in_namespace;
 use crate::node::{
     Bed, LONG, PATIENCE, plain, serve, slice, until, virtual_servers, web, web_address, weight,
 };
+use proxy_tests::apiserver::Resource;
 use proxy_tests::daemon::Page;
 use proxy_tests::traffic::Held;
 
@@ -48,6 +49,20 @@ fn pain_26_an_impossible_port_costs_no_other_service_its_programming() {
             let named = |line: &str| line.contains(name) && line.contains(port);
             assert!(log.lines().any(named), "no line names {name} and {port}\n{log}");
         }
+        let event = |slice: &str| {
+            bed.api.store().all(Resource::EventsEvent).into_iter().find(|event| {
+                event["regarding"]["name"] == *slice && event["reason"] == "PartlyRejected"
+            })
+        };
+        until("Events beside the broken slices", LONG, || {
+            event("bad-1-1").is_some() && event("bad-2-1").is_some()
+        });
+        let event = event("bad-1-1").expect("the Event");
+        let note = event["note"].as_str().unwrap_or_default();
+        assert!(event["type"] == "Warning" && note.contains("70000"), "{event}");
+        let slice = bed.api.store().get(Resource::EndpointSlice, "shop", "bad-1-1");
+        let slice = slice.expect("the slice");
+        assert_eq!(event["regarding"]["uid"], slice["metadata"]["uid"]);
         // And the next change goes on being programmed.
         bed.apply(web(&["10.99.0.11", "10.99.0.12"]));
         until("a change after it", LONG, || weight("10.99.0.12") == Some(1));
