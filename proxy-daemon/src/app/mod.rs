@@ -147,11 +147,7 @@ async fn serve_until_stopped(
     }
 }
 
-async fn source(
-    config: &Config,
-    outlet: Outlet,
-    announced: Announced,
-) -> Result<(), Fatal> {
+async fn source(config: &Config, outlet: Outlet, announced: Announced) -> Result<(), Fatal> {
     let node = config.node_name.clone();
     match &config.source {
         Source::Api { kubeconfig, master } => {

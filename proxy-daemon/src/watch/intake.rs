@@ -8,10 +8,10 @@ use std::hash::{Hash, Hasher};
 use std::marker::PhantomData;
 use std::sync::Arc;
 
+use k8s_openapi::Metadata;
 use k8s_openapi::api::{
     core::v1 as core, discovery::v1 as discovery, networking::v1 as networking,
 };
-use k8s_openapi::Metadata;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
@@ -259,13 +259,7 @@ impl<K: Kind> Intake<K> {
         converted
     }
 
-    fn announce(
-        &self,
-        name: &ObjectName,
-        uid: Option<String>,
-        reason: &'static str,
-        note: String,
-    ) {
+    fn announce(&self, name: &ObjectName, uid: Option<String>, reason: &'static str, note: String) {
         let name = name.clone();
         self.outlet.announcer.announce(Announcement {
             regarding: Regarding { kind: K::KIND.label(), name, uid },

@@ -6,9 +6,7 @@ use std::time::Duration;
 
 use proxy_tests::apiserver::Options;
 
-use crate::node::{
-    Bed, Clients, LONG, SYNCED, load_recorded, plain, serve, web, web_address,
-};
+use crate::node::{Bed, Clients, LONG, SYNCED, load_recorded, plain, serve, web, web_address};
 use crate::{in_namespace, run, run_with};
 
 /// What kube-proxy's ipvs mode makes of the recorded objects.

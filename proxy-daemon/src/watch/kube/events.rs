@@ -148,7 +148,10 @@ mod tests {
         let made = event(&slice, &node, Timestamp::UNIX_EPOCH);
         assert_eq!(made.metadata.namespace.as_deref(), Some("shop"));
         assert_eq!(made.metadata.name.as_deref(), Some("web-1.0"));
-        assert_eq!((made.type_.as_deref(), made.reason.as_deref()), (Some("Warning"), Some("Rejected")));
+        assert_eq!(
+            (made.type_.as_deref(), made.reason.as_deref()),
+            (Some("Warning"), Some("Rejected"))
+        );
         let regarding = made.regarding.unwrap();
         assert_eq!(regarding.api_version.as_deref(), Some("discovery.k8s.io/v1"));
         assert_eq!(regarding.uid.as_deref(), Some("shop/web-1"));

@@ -75,11 +75,7 @@ impl<K: Kind> Pump<K>
 where
     K::Object: Resource<DynamicType = ()>,
 {
-    pub(super) fn new(
-        api: Api<Lenient<K::Object>>,
-        selectors: Selectors,
-        outlet: Outlet,
-    ) -> Self {
+    pub(super) fn new(api: Api<Lenient<K::Object>>, selectors: Selectors, outlet: Outlet) -> Self {
         Self {
             api,
             selectors,

@@ -23,9 +23,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use super::announce::Announcer;
-use super::intake::{
-    Closed, Intake, Kind, Listing, Nodes, Outlet, ServiceCidrs, Services, Slices,
-};
+use super::intake::{Closed, Intake, Kind, Listing, Nodes, Outlet, ServiceCidrs, Services, Slices};
 use super::outage::Outage;
 use super::stats::{Cause, ObjectKind, SourceStats};
 use crate::model::{Event, Node, NodeName, ObjectName};
