@@ -1,6 +1,6 @@
 //! What is served over HTTP.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -10,6 +10,7 @@ use super::context::{Context, external_local};
 use super::look::{eventually, from};
 use super::service::Front;
 use super::{Case, case};
+use crate::apiserver::Resource;
 use crate::bed::node_object;
 use crate::daemon::{Answer, fetch};
 use crate::traffic::Protocol;
@@ -18,6 +19,7 @@ pub(super) const CASES: &[Case] = &[
     case("/healthz and /livez: bodies and headers", bodies),
     case("/healthz and not /livez fails when the Node goes", node_goes),
     case("health-check node port: status, body, weight", health_check_node_port),
+    case("a health-check node port that is taken: an Event beside the Service", taken_port),
     case(":10249 has /metrics, /healthz, /proxyMode, /configz, on loopback only", metrics_server),
 ];
 
@@ -150,6 +152,35 @@ fn health_check_node_port(cx: &mut Context<'_>) -> Result<()> {
         .map(|ip| (Protocol::Tcp, SocketAddr::new(ip, port)))
         .collect();
     cx.look(&[from(&["outside"]).to(&targets).refused()])
+}
+
+fn taken_port(cx: &mut Context<'_>) -> Result<()> {
+    let port = check_port(cx);
+    let holder = cx.node(0).in_netns(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)))??;
+    let web = cx.service("web", &[Front::Balancer]).spec(&external_local());
+    let web = web.spec(&json!({"healthCheckNodePort": port})).endpoints(&["a0"]);
+    cx.program(&[&web])?;
+    let namespace = cx.namespace();
+    eventually(SOON, || {
+        let events = cx.bed.api().store().all(Resource::EventsEvent);
+        let told = events.iter().filter(|event| {
+            event["reason"] == "FailedToStartServiceHealthcheck"
+                && event["regarding"]["namespace"] == *namespace
+                && event["regarding"]["kind"] == "Service"
+                && event["note"].as_str().is_some_and(|note| note.contains(&port.to_string()))
+        });
+        // By the node whose port is taken, not by the other one.
+        ensure!(told.count() == 1, "Events: {events:?}");
+        Ok(())
+    })?;
+    // Once the port is free it is served.
+    drop(holder);
+    let address = SocketAddr::new(cx.node(0).addresses()[0], port);
+    eventually(Duration::from_secs(45), || {
+        let answer = cx.cluster().outside()?.in_netns(|| fetch(address, "/"))??;
+        ensure!(answer.status == 200, "{} {}", answer.status, answer.body);
+        Ok(())
+    })
 }
 
 fn metrics_server(cx: &mut Context<'_>) -> Result<()> {
