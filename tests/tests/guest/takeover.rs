@@ -395,19 +395,22 @@ fn take_over(
 
 #[test]
 #[ignore = "needs a guest kernel: cargo xtask vm"]
-fn taking_over_from_kube_proxy_on_legacy_iptables_is_not_felt() {
+fn pain_12_taking_over_from_kube_proxy_on_legacy_iptables_is_not_felt() {
     take_over_from("legacy");
 }
 
 #[test]
 #[ignore = "needs a guest kernel: cargo xtask vm"]
-fn taking_over_from_kube_proxy_on_nft_iptables_is_not_felt() {
+fn pain_12_taking_over_from_kube_proxy_on_nft_iptables_is_not_felt() {
     take_over_from("nft");
 }
 
+/// kube-proxy runs `nft`, `iptables-restore` and `ipset` of its image, which fail when the
+/// node's kernel or ruleset is newer than they are, and slow down with the node's iptables
+/// flavour. Here the daemon has no program to run.
 #[test]
 #[ignore = "needs a guest kernel: cargo xtask vm"]
-fn cleanup_leaves_a_node_as_it_was() {
+fn pain_18_19_without_any_tool_a_node_is_programmed_and_left_as_it_was() {
     in_namespace(|| {
         node_network();
         settled_addresses();
@@ -429,7 +432,7 @@ fn cleanup_leaves_a_node_as_it_was() {
 
 #[test]
 #[ignore = "needs a guest kernel: cargo xtask vm"]
-fn cleanup_removes_what_kube_proxy_left_unless_it_runs() {
+fn pain_12_cleanup_removes_what_kube_proxy_left_unless_it_runs() {
     for backend in BACKENDS {
         in_namespace(move || {
             node_network();
