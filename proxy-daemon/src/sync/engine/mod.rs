@@ -1,6 +1,8 @@
 //! One round after another: take in changes, lower what is dirty, apply the difference,
 //! fold the results back.
 
+mod resync;
+
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -9,15 +11,17 @@ use tracing::{debug, info, warn};
 
 use super::node_ports::{NodePortAddresses, node_port_addresses, usable_for_node_ports};
 use super::queue::{Queue, Taken, Urgency};
-use super::reading::{Background, News, Reading, Threads};
+use super::reading::{Background, Reading, Threads};
 use super::report::{HealthCheck, Observer, SyncKind, SyncReport, Totals, Work};
 use super::retry::{Retry, backoff};
 use super::runner::Input;
-use crate::dataplane::{Dataplane, OpError, Piece, PlaneError, Surroundings, WorkDone};
+use crate::dataplane::{Dataplane, OpError, Surroundings, WorkDone};
 use crate::model::{Event, Family, NodeName, ObjectName};
-use crate::plan::{Claims, Conflict, Drain, Ledger, ObjectKey, Op, Sweep, diff};
+use crate::plan::{Claims, Conflict, Drain, Ledger, ObjectKey, Op, diff};
 use crate::policy::{NodeView, lower};
 use crate::state::State;
+
+use resync::Comparison;
 
 /// Services lowered in one round. Large enough that requests are pipelined well, small
 /// enough that a change waits for a few milliseconds of a full resync at most.
@@ -25,9 +29,6 @@ const ROUND: usize = 512;
 
 /// Objects compared in one round of a full comparison, for the same reason.
 const SLICE: usize = 4096;
-
-/// Pieces of a readback folded in before a round.
-const PIECES: usize = 4;
 
 /// How often it is seen what a readback under way has brought.
 const READING_POLL: Duration = Duration::from_millis(5);
@@ -70,14 +71,6 @@ impl std::ops::Add for Outcome {
     fn add(self, other: Self) -> Self {
         Self { applied: self.applied + other.applied, failed: self.failed + other.failed }
     }
-}
-
-struct Comparison<K> {
-    /// When the readback began.
-    started: Instant,
-    sweep: Sweep<K>,
-    /// What was wanted otherwise than the readback found it.
-    diverged: Vec<K>,
 }
 
 type Picture<K> = HashMap<K, <K as ObjectKey>::Value>;
@@ -250,136 +243,6 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
         }
     }
 
-    /// Begins to read the kernel back, if that is due and not under way. Until it has
-    /// been read once, nothing is written.
-    fn start_readback(&mut self, now: Instant) {
-        if self.next_resync.is_some_and(|at| at <= now) {
-            self.readback_due.get_or_insert(now);
-        }
-        let due = self.readback_due.is_some_and(|at| at <= now);
-        // A sweep acts on the readback before: it ends first.
-        if !due || self.reading.is_some() || self.sweep.is_some() {
-            return;
-        }
-        self.readback_due = None;
-        self.next_resync = None;
-        let started = self.plane.prepare().and_then(|()| self.plane.reader());
-        match started.and_then(|reader| Reading::start(self.background.as_mut(), reader, now)) {
-            Ok(reading) => {
-                self.ledger.begin_readback();
-                self.foreign_found.clear();
-                self.reading = Some(reading);
-            }
-            Err(error) => self.readback_failed(&error, now),
-        }
-    }
-
-    fn readback_failed(&mut self, error: &PlaneError, now: Instant) {
-        self.readback_attempts += 1;
-        let delay = backoff(self.readback_attempts);
-        warn!(%error, retry_in = ?delay, "cannot prepare or read the kernel");
-        self.readback_due = Some(now + delay);
-    }
-
-    /// Folds in what was read so far, some pieces at a time.
-    fn fold_readback(&mut self, now: Instant) {
-        for _ in 0..PIECES {
-            let Some(reading) = &self.reading else { return };
-            match reading.next() {
-                News::Nothing => return,
-                News::Piece(piece) => self.fold_piece(piece),
-                News::End(result) => {
-                    let started = reading.started;
-                    self.reading = None;
-                    let ledger = &self.ledger;
-                    self.foreign_found
-                        .retain(|key, _| ledger.held(key).is_none() && !ledger.is_newer(key));
-                    self.ledger.end_readback();
-                    self.end_readback(result, started, now);
-                }
-            }
-        }
-    }
-
-    fn fold_piece(&mut self, piece: Piece<D::Key>) {
-        for (key, value) in piece.ours {
-            if !self.ledger.is_newer(&key) {
-                self.plane.found(&key, &value);
-                self.ledger.hold(&key, value);
-            }
-        }
-        for (key, value) in piece.foreign {
-            if self.ledger.is_newer(&key) {
-                continue;
-            }
-            // What was ours stays ours, even if somebody has removed the mark.
-            if self.ledger.held(&key).is_some() {
-                self.ledger.hold(&key, value);
-            } else {
-                self.foreign_found.insert(key, value);
-            }
-        }
-    }
-
-    fn end_readback(&mut self, result: Result<(), PlaneError>, started: Instant, now: Instant) {
-        if let Err(error) = result {
-            self.readback_failed(&error, now);
-            return;
-        }
-        self.foreign = std::mem::take(&mut self.foreign_found);
-        if self.readback_attempts > 0 {
-            info!("the kernel answers again");
-        }
-        self.readback_attempts = 0;
-        self.was_read = true;
-        self.sweep = Some(Comparison { started, sweep: Sweep::default(), diverged: Vec::new() });
-        self.next_resync =
-            (!self.config.sync_period.is_zero()).then(|| now + self.config.sync_period);
-    }
-
-    /// Objects that are not ours become ours when they are wanted (what an earlier proxy
-    /// left): they are then updated in place instead of made twice.
-    fn adopt(&mut self, touched: &BTreeSet<D::Key>) {
-        if self.foreign.is_empty() {
-            return;
-        }
-        for key in touched {
-            if self.ledger.wanted(key).is_some()
-                && let Some(value) = self.foreign.remove(key)
-            {
-                self.ledger.hold(key, value);
-            }
-        }
-    }
-
-    /// What stands inside an adopted object was made for it, and is ours too.
-    fn adopt_children(&mut self) {
-        let ledger = &self.ledger;
-        let children: Vec<D::Key> = self
-            .foreign
-            .keys()
-            .filter(|key| key.parent().is_some_and(|parent| ledger.held(&parent).is_some()))
-            .cloned()
-            .collect();
-        for key in children {
-            if let Some(value) = self.foreign.remove(&key) {
-                self.ledger.hold(&key, value);
-            }
-        }
-    }
-
-    /// What an earlier proxy left and nobody wants goes once all that is wanted is there.
-    fn supersede(&mut self, now: Instant) -> Outcome {
-        let left: BTreeSet<D::Key> = self.plane.superseded(&self.foreign).into_iter().collect();
-        for key in &left {
-            if let Some(value) = self.foreign.remove(key) {
-                self.ledger.hold(key, value);
-            }
-        }
-        let ops = diff(&left, &self.ledger);
-        self.apply(&ops, now)
-    }
-
     fn round(&mut self, now: Instant) {
         let started = Instant::now();
         let taken = self.queue.take(ROUND);
@@ -413,43 +276,9 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
         }
     }
 
-    /// Everything wanted was looked at: what is not goes, in one go, so that of a Service
-    /// that is gone the mark of ownership goes last.
-    fn finish_comparison(
-        &mut self,
-        Comparison { sweep, diverged, .. }: Comparison<D::Key>,
-        now: Instant,
-    ) -> Outcome {
-        let before = self.foreign.len();
-        self.adopt_children();
-        let mut unwanted: BTreeSet<D::Key> = sweep.unwanted.into_iter().collect();
-        if self.foreign.len() < before {
-            unwanted.extend(self.unwanted());
-        }
-        self.resume_drains(&unwanted, now);
-        let ops = diff(&unwanted, &self.ledger);
-        let mut outcome = self.apply(&ops, now);
-        if outcome.failed == 0 && self.retry.len() == 0 {
-            outcome = outcome + self.supersede(now);
-        }
-        self.settle_retries();
-        let unrepaired = |key: &&D::Key| !self.ledger.agrees(key) && !self.drain.contains(key);
-        self.totals.missing = diverged.iter().filter(unrepaired).count();
-        self.totals.unwanted = ops.iter().map(Op::key).filter(unrepaired).count();
-        self.totals.repaired += (diverged.len() + ops.len()) as u64;
-        outcome
-    }
-
     fn settle_retries(&mut self) {
         let (ledger, drain) = (&self.ledger, &self.drain);
         self.retry.retain(|key| !ledger.agrees(key) && !drain.contains(key));
-    }
-
-    fn unwanted(&self) -> impl Iterator<Item = D::Key> {
-        let unwanted = |(key, wanted, held): (&D::Key, Option<&_>, Option<&_>)| {
-            (wanted.is_none() && held.is_some()).then(|| key.clone())
-        };
-        self.ledger.iter().filter_map(unwanted)
     }
 
     fn lower_service(&mut self, name: &ObjectName, touched: &mut BTreeSet<D::Key>) {
@@ -503,17 +332,6 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
             totals.no_local_external + new.no_local_external - old.no_local_external;
         if new.health_check != old.health_check {
             self.observer.health_check(name, new.health_check);
-        }
-    }
-
-    /// Retired objects found in the kernel (after a restart) wait like any other.
-    fn resume_drains(&mut self, unwanted: &BTreeSet<D::Key>, now: Instant) {
-        for key in unwanted {
-            let Some(value) = self.ledger.held(key) else { continue };
-            if key.retired(value).as_ref() == Some(value) {
-                self.drain.begin(key.clone(), now);
-                self.next_drain_poll.get_or_insert(now + DRAIN_POLL);
-            }
         }
     }
 
