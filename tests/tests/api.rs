@@ -12,6 +12,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use proxy_daemon::model::{Change, Event, Node, NodeName, Rejected, Service};
+use proxy_daemon::watch::Outlet;
+use proxy_daemon::watch::announce::Announcer;
 use proxy_daemon::watch::kube::{client, run};
 use proxy_daemon::watch::stats::{Cause, KindStats, ObjectKind, SourceStats};
 use proxy_tests::apiserver::{ApiServer, Options, Resource, Verb};
@@ -54,7 +56,9 @@ impl Source {
         let stats = Arc::new(SourceStats::default());
         let (sender, events) = mpsc::channel(16);
         let node = NodeName::new("node-a");
-        tokio::spawn(run(client, node, sender, Arc::clone(&stats)));
+        let (announcer, announced) = Announcer::new();
+        let outlet = Outlet { events: sender, stats: Arc::clone(&stats), announcer };
+        tokio::spawn(run(client, node, outlet, announced));
         Self {
             events,
             stats,
@@ -383,6 +387,24 @@ async fn one_undecodable_or_impossible_object_costs_no_other_its_place() {
     );
     assert_eq!(source.services.len(), SERVICES.len() - 1);
     assert_eq!(source.slices["shop/web-v4"], 3);
+    let store = server.store();
+    let told = |kind: &str, reason: &str, note: &str| {
+        store.all(Resource::EventsEvent).into_iter().find(|event| {
+            event["regarding"]["kind"] == *kind
+                && event["reason"] == *reason
+                && event["note"].as_str().is_some_and(|text| text.contains(note))
+        })
+    };
+    source
+        .until("Events beside both", |_| {
+            told("Service", "Rejected", "spec.selector").is_some()
+                && told("EndpointSlice", "PartlyRejected", "70000").is_some()
+        })
+        .await;
+    let event = told("EndpointSlice", "PartlyRejected", "70000").unwrap();
+    let slice = store.get(Resource::EndpointSlice, "shop", "web-v4").unwrap();
+    assert_eq!(event["regarding"]["uid"], slice["metadata"]["uid"]);
+    assert_eq!(event["metadata"]["namespace"], "shop");
 
     // The same on a watch: it goes on behind the object, and recovery is seen.
     watching(&server).await;
