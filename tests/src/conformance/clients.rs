@@ -55,8 +55,9 @@ impl<'c> Client<'c> {
     /// What to bind to, where the kernel's choice is not good enough.
     pub(super) fn source(&self, protocol: Protocol, target: IpAddr) -> Option<SocketAddr> {
         // An SCTP client offers all its addresses of the target's scope, and leaves by one of
-        // them (`sctp_bind_addr_copy`, `sctp_v4_get_dst`): from outside that could be either.
-        let choosy = self.node.is_none() && protocol == Protocol::Sctp;
+        // them (`sctp_bind_addr_copy`, `sctp_v4_get_dst`): from outside that could be either,
+        // and a node offers those of all Services, by which the endpoint then tries to answer.
+        let choosy = protocol == Protocol::Sctp;
         (self.second_address || choosy)
             .then(|| self.address(target).ok())
             .flatten()
