@@ -416,7 +416,8 @@ fn local_ready_endpoints_are_counted_once_for_the_health_check() {
     });
     let mut both = slice("a", vec![here(1), there(2), terminating(here(3))]);
     both.ports.push(SlicePort { name: "https".into(), protocol: Protocol::Tcp, port: port(8443) });
-    assert_eq!(lowered(&many, &[both]).local_ready, 1);
+    let ready = lowered(&many, &[both]).local_ready;
+    assert_eq!((ready.v4, ready.seen_over(Family::V4)), (Some(1), 1));
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::dataplane::FlowRelease;
 use crate::model::{ObjectName, Rejected};
+use crate::policy::LocalReady;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SyncKind {
@@ -100,5 +101,5 @@ pub trait Observer: Send {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HealthCheck {
     pub port: u16,
-    pub local_endpoints: usize,
+    pub local_endpoints: LocalReady,
 }

@@ -1,6 +1,5 @@
 //! What only ipvs mode has.
 
-use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -28,27 +27,15 @@ pub(super) const CASES: &[Case] = &[
 const SCHEDULER: &str = "ipvs.node-dataplane/scheduler";
 const WEIGHTS: &str = "node-dataplane/weights";
 
-/// The kernel's table, as the node's namespace shows it.
-fn table(cx: &Context<'_>, node: usize) -> Result<String> {
-    let read = || fs::read_to_string("/proc/thread-self/net/ip_vs");
-    cx.node(node).in_netns(read)?.context("the IPVS table")
-}
-
-/// The scheduler of the Service's first ClusterIP, over TCP.
+/// The scheduler of the Service's first ClusterIP, over TCP. Not from `/proc/net/ip_vs`,
+/// which leaves out as many as the other node has.
 fn scheduler_of(cx: &Context<'_>, web: &Service) -> Result<String> {
     let ip = *web.cluster_ips.first().context("an address")?;
-    let key = match ip {
-        IpAddr::V4(ip) => format!("TCP  {:08X}:0050 ", u32::from(ip)),
-        IpAddr::V6(ip) => {
-            let groups: Vec<String> =
-                ip.segments().iter().map(|group| format!("{group:04x}")).collect();
-            format!("TCP  [{}]:0050 ", groups.join(":"))
-        }
-    };
-    let table = table(cx, 0)?;
-    let line = table.lines().find(|line| line.starts_with(&key));
-    let rest = line.with_context(|| format!("no line {key:?} in\n{table}"))?.strip_prefix(&key);
-    Ok(rest.unwrap_or_default().split_whitespace().next().unwrap_or_default().to_owned())
+    let start = format!("-A -t {} -s ", SocketAddr::new(ip, 80));
+    let table = cx.node(0).command("ipvsadm").arg("-Sn").stdout_of()?;
+    let scheduler = table.lines().find_map(|line| line.strip_prefix(&start));
+    let rest = scheduler.with_context(|| format!("no line {start:?} in\n{table}"))?;
+    Ok(rest.split_whitespace().next().unwrap_or_default().to_owned())
 }
 
 fn uses(cx: &Context<'_>, web: &Service, wanted: &str) -> Result<()> {
