@@ -83,6 +83,8 @@ fn kill_9_and_restart_under_traffic_lose_nothing_and_write_nothing() {
             daemon.wait_for(SYNCED, LONG, |at| at > 0.0).expect("synced again");
             let written = daemon.metric("node_dataplane_ops_total").expect("metrics");
             assert_eq!(written.unwrap_or(0.0), 0.0, "writes after a restart\n{}", daemon.log());
+        drop(release);
+        other.join().expect("the other namespace");
             assert_eq!(run("ipvsadm", &["-Sn"]), before);
         }
         println!("2 kills: {}", clients.stop());
@@ -94,13 +96,14 @@ fn kill_9_and_restart_under_traffic_lose_nothing_and_write_nothing() {
 #[ignore = "needs a guest kernel: cargo xtask vm"]
 fn virtual_servers_of_other_namespaces_hide_none_of_ours() {
     in_namespace(|| {
-        thread::spawn(|| {
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        let other = thread::spawn(move || {
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("another namespace");
             let servers: String =
                 (1..=40).map(|n| format!("-A -t 192.0.2.{n}:80 -s rr\n")).collect();
             run_with(&servers, "ipvsadm", &["-R"]);
-            // Held until the test process ends.
-            thread::park();
+            // The namespace lives as long as this thread.
+            let _ = held.recv();
         });
         let bed = Bed::new(plain());
         bed.api.store().load_generated(100, 5);
@@ -111,5 +114,7 @@ fn virtual_servers_of_other_namespaces_hide_none_of_ours() {
         daemon.wait_for(SYNCED, LONG, |at| at > 0.0).expect("synced again");
         let written = daemon.metric("node_dataplane_ops_total").expect("metrics");
         assert_eq!(written.unwrap_or(0.0), 0.0, "writes after a restart\n{}", daemon.log());
+        drop(release);
+        other.join().expect("the other namespace");
     });
 }
