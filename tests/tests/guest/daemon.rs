@@ -83,8 +83,6 @@ fn kill_9_and_restart_under_traffic_lose_nothing_and_write_nothing() {
             daemon.wait_for(SYNCED, LONG, |at| at > 0.0).expect("synced again");
             let written = daemon.metric("node_dataplane_ops_total").expect("metrics");
             assert_eq!(written.unwrap_or(0.0), 0.0, "writes after a restart\n{}", daemon.log());
-            drop(release);
-            other.join().expect("the other namespace");
             assert_eq!(run("ipvsadm", &["-Sn"]), before);
         }
         println!("2 kills: {}", clients.stop());
