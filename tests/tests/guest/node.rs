@@ -195,6 +195,7 @@ pub fn virtual_servers() -> usize {
 /// What clients see while something happens.
 #[derive(Debug, Default)]
 pub struct Traffic {
+    pause: Duration,
     stop: AtomicBool,
     exchanges: AtomicUsize,
     connects: AtomicUsize,
@@ -221,7 +222,13 @@ impl Clients {
     /// Three connections that live through everything, and one new connection after the
     /// other, from the calling thread's network namespace.
     pub fn start(to: SocketAddr) -> Self {
-        let shared = Arc::new(Traffic::default());
+        Self::with_pause(to, Duration::from_millis(10))
+    }
+
+    /// The same with a pause of this length between two connections, and twice that between
+    /// exchanges: many clients leave an emulated guest no time for anything else.
+    pub fn with_pause(to: SocketAddr, pause: Duration) -> Self {
+        let shared = Arc::new(Traffic { pause, ..Traffic::default() });
         let client = |work: fn(SocketAddr, &Traffic)| {
             let shared = Arc::clone(&shared);
             thread::spawn(move || work(to, &shared))
@@ -257,7 +264,7 @@ fn hold(to: SocketAddr, shared: &Traffic) {
         if result.is_err() {
             return;
         }
-        thread::sleep(Duration::from_millis(20));
+        thread::sleep(shared.pause * 2);
     }
 }
 
@@ -265,7 +272,7 @@ fn reconnect(to: SocketAddr, shared: &Traffic) {
     while !shared.stop.load(Ordering::Relaxed) {
         let result = Held::open(to, PATIENCE).and_then(|mut held| held.echo());
         shared.count(&result, &shared.connects);
-        thread::sleep(Duration::from_millis(10));
+        thread::sleep(shared.pause);
     }
 }
 

@@ -17,7 +17,7 @@ use proxy_tests::daemon::Daemon;
 use proxy_tests::traffic::{Listen, Protocol, Server};
 
 use crate::daemon::KUBE_PROXY;
-use crate::node::{Clients, LONG, SYNCED, load_recorded, node_network, plain};
+use crate::node::{Clients, SYNCED, load_recorded, node_network, plain};
 use crate::{in_namespace, run, run_with};
 
 const IPTABLES: &str = include_str!("../../fixtures/ipvs-iptables-save.txt");
@@ -26,6 +26,9 @@ const LINK: &str = include_str!("../../fixtures/ipvs-kube-ipvs0.txt");
 
 /// What kube-proxy made for Services that are gone by now.
 const STALE: [&str; 2] = ["-A -t 10.96.0.99:80 -s rr", "-A -t 10.99.0.2:31999 -s rr"];
+
+/// Everything at once on an emulated node.
+const LONG: Duration = Duration::from_secs(180);
 
 const BACKENDS: [&str; 2] = ["legacy", "nft"];
 
@@ -300,7 +303,7 @@ fn serve_recorded(cluster: &Cluster) -> Vec<Server> {
 fn start_traffic(cluster: &Cluster) -> Vec<Clients> {
     let from = |host: &Host, to: &str| {
         let to: SocketAddr = to.parse().expect("an address");
-        host.in_netns(|| Clients::start(to)).expect("a client")
+        host.in_netns(|| Clients::with_pause(to, Duration::from_millis(100))).expect("a client")
     };
     vec![
         from(cluster.pod(0, 0), "10.101.40.77:80"),

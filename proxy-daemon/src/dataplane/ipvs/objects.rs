@@ -88,15 +88,18 @@ impl ObjectKey for Key {
 
     /// The address comes last: until then no packet of the node takes the frontend for
     /// its own, and before it the sets know that unused ports are to be refused.
-    /// `Frontends`, which lets packets pass, comes after there is something to pass to.
+    /// `Frontends`, which lets packets pass, comes after there is something to pass to, and
+    /// before `Vips`, which lets no others pass: on a node that is taken over both the
+    /// address and the virtual server have traffic already.
     fn create_phase(&self) -> u8 {
         match self {
             Self::Element(element) if element.set == Set::Frontends => 3,
             Self::Redirect(..) => 3,
+            Self::Element(element) if element.set == Set::Vips => 4,
             Self::Element(_) => 0,
             Self::VirtualServer(_) => 1,
             Self::RealServer(..) => 2,
-            Self::Address(_) => 4,
+            Self::Address(_) => 5,
         }
     }
 
@@ -385,6 +388,19 @@ mod tests {
         let retired = Key::RealServer(key(Protocol::Tcp), at).retired(&value);
         assert!(matches!(retired, Some(Value::RealServer(Forward { weight: 0, .. }))));
         assert_eq!(Key::RealServer(key(Protocol::Udp), at).retired(&value), None);
+    }
+
+    #[test]
+    fn a_port_is_let_through_before_others_of_its_address_are_refused() {
+        let objects = lowered(&key(Protocol::Tcp), &frontend(&[1]));
+        let phase = |set| {
+            let of = |(k, _): &(Key, Value)| match k {
+                Key::Element(element) if element.set == set => Some(k.create_phase()),
+                _ => None,
+            };
+            objects.iter().find_map(of).unwrap()
+        };
+        assert!(phase(Set::Frontends) < phase(Set::Vips));
     }
 
     #[test]
