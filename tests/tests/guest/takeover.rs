@@ -229,9 +229,9 @@ fn snapshot() -> Vec<(&'static str, String)> {
     // Timers of a bridge run on.
     let links = run("ip", &["-d", "addr"]);
     let mut timer = false;
-    let words = links.split(' ').filter(|word| {
+    let words = links.split(' ').filter(|word| !word.is_empty()).filter(|word| {
         let value = std::mem::replace(&mut timer, word.ends_with("_timer"));
-        !value && !word.is_empty()
+        !value
     });
     shots.push(("ip -d addr", words.collect::<Vec<_>>().join(" ")));
     shots
@@ -338,10 +338,8 @@ fn take_over_from(backend: &str) {
     let _servers = serve_recorded(&cluster);
     let clients = start_traffic(&cluster);
     sleep(Duration::from_secs(3));
-    node.in_netns(|| take_over(&jail, &api, kube_proxy, &before, &clients)).expect("the node");
-    for client in clients {
-        println!("from iptables-{backend}: {}", client.stop());
-    }
+    node.in_netns(|| take_over(&jail, &api, kube_proxy, &before, clients)).expect("the node");
+    println!("taken over from iptables-{backend}");
 }
 
 /// Within the node's namespace, while traffic runs.
@@ -350,7 +348,7 @@ fn take_over(
     api: &ApiServer,
     kube_proxy: TcpListener,
     before: &[(&'static str, String)],
-    clients: &[Clients],
+    clients: Vec<Clients>,
 ) {
     let daemon = jail.daemon(api);
     daemon.wait_for(SYNCED, LONG, |at| at > 0.0).expect("a first sync");
@@ -390,6 +388,9 @@ fn take_over(
             "nft -s list ruleset" => assert_eq!(*before, without_own_table(after), "{log}"),
             _ => assert_eq!(before, after, "{what} differs\n{log}"),
         }
+    }
+    for client in clients {
+        println!("{}", client.stop());
     }
     drop(daemon);
     let said = jail.cleanup(&[]);
