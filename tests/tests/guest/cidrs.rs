@@ -38,16 +38,7 @@ fn a_cluster_ip_of_no_service_is_dropped_and_an_unused_port_of_one_is_refused() 
             ("198.51.100.99:80", FailureKind::Unreachable),
         ] {
             for (client, kinds) in failures(target, protocol) {
-                // A sender's own node tells it at once that its datagram was stopped (EPERM),
-                // unless the refusal comes first.
-                let told = protocol == Protocol::Udp && client == bed.node().name();
-                let wanted = match (told, expected) {
-                    (true, FailureKind::Refused) => vec![expected, FailureKind::Unreachable],
-                    (true, _) => vec![FailureKind::Unreachable],
-                    (false, _) => vec![expected],
-                };
-                let good = kinds.len() == 1 && kinds.iter().all(|kind| wanted.contains(kind));
-                assert!(good, "{client} to {protocol} {target}: {kinds:?}, not {wanted:?}");
+                assert_eq!(kinds, [expected], "{client} to {protocol} {target}");
             }
         }
     }
