@@ -37,9 +37,13 @@ fn a_cluster_ip_of_no_service_is_dropped_and_an_unused_port_of_one_is_refused() 
             // Beyond the ranges the network answers.
             ("198.51.100.99:80", FailureKind::Unreachable),
         ] {
-            for (client, kinds) in failures(target, protocol) {
-                assert_eq!(kinds, [expected], "{client} to {protocol} {target}");
-            }
+            let as_wanted = |failures: &[(&str, Vec<FailureKind>)]| {
+                failures.iter().all(|(_, kinds)| *kinds == [expected])
+            };
+            // One ICMP message may be lost to the kernel's limit on their rate.
+            let found = (0..3).map(|_| failures(target, protocol)).find(|f| as_wanted(f));
+            let now = || failures(target, protocol);
+            assert!(found.is_some(), "{protocol} {target}: not {expected:?} but {:?}", now());
         }
     }
 }
