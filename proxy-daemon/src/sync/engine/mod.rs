@@ -250,7 +250,10 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
         for name in &taken.services {
             self.lower_service(name, &mut touched);
         }
-        touched.extend(self.retry.due(now));
+        let due: BTreeSet<D::Key> = self.retry.due(now).into_iter().collect();
+        // A retirement whose answer was lost may have been carried out.
+        self.resume_drains(&due, now);
+        touched.extend(due);
         // What changed goes first; then the comparison goes on.
         let comparing = self.sweep.is_some() && self.queue.is_empty();
         if comparing && let Some(comparison) = &mut self.sweep {
@@ -467,6 +470,24 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
         .into_iter()
         .flatten()
         .min()
+    }
+
+    /// What it still has to do, for the message of a test.
+    #[cfg(test)]
+    pub fn unrest(&self) -> String {
+        let differing: Vec<_> =
+            self.ledger.iter().filter(|(key, ..)| !self.ledger.agrees(key)).collect();
+        format!(
+            "differing {differing:?}, retry {:?}, drain {:?}, queue empty {}, sweep {}, reading \
+             {}, readback due {:?}, drain poll {:?}",
+            self.retry,
+            self.drain,
+            self.queue.is_empty(),
+            self.sweep.is_some(),
+            self.reading.is_some(),
+            self.readback_due,
+            self.next_drain_poll,
+        )
     }
 
     /// The data plane, when the engine is done with it.

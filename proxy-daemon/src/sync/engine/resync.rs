@@ -189,8 +189,8 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
     }
 
     /// Retired objects found in the kernel (after a restart) wait like any other.
-    fn resume_drains(&mut self, unwanted: &BTreeSet<D::Key>, now: Instant) {
-        for key in unwanted {
+    pub(super) fn resume_drains(&mut self, keys: &BTreeSet<D::Key>, now: Instant) {
+        for key in keys.iter().filter(|key| self.ledger.wanted(key).is_none()) {
             let Some(value) = self.ledger.held(key) else { continue };
             if key.retired(value).as_ref() == Some(value) {
                 self.drain.begin(key.clone(), now);
