@@ -86,13 +86,8 @@ impl Daemon {
     /// # Errors
     /// When the process is gone.
     pub fn cpu(&self) -> Result<Duration> {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.id()))?;
-        // Fields 14 and 15 in ticks of 10 ms, counted behind the name in parentheses
-        // (proc_pid_stat(5)).
-        let fields: Vec<&str> =
-            stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-        let ticks = |at: usize| fields.get(at).and_then(|f| f.parse::<u64>().ok()).unwrap_or(0);
-        Ok(Duration::from_millis(10 * (ticks(11) + ticks(12))))
+        let pid = nix::unistd::Pid::from_raw(self.id().cast_signed());
+        Ok(nix::time::clock_gettime(nix::time::clock_getcpuclockid(pid)?)?.into())
     }
 
     /// Resident memory, bytes.

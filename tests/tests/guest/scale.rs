@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use proxy_tests::daemon::Daemon;
+use proxy_tests::daemon::{Daemon, Page};
 use proxy_tests::traffic::Held;
 
 use crate::in_namespace;
@@ -12,31 +12,43 @@ use crate::node::{
 };
 
 const COLD: Duration = Duration::from_secs(1_500);
-/// Long enough that no resync falls into most changes.
-const RESYNC: Duration = Duration::from_secs(20);
 const REQUESTS: &str = "node_dataplane_netlink_requests_total";
 const DUMPS: &str = "node_dataplane_netlink_dumps_total";
+const DRAINING: &str = "node_dataplane_draining_backends";
 
 /// Counters of the daemon at one moment.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 struct Moment {
-    at: Instant,
-    cpu: Duration,
     requests: f64,
     dumps: f64,
     resyncs: f64,
+    draining: f64,
 }
 
 impl Moment {
-    fn of(daemon: &Daemon) -> Self {
-        let read = |name| daemon.metric(name).expect("metrics").unwrap_or(0.0);
+    fn now() -> Self {
+        // A scrape in the middle of a cold start may come too early for the first.
+        let Ok(page) = Page::fetch() else { return Self::default() };
+        let read = |name| page.sum(name).unwrap_or(0.0);
         Self {
-            at: Instant::now(),
-            cpu: daemon.cpu().expect("cpu"),
             requests: read(REQUESTS),
             dumps: read(DUMPS),
             // Counted for each of two families.
             resyncs: read(FULL_ROUNDS) / 2.0,
+            draining: read(DRAINING),
+        }
+    }
+
+    /// Looks seldom: a scrape costs the daemon, too.
+    fn when(what: &str, holds: impl Fn(Self) -> bool) -> Self {
+        let end = Instant::now() + COLD;
+        loop {
+            let now = Self::now();
+            if holds(now) {
+                return now;
+            }
+            assert!(Instant::now() < end, "not within {COLD:?}: {what}");
+            std::thread::sleep(Duration::from_millis(500));
         }
     }
 }
@@ -56,8 +68,8 @@ fn changes(bed: &Bed, daemon: &Daemon, count: usize) -> Vec<Change> {
     let mut changes = Vec::new();
     for number in 0..count + 1 {
         let to = endpoints[number % 2];
-        let before = Moment::of(daemon);
-        let start = Instant::now();
+        let before = Moment::now();
+        let (start, cpu) = (Instant::now(), daemon.cpu().expect("cpu"));
         bed.apply(web(&[to]));
         until("the change", LONG, || {
             Held::open(web_address(), PATIENCE).is_ok_and(|held| held.server() == to)
@@ -65,32 +77,35 @@ fn changes(bed: &Bed, daemon: &Daemon, count: usize) -> Vec<Change> {
         let took = start.elapsed();
         // What the daemon does afterwards belongs to the change as well.
         std::thread::sleep(Duration::from_millis(200));
-        let after = Moment::of(daemon);
+        let cpu = daemon.cpu().expect("cpu").saturating_sub(cpu);
+        let after = Moment::now();
         // The first switch may be none.
         if number > 0 {
             let alone = after.resyncs == before.resyncs && after.dumps == before.dumps;
-            let cost = (after.cpu.saturating_sub(before.cpu), after.requests - before.requests);
+            let cost = (cpu, after.requests - before.requests);
             changes.push(Change { took, cost: alone.then_some(cost) });
         }
     }
     changes
 }
 
-/// A resync in which nothing had changed.
-fn resync(daemon: &Daemon) -> (f64, Duration) {
-    let wait = |resyncs: f64| {
-        until("a resync", COLD, || Moment::of(daemon).resyncs >= resyncs);
-        Moment::of(daemon)
-    };
-    let before = wait(Moment::of(daemon).resyncs + 1.0);
-    let after = wait(before.resyncs + 1.0);
-    (after.dumps - before.dumps, after.cpu.saturating_sub(before.cpu))
+/// A resync in which nothing had changed: its dumps, and CPU time beyond that of rest.
+fn resync(daemon: &Daemon, period: Duration) -> (f64, Duration) {
+    let quiet = Moment::when("drained", |moment| moment.draining == 0.0);
+    let before = Moment::when("a resync", |moment| moment.resyncs > quiet.resyncs);
+    let cpu = daemon.cpu().expect("cpu");
+    std::thread::sleep(period.mul_f32(0.9));
+    let at_rest = daemon.cpu().expect("cpu").saturating_sub(cpu);
+    let after = Moment::when("a resync", |moment| moment.resyncs > before.resyncs);
+    let cpu = daemon.cpu().expect("cpu").saturating_sub(cpu);
+    (after.dumps - before.dumps, cpu.saturating_sub(at_rest.mul_f32(1.0 / 0.9)))
 }
 
 /// Prints a row of Markdown; the guest is emulated, so only counts and ratios between sizes
 /// mean anything elsewhere.
 ///
-/// `PROXY_SCALE=44000 PROXY_ENDPOINTS=6 PROXY_UPDATES=20` chooses another size.
+/// `PROXY_SCALE=44000 PROXY_ENDPOINTS=6 PROXY_UPDATES=20 PROXY_RESYNC_SECONDS=60` chooses
+/// another size, and a period in which no resync falls into a change.
 #[test]
 #[ignore = "needs a guest kernel: cargo xtask vm"]
 fn an_endpoint_update_is_a_handful_of_requests_however_many_services_there_are() {
@@ -100,15 +115,16 @@ fn an_endpoint_update_is_a_handful_of_requests_however_many_services_there_are()
         bed.api.store().load_generated(services, endpoints);
         bed.apply(web(&["10.99.0.11"]));
         let begun = Instant::now();
-        let period = format!("--ipvs-sync-period={}s", RESYNC.as_secs());
-        let daemon = bed.daemon_with(&[&period]);
+        // From the end of one resync to the start of the next.
+        let period = Duration::from_secs(from_environment("PROXY_RESYNC_SECONDS", 10) as u64);
+        let daemon = bed.daemon_with(&[&format!("--ipvs-sync-period={}s", period.as_secs())]);
         // default/kubernetes, the generated ones, and ours.
         let all = services as f64 + 2.0;
         daemon.wait_for("node_dataplane_frontends", COLD, |n| n >= all).expect("all Services");
-        until("the first comparison", COLD, || Moment::of(&daemon).resyncs >= 1.0);
-        let cold = Moment::of(&daemon);
+        let cold = Moment::when("the first comparison", |moment| moment.resyncs >= 1.0);
+        let (cold_time, cold_cpu) = (begun.elapsed(), daemon.cpu().expect("cpu"));
         let changes = changes(&bed, &daemon, from_environment("PROXY_UPDATES", 6));
-        let (dumps, resync_cpu) = resync(&daemon);
+        let (dumps, resync_cpu) = resync(&daemon, period);
         let mut took: Vec<Duration> = changes.iter().map(|change| change.took).collect();
         took.sort_unstable();
         let (median, worst) = (took[took.len() / 2], took[took.len() - 1]);
@@ -125,8 +141,8 @@ fn an_endpoint_update_is_a_handful_of_requests_however_many_services_there_are()
         println!(
             "| {services} x {endpoints} | {:.1} | {:.1} | {} | {:.0} | {:.0} | {:.1} | {requests} \
              | {dumps} | {:.0} | {mib:.0} |",
-            (cold.at - begun).as_secs_f64(),
-            cold.cpu.as_secs_f64(),
+            cold_time.as_secs_f64(),
+            cold_cpu.as_secs_f64(),
             cold.requests,
             median.as_secs_f64() * 1e3,
             worst.as_secs_f64() * 1e3,
