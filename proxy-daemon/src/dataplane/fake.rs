@@ -1,6 +1,9 @@
 //! A data plane that lives in memory: for tests of everything above it.
 
 use std::collections::{BTreeSet, HashMap};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::num::NonZeroU16;
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{Dataplane, OpError, Piece, PlaneError, Reader, Surroundings, WorkDone};
@@ -9,7 +12,7 @@ use crate::policy::{Backend, Frontend, FrontendKey};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Key {
-    Address(std::net::IpAddr),
+    Address(IpAddr),
     Server(FrontendKey),
     Backend(FrontendKey, Backend),
 }
@@ -36,6 +39,27 @@ impl ObjectKey for Key {
     fn parent(&self) -> Option<Self> {
         match self {
             Self::Backend(frontend, _) => Some(Self::Server(*frontend)),
+            _ => None,
+        }
+    }
+
+    fn children(&self) -> Option<RangeInclusive<Self>> {
+        const FIRST: Backend = Backend {
+            address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            port: NonZeroU16::MIN,
+            local: false,
+            weight: 0,
+        };
+        const LAST: Backend = Backend {
+            address: IpAddr::V6(Ipv6Addr::from_bits(u128::MAX)),
+            port: NonZeroU16::MAX,
+            local: true,
+            weight: u16::MAX,
+        };
+        match self {
+            Self::Server(frontend) => {
+                Some(Self::Backend(*frontend, FIRST)..=Self::Backend(*frontend, LAST))
+            }
             _ => None,
         }
     }

@@ -13,6 +13,7 @@ use crate::policy::FrontendKey;
 #[derive(Debug)]
 pub struct Ledger<K: ObjectKey> {
     entries: BTreeMap<K, Entry<K::Value>>,
+    /// Without those that are found as children of another.
     by_frontend: HashMap<FrontendKey, Box<[K]>>,
     /// Counts readbacks; the one under way, or else the last.
     readback: u32,
@@ -115,6 +116,10 @@ impl<K> Default for Sweep<K> {
     }
 }
 
+fn is_found_as_child<K: ObjectKey>(key: &K) -> bool {
+    key.parent().and_then(|parent| parent.children()).is_some_and(|range| range.contains(key))
+}
+
 impl<K: ObjectKey> Default for Ledger<K> {
     fn default() -> Self {
         Self {
@@ -137,8 +142,8 @@ impl<K: ObjectKey> Ledger<K> {
         new: Vec<(K, K::Value)>,
         touched: &mut impl Extend<K>,
     ) {
-        let old = self.by_frontend.remove(&frontend).unwrap_or_default();
-        let mut keys = Vec::with_capacity(new.len());
+        let old = self.take_keys(frontend);
+        let mut keys = Vec::new();
         // New before old: a shared object's count must not pass through zero.
         for (key, value) in new {
             let entry = self.entries.entry(key.clone()).or_default();
@@ -147,7 +152,9 @@ impl<K: ObjectKey> Ledger<K> {
                 entry.sides.want(Some(value));
                 touched.extend([key.clone()]);
             }
-            keys.push(key);
+            if !is_found_as_child(&key) {
+                keys.push(key);
+            }
         }
         for key in old {
             let Some(entry) = self.entries.get_mut(&key) else { continue };
@@ -161,6 +168,18 @@ impl<K: ObjectKey> Ledger<K> {
         if !keys.is_empty() {
             self.by_frontend.insert(frontend, keys.into_boxed_slice());
         }
+    }
+
+    /// All that `frontend` wanted so far.
+    fn take_keys(&mut self, frontend: FrontendKey) -> Vec<K> {
+        let mut keys = self.by_frontend.remove(&frontend).unwrap_or_default().into_vec();
+        let ranges: Vec<_> = keys.iter().filter_map(K::children).collect();
+        for range in ranges {
+            let children = self.entries.range(range);
+            let wanted = children.filter(|(_, entry)| entry.frontends > 0);
+            keys.extend(wanted.map(|(key, _)| key.clone()));
+        }
+        keys
     }
 
     #[must_use]

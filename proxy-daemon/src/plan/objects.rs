@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::hash::Hash;
+use std::ops::RangeInclusive;
 
 /// A kernel object of a data plane: identity, with a value that can be updated in place.
 pub trait ObjectKey: Clone + Eq + Hash + Ord + fmt::Debug + Send + 'static {
@@ -25,4 +26,10 @@ pub trait ObjectKey: Clone + Eq + Hash + Ord + fmt::Debug + Send + 'static {
 
     /// The object that this one lives in: when that goes, there is nothing to keep.
     fn parent(&self) -> Option<Self>;
+
+    /// Where in the order the objects are that live in this one, when all of them are
+    /// together and nobody wants one but the frontend that wants this one.
+    fn children(&self) -> Option<RangeInclusive<Self>> {
+        None
+    }
 }

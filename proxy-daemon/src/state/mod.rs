@@ -41,7 +41,9 @@ impl DirtySet {
 #[derive(Debug)]
 pub struct State {
     services: HashMap<ObjectName, Arc<Service>>,
-    slices: HashMap<ObjectName, BTreeMap<ObjectName, Arc<EndpointSlice>>>,
+    /// In the order of their names. Nearly always there is one, for which a map would keep
+    /// room for eleven.
+    slices: HashMap<ObjectName, Vec<Arc<EndpointSlice>>>,
     /// Slice name to the Service it was last filed under.
     filed_under: HashMap<ObjectName, ObjectName>,
     node: Option<Node>,
@@ -85,7 +87,7 @@ impl State {
 
     /// In the order of the slice names, so that merging is deterministic.
     pub fn slices(&self, service: &ObjectName) -> impl Iterator<Item = &EndpointSlice> {
-        self.slices.get(service).into_iter().flat_map(|slices| slices.values().map(Arc::as_ref))
+        self.slices.get(service).into_iter().flat_map(|slices| slices.iter().map(Arc::as_ref))
     }
 
     pub fn service_names(&self) -> impl Iterator<Item = &ObjectName> {
@@ -241,7 +243,7 @@ impl State {
             .filed_under
             .get(name)
             .and_then(|service| self.slices.get(service))
-            .and_then(|slices| slices.get(name))
+            .and_then(|slices| slices.iter().find(|slice| slice.name == *name))
             .cloned();
         if old.as_deref() == new.as_ref() {
             return;
@@ -251,7 +253,7 @@ impl State {
             dirty.services.insert(old.service.clone());
             self.filed_under.remove(name);
             if let Some(slices) = self.slices.get_mut(&old.service) {
-                slices.remove(name);
+                slices.retain(|slice| slice.name != *name);
                 if slices.is_empty() {
                     self.slices.remove(&old.service);
                 }
@@ -260,7 +262,10 @@ impl State {
         if let Some(new) = new {
             dirty.slice(&new);
             self.filed_under.insert(name.clone(), new.service.clone());
-            self.slices.entry(new.service.clone()).or_default().insert(name.clone(), Arc::new(new));
+            let slices = self.slices.entry(new.service.clone()).or_default();
+            let place = slices.partition_point(|slice| slice.name < new.name);
+            slices.reserve_exact(1);
+            slices.insert(place, Arc::new(new));
         }
     }
 }

@@ -155,8 +155,8 @@ fn element_change(op: &Op<Key>) -> Option<(Operation, Element)> {
         (_, Key::Element(element)) => Some((Operation::Add, *element)),
         (_, Key::Redirect(map, from)) => {
             let (operation, to) = match op {
-                Op::Create(_, Value::Redirect(to)) => (Operation::Add, *to),
-                Op::Update(_, Value::Redirect(to)) => (Operation::Replace, *to),
+                Op::Create(_, Value::Redirect(to)) => (Operation::Add, **to),
+                Op::Update(_, Value::Redirect(to)) => (Operation::Replace, **to),
                 // Found by its key alone.
                 _ => (Operation::Delete, HostPort::new(from.address, 0)),
             };

@@ -1,6 +1,7 @@
 //! The kernel objects of ipvs mode, and which of them a frontend needs. Pure.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use super::codec::{self, Netmask, SchedulerName, ServiceFlags, VirtualServer, VirtualServerKey};
@@ -29,8 +30,9 @@ pub enum Value {
     Present,
     VirtualServer(Arc<ServerConfig>),
     RealServer(Forward),
-    /// Another virtual server of the same protocol.
-    Redirect(HostPort),
+    /// Another virtual server of the same protocol. Few objects are: they must not make
+    /// all others larger.
+    Redirect(Box<HostPort>),
 }
 
 /// What of a virtual server can be changed in place.
@@ -141,6 +143,17 @@ impl ObjectKey for Key {
             _ => None,
         }
     }
+
+    fn children(&self) -> Option<RangeInclusive<Self>> {
+        const FIRST: HostPort = HostPort::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+        const LAST: HostPort = HostPort::new(IpAddr::V6(Ipv6Addr::from_bits(u128::MAX)), u16::MAX);
+        match self {
+            Self::VirtualServer(frontend) => {
+                Some(Self::RealServer(*frontend, FIRST)..=Self::RealServer(*frontend, LAST))
+            }
+            _ => None,
+        }
+    }
 }
 
 /// Lowers a frontend to kernel objects; `scheduler` is the one to be used for it.
@@ -160,7 +173,7 @@ pub fn lower(
     {
         objects.extend(target.map(|target| {
             let to = HostPort::new(target.address, target.port.get());
-            (Key::Redirect(map, *key), Value::Redirect(to))
+            (Key::Redirect(map, *key), Value::Redirect(Box::new(to)))
         }));
     }
     let config = server_config(key, frontend, scheduler);

@@ -255,7 +255,7 @@ fn object(element: Element) -> Option<(Key, Value)> {
     match element.key {
         ElementKey::Redirect { address, protocol, port, to } => {
             let from = FrontendKey { address, protocol, port: NonZeroU16::new(port)? };
-            Some((Key::Redirect(element.set, from), Value::Redirect(to)))
+            Some((Key::Redirect(element.set, from), Value::Redirect(Box::new(to))))
         }
         _ => Some((Key::Element(element), Value::Present)),
     }

@@ -43,7 +43,7 @@ pub fn service(object: &api::Service) -> Converted<Service> {
     let families: HashSet<Family> = cluster_ips.iter().copied().map(Family::of).collect();
     let external_ips = external_ips(spec, &families, &mut complaints);
     let external_policy = external_policy(spec, &mut complaints);
-    let service = Service {
+    let mut service = Service {
         created: object.metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
         load_balancer_ips: load_balancer_ips(object, &families, &mut complaints),
         ports: ports(spec, &mut complaints),
@@ -61,6 +61,9 @@ pub fn service(object: &api::Service) -> Converted<Service> {
         external_ips,
         external_policy,
     };
+    // Kept for as long as the object lives, and there are many.
+    service.cluster_ips.shrink_to_fit();
+    service.ports.shrink_to_fit();
     Converted::Ours(service, complaints.0)
 }
 

@@ -44,7 +44,7 @@ pub fn slice(object: &api::EndpointSlice) -> Converted<EndpointSlice> {
     };
 
     let mut complaints = Complaints::default();
-    let converted = EndpointSlice {
+    let mut converted = EndpointSlice {
         service: ObjectName {
             namespace: Arc::clone(&name.namespace),
             name: service.as_str().into(),
@@ -61,6 +61,9 @@ pub fn slice(object: &api::EndpointSlice) -> Converted<EndpointSlice> {
             .collect(),
         triggered: triggered(object, &mut complaints),
     };
+    // Kept for as long as the object lives, and there are many.
+    converted.ports.shrink_to_fit();
+    converted.endpoints.shrink_to_fit();
     Converted::Ours(converted, complaints.0)
 }
 

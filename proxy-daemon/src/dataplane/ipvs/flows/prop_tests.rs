@@ -146,7 +146,7 @@ proptest! {
 
 fn redirect(from: FrontendKey, to: u8) -> (Key, Value) {
     let to = SocketAddr::from(([10, 96, 0, to], 53));
-    (Key::Redirect(Set::Shared, from), Value::Redirect(to.into()))
+    (Key::Redirect(Set::Shared, from), Value::Redirect(Box::new(to.into())))
 }
 
 fn web(endpoints: &[u8]) -> Servers {
