@@ -171,10 +171,11 @@ async fn serve_until_stopped(
     announcer.announce(starting(&config.node_name));
     let source = source(config, Outlet { events, stats, announcer }, announced);
     let servers = serve::run(status, config.serving);
+    let read = || Config::from_args(std::env::args_os(), hostname);
     tokio::select! {
         ended = source => ended,
         ended = servers => ended.map_err(|error| error.to_string()),
-        changed = reload::changed(config, hostname) => Err(format!(
+        changed = reload::changed(config, read, reload::POLL) => Err(format!(
             "{} changed: ending, to be started again with it; what is programmed stays",
             changed.display()
         )),

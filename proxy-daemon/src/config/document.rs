@@ -91,7 +91,7 @@ fn kube_proxy(config: &Config) -> Value {
                 "localhostNodePorts": config.localhost_node_ports,
             },
             "ipvs": ipvs(config),
-            "detectLocalMode": detect_local_mode(&config.detect_local),
+            "detectLocalMode": config.detect_local.name(),
             "detectLocal": detect_local(&config.detect_local),
             "clusterCIDR": cidrs(&config.cluster_cidrs).join(","),
             "nodePortAddresses": node_port_addresses(&config.node_port_addresses),
@@ -124,15 +124,6 @@ fn conntrack(config: &Config) -> Value {
         "udpTimeout": timeout(conntrack.udp_timeout),
         "udpStreamTimeout": timeout(conntrack.udp_stream_timeout),
     })
-}
-
-const fn detect_local_mode(detect: &DetectLocal) -> &'static str {
-    match detect {
-        DetectLocal::ClusterCidr => "ClusterCIDR",
-        DetectLocal::NodeCidr => "NodeCIDR",
-        DetectLocal::BridgeInterface(_) => "BridgeInterface",
-        DetectLocal::InterfaceNamePrefix(_) => "InterfaceNamePrefix",
-    }
 }
 
 fn detect_local(detect: &DetectLocal) -> Value {

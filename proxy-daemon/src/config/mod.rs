@@ -115,6 +115,19 @@ pub enum DetectLocal {
     InterfaceNamePrefix(String),
 }
 
+impl DetectLocal {
+    /// The value of the flag.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::ClusterCidr => "ClusterCIDR",
+            Self::NodeCidr => "NodeCIDR",
+            Self::BridgeInterface(_) => "BridgeInterface",
+            Self::InterfaceNamePrefix(_) => "InterfaceNamePrefix",
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NodePortAddresses {
     /// All of the node's addresses except loopback.

@@ -69,7 +69,7 @@ impl Status {
             mode: config.proxy_mode,
             configz: crate::config::document(config),
             health: Mutex::new(Health::new(families, config.health_timeout())),
-            metrics: Metrics::new(families, config.proxy_mode, started),
+            metrics: Metrics::new(families, config, started),
             checks: Checks::default(),
             announcer: OnceLock::new(),
             clock,
