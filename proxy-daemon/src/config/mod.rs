@@ -7,6 +7,8 @@
 //! daemon has no use for is in `inert`.
 
 mod build;
+#[cfg(test)]
+mod chart_tests;
 mod check;
 mod cli;
 #[cfg(test)]
@@ -17,6 +19,8 @@ mod file;
 #[cfg(test)]
 mod file_tests;
 mod flags;
+#[cfg(test)]
+mod generated_tests;
 mod inert;
 #[cfg(test)]
 mod tests;
