@@ -71,6 +71,14 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// What the unit tests need beside a tool chain.
+///
+/// # Errors
+/// As [`packages`].
+pub fn unit_packages() -> Result<()> {
+    apt::install(&apt::missing(&["prometheus"]))
+}
+
 /// Installs the Debian packages that are missing, saying what each is for.
 ///
 /// # Errors

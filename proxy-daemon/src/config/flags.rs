@@ -8,7 +8,10 @@ use std::path::PathBuf;
 use clap::builder::styling::Styles;
 use clap::{Args, Parser, Subcommand};
 
-const ABOUT: &str = "Programs Kubernetes Services into the kernel of this node, in kube-proxy's \
+const ABOUT: &str =
+    "Programs Kubernetes Services into the kernel of this node, in kube-proxy's place";
+
+const LONG_ABOUT: &str = "Programs Kubernetes Services into the kernel of this node, in kube-proxy's \
                      place.\n\nFlags carry kube-proxy's names and meanings. Durations are written \
                      30s, 1m0s, 2h45m; switches --flag, --flag=true or --flag=false; lists are \
                      separated by commas.";
@@ -45,6 +48,8 @@ configuration; 1 for anything else that stops the daemon, with the reason on sta
     name = "proxy-daemon",
     disable_version_flag = true,
     about = ABOUT,
+    long_about = LONG_ABOUT,
+    disable_help_subcommand = true,
     after_long_help = EXAMPLES,
     after_help = "--help has examples and the whole explanations.",
     args_override_self = true,
@@ -73,7 +78,7 @@ pub struct Flags {
 #[derive(Debug, Clone, Subcommand)]
 pub enum Command {
     /// Work on configuration files
-    #[command(subcommand)]
+    #[command(subcommand, disable_help_subcommand = true)]
     Config(ConfigCommand),
 }
 

@@ -19,21 +19,35 @@ fn check(file: &str, content: &[u8]) {
 
 #[test]
 fn the_manual_page_is_that_of_the_flags() {
-    let mut page = Vec::new();
-    // The date would make every build differ.
-    clap_mangen::Man::new(command())
-        .date("")
-        .manual("System administration")
-        .section("8")
-        .render(&mut page)
-        .unwrap();
-    let text = String::from_utf8(page.clone()).unwrap();
+    let text = page(command());
     for part in
         [".TH proxy-daemon 8", "\\-\\-ipvs\\-scheduler", "\\-\\-feature\\-gates", "Examples"]
     {
         assert!(text.contains(part), "{part}");
     }
-    check("man/proxy-daemon.8", &page);
+    check("man/proxy-daemon.8", text.as_bytes());
+}
+
+#[test]
+fn the_subcommands_have_manual_pages() {
+    let mut command = command();
+    command.build();
+    let config = command.find_subcommand("config").unwrap().clone();
+    let check_file = config.find_subcommand("check").unwrap().clone();
+    let name = "proxy-daemon-config";
+    check("man/proxy-daemon-config.8", page(config.name(name).display_name(name)).as_bytes());
+    let name = "proxy-daemon-config-check";
+    let text = page(check_file.name(name).display_name(name));
+    assert!(text.contains("\\-\\-strict"), "{text}");
+    check("man/proxy-daemon-config-check.8", text.as_bytes());
+}
+
+fn page(command: clap::Command) -> String {
+    let mut page = Vec::new();
+    // The date would make every build differ.
+    let man = clap_mangen::Man::new(command).date("").section("8");
+    man.manual("System administration").render(&mut page).unwrap();
+    String::from_utf8(page).unwrap()
 }
 
 #[test]
