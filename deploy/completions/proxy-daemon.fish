@@ -106,15 +106,8 @@ complete -c proxy-daemon -n "__fish_proxy_daemon_needs_command" -l forward-healt
 complete -c proxy-daemon -n "__fish_proxy_daemon_needs_command" -l windows-service -d 'No effect: it is for Windows' -r
 complete -c proxy-daemon -n "__fish_proxy_daemon_needs_command" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c proxy-daemon -n "__fish_proxy_daemon_needs_command" -f -a "config" -d 'Work on configuration files'
-complete -c proxy-daemon -n "__fish_proxy_daemon_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
-complete -c proxy-daemon -n "__fish_proxy_daemon_using_subcommand config; and not __fish_seen_subcommand_from check help" -s h -l help -d 'Print help'
-complete -c proxy-daemon -n "__fish_proxy_daemon_using_subcommand config; and not __fish_seen_subcommand_from check help" -f -a "check" -d 'Explain a kube-proxy configuration: what carries over, what has no effect, what is wrong'
-complete -c proxy-daemon -n "__fish_proxy_daemon_using_subcommand config; and not __fish_seen_subcommand_from check help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c proxy-daemon -n "__fish_proxy_daemon_using_subcommand config; and not __fish_seen_subcommand_from check" -s h -l help -d 'Print help'
+complete -c proxy-daemon -n "__fish_proxy_daemon_using_subcommand config; and not __fish_seen_subcommand_from check" -f -a "check" -d 'Explain a kube-proxy configuration: what carries over, what has no effect, what is wrong'
 complete -c proxy-daemon -n "__fish_proxy_daemon_using_subcommand config; and __fish_seen_subcommand_from check" -l proxy-mode -d 'As on the daemon\'s command line: the mode where the file has none that exists here' -r
 complete -c proxy-daemon -n "__fish_proxy_daemon_using_subcommand config; and __fish_seen_subcommand_from check" -l strict -d 'Unknown fields count as mistakes'
 complete -c proxy-daemon -n "__fish_proxy_daemon_using_subcommand config; and __fish_seen_subcommand_from check" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c proxy-daemon -n "__fish_proxy_daemon_using_subcommand config; and __fish_seen_subcommand_from help" -f -a "check" -d 'Explain a kube-proxy configuration: what carries over, what has no effect, what is wrong'
-complete -c proxy-daemon -n "__fish_proxy_daemon_using_subcommand config; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
-complete -c proxy-daemon -n "__fish_proxy_daemon_using_subcommand help; and not __fish_seen_subcommand_from config help" -f -a "config" -d 'Work on configuration files'
-complete -c proxy-daemon -n "__fish_proxy_daemon_using_subcommand help; and not __fish_seen_subcommand_from config help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
-complete -c proxy-daemon -n "__fish_proxy_daemon_using_subcommand help; and __fish_seen_subcommand_from config" -f -a "check" -d 'Explain a kube-proxy configuration: what carries over, what has no effect, what is wrong'
