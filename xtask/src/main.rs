@@ -8,6 +8,7 @@ mod bench;
 mod build;
 mod demo;
 mod ebpf;
+mod generate;
 mod guest;
 mod lint;
 mod place;
@@ -37,6 +38,7 @@ enum Command {
     Demo(demo::Args),
     Vm(vm::Args),
     Bench(bench::Args),
+    Generate(generate::Args),
 }
 
 fn main() -> ExitCode {
@@ -48,6 +50,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Vm(args) => vm::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Generate(args) => generate::run(&args),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

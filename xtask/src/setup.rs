@@ -25,7 +25,7 @@ pub struct Args {
 }
 
 /// Debian packages and what asks for them.
-const PACKAGES: [(&str, &str); 16] = [
+const PACKAGES: [(&str, &str); 17] = [
     ("gcc", "links every Rust program, and builds the TLS library's assembly"),
     ("libc6-dev", "linking"),
     ("qemu-system-x86", "runs the guests"),
@@ -42,6 +42,7 @@ const PACKAGES: [(&str, &str); 16] = [
     ("conntrack", "tests look at tracked flows"),
     ("bpftool", "tests look at loaded programs and maps"),
     ("tcpdump", "tests look at packets on the wire"),
+    ("prometheus", "promtool checks the metrics page"),
 ];
 
 /// Those of [`PACKAGES`] without which no guest boots.
@@ -68,6 +69,14 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     println!("cache: {}", place::cache()?.display());
     println!("ready after {:.1} s", start.elapsed().as_secs_f64());
     Ok(ExitCode::SUCCESS)
+}
+
+/// What the unit tests need beside a tool chain.
+///
+/// # Errors
+/// As [`packages`].
+pub fn unit_packages() -> Result<()> {
+    apt::install(&apt::missing(&["prometheus"]))
 }
 
 /// Installs the Debian packages that are missing, saying what each is for.

@@ -4,6 +4,7 @@ mod addresses;
 mod conntrack;
 mod ipvs;
 mod logging;
+mod reload;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::Instant;
 
 use tokio::sync::mpsc;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::config::{self, Config, ProxyMode, Source};
 use crate::kernel::capabilities::check_net_admin;
@@ -44,10 +45,13 @@ pub fn main() -> ExitCode {
         }
     };
     logging::start(config.logging);
+    for note in &config.notes {
+        info!("{note}");
+    }
     for warning in &config.warnings {
         warn!("{warning}");
     }
-    match run(&config) {
+    match run(&config, &hostname) {
         Ok(()) => ExitCode::SUCCESS,
         Err(fatal) => {
             error!("{fatal}");
@@ -56,7 +60,14 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(config: &Config) -> Result<(), Fatal> {
+fn run(config: &Config, hostname: &str) -> Result<(), Fatal> {
+    if let Some(path) = &config.write_config_to {
+        let text = config::yaml(config)?;
+        std::fs::write(path, text)
+            .map_err(|error| format!("--write-config-to={}: {error}", path.display()))?;
+        info!(file = %path.display(), "wrote the configuration");
+        return Ok(());
+    }
     check_net_admin().map_err(|error| error.to_string())?;
     match config.proxy_mode {
         ProxyMode::Ipvs => {}
@@ -72,6 +83,11 @@ fn run(config: &Config) -> Result<(), Fatal> {
     let families = families();
     let (plane, link) = ipvs::plane(config, &families)?;
     conntrack::apply(config);
+    if config.init_only {
+        info!("the kernel is prepared; ending, as --init-only asks");
+        return Ok(());
+    }
+    adjust_oom_score(config.oom_score_adj);
 
     let status = Status::new(config, &families);
     let (inputs, engine_inputs) = sync_channel(QUEUE);
@@ -89,7 +105,7 @@ fn run(config: &Config) -> Result<(), Fatal> {
         .enable_all()
         .build()
         .map_err(|error| format!("cannot start the runtime: {error}"))?;
-    let ended = runtime.block_on(serve_until_stopped(config, status, inputs.clone()));
+    let ended = runtime.block_on(serve_until_stopped(config, hostname, status, inputs.clone()));
     // What was programmed stays; the next start takes it over.
     if inputs.send(Input::Stop).is_ok() && engine.join().is_err() {
         return Err("the engine ended in a panic".to_owned());
@@ -98,13 +114,30 @@ fn run(config: &Config) -> Result<(), Fatal> {
     ended
 }
 
+/// kube-proxy's.
+const DEFAULT_OOM_SCORE: i32 = -999;
+
+/// To lower it takes CAP_SYS_RESOURCE, which the DaemonSet does not give: the kubelet sets
+/// it low for the Pod's priority class.
+fn adjust_oom_score(score: i32) {
+    match std::fs::write("/proc/self/oom_score_adj", score.to_string()) {
+        Ok(()) => debug!(score, "oom_score_adj set"),
+        Err(error) if score == DEFAULT_OOM_SCORE => {
+            debug!(score, %error, "oom_score_adj stays as it is");
+        }
+        Err(error) => warn!(score, %error, "--oom-score-adj: stays as it is"),
+    }
+}
+
 fn engine_config(config: &Config, families: Vec<Family>) -> EngineConfig {
     EngineConfig {
         node_name: config.node_name.clone(),
         families,
         node_port_addresses: match &config.node_port_addresses {
             config::NodePortAddresses::All => NodePortAddresses::All,
-            config::NodePortAddresses::Primary => NodePortAddresses::Primary,
+            config::NodePortAddresses::Primary => {
+                config.bind_address.map_or(NodePortAddresses::Primary, NodePortAddresses::PrimaryOr)
+            }
             config::NodePortAddresses::Cidrs(cidrs) => NodePortAddresses::Cidrs(cidrs.clone()),
         },
         masquerade_all: config.masquerade.all,
@@ -125,6 +158,7 @@ fn families() -> Vec<Family> {
 
 async fn serve_until_stopped(
     config: &Config,
+    hostname: &str,
     status: Arc<Status>,
     inputs: SyncSender<Input>,
 ) -> Result<(), Fatal> {
@@ -137,9 +171,14 @@ async fn serve_until_stopped(
     announcer.announce(starting(&config.node_name));
     let source = source(config, Outlet { events, stats, announcer }, announced);
     let servers = serve::run(status, config.serving);
+    let read = || Config::from_args(std::env::args_os(), hostname);
     tokio::select! {
         ended = source => ended,
         ended = servers => ended.map_err(|error| error.to_string()),
+        changed = reload::changed(config, read, reload::POLL) => Err(format!(
+            "{} changed: ending, to be started again with it; what is programmed stays",
+            changed.display()
+        )),
         signal = stop_signal() => {
             info!("{signal}: stopping; what is programmed stays");
             Ok(())

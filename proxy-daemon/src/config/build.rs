@@ -1,6 +1,8 @@
 //! Text of the flags to typed values, every mistake collected.
 
+use std::collections::HashMap;
 use std::fmt;
+use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -20,8 +22,8 @@ use crate::model::NodeName;
 /// One value that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// With its dashes.
-    pub flag: &'static str,
+    /// As the user wrote it: a flag with its dashes, or the path of a field.
+    pub name: String,
     pub value: String,
     /// What would be accepted.
     pub expected: Expected,
@@ -29,19 +31,29 @@ pub struct Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}={:?}: {}", self.flag, self.value, self.expected)
+        write!(f, "{}={:?}: {}", self.name, self.value, self.expected)
     }
 }
 
-/// All of them, at least one.
+/// All of them, at least one when it is an error.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Problems(pub Vec<Problem>);
+pub struct Problems {
+    pub list: Vec<Problem>,
+    /// Field of a file by the flag that it stands for.
+    fields: HashMap<&'static str, String>,
+}
 
 impl fmt::Display for Problems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let count = self.0.len();
-        writeln!(f, "error: {count} flag{} cannot be used:", if count == 1 { "" } else { "s" })?;
-        for problem in &self.0 {
+        let count = self.list.len();
+        let flags = self.list.iter().filter(|problem| problem.name.starts_with("--")).count();
+        let what = match flags {
+            0 => "field",
+            _ if flags == count => "flag",
+            _ => "setting",
+        };
+        writeln!(f, "error: {count} {what}{} cannot be used:", if count == 1 { "" } else { "s" })?;
+        for problem in &self.list {
             writeln!(f, "  {problem}")?;
         }
         f.write_str("proxy-daemon --help explains each flag.")
@@ -49,8 +61,22 @@ impl fmt::Display for Problems {
 }
 
 impl Problems {
-    fn add(&mut self, flag: &'static str, value: &str, expected: impl Into<Expected>) {
-        self.0.push(Problem { flag, value: value.to_owned(), expected: expected.into() });
+    pub(super) fn with_fields(fields: HashMap<&'static str, String>) -> Self {
+        Self { list: Vec::new(), fields }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// How the user wrote it.
+    pub(super) fn name_of(&self, flag: &'static str) -> String {
+        self.fields.get(flag).cloned().unwrap_or_else(|| flag.to_owned())
+    }
+
+    pub(super) fn add(&mut self, name: &str, value: &str, expected: impl Into<Expected>) {
+        let name = self.fields.get(name).cloned().unwrap_or_else(|| name.to_owned());
+        self.list.push(Problem { name, value: value.to_owned(), expected: expected.into() });
     }
 
     /// The parsed value, or a placeholder that is never used because a problem was noted.
@@ -83,19 +109,36 @@ impl Problems {
     }
 }
 
-pub(super) fn build(flags: &Flags, hostname: &str) -> Result<Config, Problems> {
-    let mut problems = Problems::default();
-    let mut warnings = Vec::new();
+/// `problems` may hold some already; what was noted on the way there goes into the result.
+pub(super) fn build(
+    flags: &Flags,
+    hostname: &str,
+    mut problems: Problems,
+    notes: Vec<String>,
+    mut warnings: Vec<String>,
+) -> Result<Config, Problems> {
     let p = &mut problems;
     let (detect_local, cluster_cidrs) = local_detection(p, &flags.traffic, &mut warnings);
     let config = Config {
         proxy_mode: proxy_mode(p, &flags.mode),
         cleanup: p.take("--cleanup", &flags.mode.cleanup, value::boolean),
+        init_only: p.take("--init-only", &flags.mode.init_only, value::boolean),
+        write_config_to: path(&flags.mode.write_config_to),
+        files: [&flags.mode.config, &flags.mode.dataplane_config]
+            .into_iter()
+            .filter_map(|raw| path(raw))
+            .collect(),
         source: source(p, &flags.source),
         node_name: node_name(p, &flags.source.hostname_override, hostname),
         cluster_cidrs,
         detect_local,
+        bind_address: bind_address(p, &flags.traffic.bind_address),
         node_port_addresses: node_port_addresses(p, &flags.traffic.nodeport_addresses),
+        localhost_node_ports: p.take(
+            "--iptables-localhost-nodeports",
+            &flags.traffic.iptables_localhost_nodeports,
+            value::boolean,
+        ),
         masquerade: masquerade(p, &flags.traffic),
         drain_timeout: p.take("--drain-timeout", &flags.traffic.drain_timeout, value::duration),
         ipvs: ipvs(p, &flags.ipvs),
@@ -106,9 +149,16 @@ pub(super) fn build(flags: &Flags, hostname: &str) -> Result<Config, Problems> {
         sysctl_root: p.take("--sysctl-root", &flags.host.sysctl_root, |raw| {
             path(raw).ok_or_else(|| "must be a directory, for example /proc/sys".to_owned())
         }),
+        oom_score_adj: p.take("--oom-score-adj", &flags.host.oom_score_adj, |raw| {
+            raw.parse::<i32>()
+                .ok()
+                .filter(|score| (-1000..=1000).contains(score))
+                .ok_or_else(|| "must be a whole number from -1000 to 1000".to_owned())
+        }),
+        notes,
         warnings,
     };
-    if problems.0.is_empty() { Ok(config) } else { Err(problems) }
+    if problems.is_empty() { Ok(config) } else { Err(problems) }
 }
 
 fn path(raw: &str) -> Option<PathBuf> {
@@ -120,11 +170,18 @@ fn proxy_mode(p: &mut Problems, flags: &ModeFlags) -> ProxyMode {
         "ipvs" => ProxyMode::Ipvs,
         "ebpf" => ProxyMode::Ebpf,
         other => {
-            let expected = match other {
+            let what = match other {
                 "iptables" | "nftables" | "kernelspace" | "userspace" => {
                     "is a mode of kube-proxy that does not exist here; choose ipvs or ebpf"
                 }
+                "" => "means iptables, which does not exist here; write ipvs or ebpf",
                 _ => "must be ipvs or ebpf",
+            };
+            let of_file = !p.name_of("--proxy-mode").starts_with("--");
+            let expected = if of_file && what.starts_with(['i', 'm']) && !what.starts_with("must") {
+                format!("{what}, or leave it and give --proxy-mode=ipvs or --proxy-mode=ebpf")
+            } else {
+                what.to_owned()
             };
             p.add("--proxy-mode", other, expected);
             ProxyMode::Ipvs
@@ -184,12 +241,12 @@ fn local_detection(
     let mode = match flags.detect_local_mode.as_str() {
         "" | "ClusterCIDR" => {
             if flags.cluster_cidr.is_empty() {
-                warnings.push(
-                    "--cluster-cidr is not set: with --detect-local-mode=ClusterCIDR no traffic \
-                     counts as that of pods, so none to a cluster IP is masqueraded for coming \
-                     from outside"
-                        .to_owned(),
-                );
+                warnings.push(format!(
+                    "{} is not set: with {}=ClusterCIDR no traffic counts as that of pods, so \
+                     none to a cluster IP is masqueraded for coming from outside",
+                    p.name_of("--cluster-cidr"),
+                    p.name_of("--detect-local-mode"),
+                ));
             }
             DetectLocal::ClusterCidr
         }
@@ -226,6 +283,16 @@ fn local_detection(
     (mode, cidrs)
 }
 
+/// Of kube-proxy's one value for "none" in each family nothing follows.
+fn bind_address(p: &mut Problems, raw: &str) -> Option<IpAddr> {
+    let address = p.take("--bind-address", raw, |raw| {
+        raw.parse::<IpAddr>()
+            .map(Some)
+            .map_err(|_| "must be an IP address, for example 192.0.2.10".to_owned())
+    });
+    address.filter(|address| !address.is_unspecified())
+}
+
 fn node_port_addresses(p: &mut Problems, raw: &[String]) -> NodePortAddresses {
     const FLAG: &str = "--nodeport-addresses";
     let joined = raw.join(",");
@@ -252,7 +319,7 @@ fn masquerade(p: &mut Problems, flags: &TrafficFlags) -> Masquerade {
 }
 
 fn ipvs(p: &mut Problems, flags: &IpvsFlags) -> Ipvs {
-    let before = p.0.len();
+    let before = p.list.len();
     let sync_period = p.take("--ipvs-sync-period", &flags.ipvs_sync_period, |raw| {
         value::duration(raw).and_then(|period| match period {
             Duration::ZERO => Err("must be greater than 0".to_owned()),
@@ -261,11 +328,15 @@ fn ipvs(p: &mut Problems, flags: &IpvsFlags) -> Ipvs {
     });
     let min_sync_period =
         p.take("--ipvs-min-sync-period", &flags.ipvs_min_sync_period, value::duration);
-    if p.0.len() == before && min_sync_period > sync_period {
+    if p.list.len() == before && min_sync_period > sync_period {
         p.add(
             "--ipvs-min-sync-period",
             &flags.ipvs_min_sync_period,
-            format!("must not be above --ipvs-sync-period, which is {}", flags.ipvs_sync_period),
+            format!(
+                "must not be above {}, which is {}",
+                p.name_of("--ipvs-sync-period"),
+                flags.ipvs_sync_period
+            ),
         );
     }
     Ipvs {
@@ -311,22 +382,26 @@ fn conntrack(p: &mut Problems, flags: &ConntrackFlags) -> Conntrack {
     }
 }
 
-/// Ports as kube-proxy has them (`k8s.io/kubernetes/pkg/cluster/ports`).
-const HEALTHZ_PORT: u16 = 10256;
-const METRICS_PORT: u16 = 10249;
+/// 0 disables, whatever the address says, as in kube-proxy.
+fn deprecated_port(p: &mut Problems, flag: &'static str, raw: &str) -> Option<u16> {
+    let port = p.take(flag, raw, |raw| value::number(raw, 0, u32::from(u16::MAX)));
+    u16::try_from(port).ok().filter(|port| *port > 0)
+}
 
 fn serving(p: &mut Problems, flags: &ServingFlags) -> Serving {
+    let healthz_port = deprecated_port(p, "--healthz-port", &flags.healthz_port);
     let healthz = p.take("--healthz-bind-address", &flags.healthz_bind_address, |raw| {
-        value::bind_address(raw, HEALTHZ_PORT)
+        healthz_port.map_or(Ok(None), |port| value::bind_address(raw, port))
     });
+    let metrics_port = deprecated_port(p, "--metrics-port", &flags.metrics_port);
     let metrics = p.take("--metrics-bind-address", &flags.metrics_bind_address, |raw| {
-        value::bind_address(raw, METRICS_PORT)
+        metrics_port.map_or(Ok(None), |port| value::bind_address(raw, port))
     });
     if healthz.is_some() && healthz == metrics {
         p.add(
             "--metrics-bind-address",
             &flags.metrics_bind_address,
-            "must differ from --healthz-bind-address",
+            format!("must differ from {}", p.name_of("--healthz-bind-address")),
         );
     }
     let hard_fail =

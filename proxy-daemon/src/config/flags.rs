@@ -3,10 +3,15 @@
 //! Every value is taken as text here and judged in [`super::build`], so that all
 //! mistakes of a command line are reported together instead of one per attempt.
 
-use clap::builder::styling::Styles;
-use clap::{Args, Parser};
+use std::path::PathBuf;
 
-const ABOUT: &str = "Programs Kubernetes Services into the kernel of this node, in kube-proxy's \
+use clap::builder::styling::Styles;
+use clap::{Args, Parser, Subcommand};
+
+const ABOUT: &str =
+    "Programs Kubernetes Services into the kernel of this node, in kube-proxy's place";
+
+const LONG_ABOUT: &str = "Programs Kubernetes Services into the kernel of this node, in kube-proxy's \
                      place.\n\nFlags carry kube-proxy's names and meanings. Durations are written \
                      30s, 1m0s, 2h45m; switches --flag, --flag=true or --flag=false; lists are \
                      separated by commas.";
@@ -23,6 +28,10 @@ Examples:
   Without Kubernetes, from a directory of Service and EndpointSlice YAML:
     proxy-daemon --manifests=./services --hostname-override=node-a
 
+  With kube-proxy's own configuration, which names another mode or none:
+    proxy-daemon config check --proxy-mode=ipvs /var/lib/kube-proxy/config.conf
+    proxy-daemon --config=/var/lib/kube-proxy/config.conf --proxy-mode=ipvs
+
   Take everything down that this daemon programmed on the node:
     proxy-daemon --cleanup
 
@@ -30,15 +39,17 @@ Examples:
     curl -s localhost:10256/healthz
     curl -s localhost:10249/metrics | grep -v '^#'
 
-Exit status: 0 after --cleanup, --help and --version; 2 for a mistake in the flags; 1 for \
-anything else that stops the daemon, with the reason on standard error.";
+Exit status: 0 after --cleanup, --help and --version; 2 for a mistake in the flags or the \
+configuration; 1 for anything else that stops the daemon, with the reason on standard error.";
 
 /// Short help texts fit a terminal; the long ones teach.
 #[derive(Debug, Clone, Parser)]
 #[command(
     name = "proxy-daemon",
-    version,
+    disable_version_flag = true,
     about = ABOUT,
+    long_about = LONG_ABOUT,
+    disable_help_subcommand = true,
     after_long_help = EXAMPLES,
     after_help = "--help has examples and the whole explanations.",
     args_override_self = true,
@@ -60,6 +71,42 @@ pub struct Flags {
     pub serving: ServingFlags,
     #[command(flatten)]
     pub host: HostFlags,
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub enum Command {
+    /// Work on configuration files
+    #[command(subcommand, disable_help_subcommand = true)]
+    Config(ConfigCommand),
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub enum ConfigCommand {
+    /// Explain a kube-proxy configuration: what carries over, what has no effect, what is wrong
+    ///
+    /// Reads a KubeProxyConfiguration, with the daemon's own options behind it if there are
+    /// any, or a ConfigMap that holds one: kubectl -n kube-system get configmap kube-proxy
+    /// -o yaml | proxy-daemon config check -
+    ///
+    /// Exit status: 0 when the daemon would start with it, 2 when not.
+    Check(CheckArgs),
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct CheckArgs {
+    /// The file; - is standard input
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+
+    /// As on the daemon's command line: the mode where the file has none that exists here
+    #[arg(long, value_name = "MODE", default_value = "", hide_default_value = true)]
+    pub proxy_mode: String,
+
+    /// Unknown fields count as mistakes
+    #[arg(long)]
+    pub strict: bool,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -79,6 +126,33 @@ pub struct ModeFlags {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
           default_missing_value = "true", default_value = "false")]
     pub cleanup: String,
+
+    /// kube-proxy's configuration file; it goes before all flags that it has a field for
+    ///
+    /// Except --hostname-override and the flags of the log, which go before the file. A mode
+    /// that does not exist here, or none, is replaced by --proxy-mode. A second YAML document
+    /// of kind NodeDataplaneConfiguration, which kube-proxy does not read, holds this daemon's
+    /// own options. When the file changes the daemon exits, to be started again with it.
+    #[arg(long, value_name = "FILE", default_value = "", hide_default_value = true)]
+    pub config: String,
+
+    /// A file with a NodeDataplaneConfiguration alone: this daemon's own options
+    #[arg(long, value_name = "FILE", default_value = "", hide_default_value = true)]
+    pub dataplane_config: String,
+
+    /// Write the configuration as it results from all flags and files to this file, then exit
+    #[arg(long, value_name = "FILE", default_value = "", hide_default_value = true)]
+    pub write_config_to: String,
+
+    /// Check and prepare the kernel (modules, settings), then exit
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", default_value = "false")]
+    pub init_only: String,
+
+    /// Print the version and exit; raw says more
+    #[arg(long, value_name = "true|false|raw", num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", default_value = "false", hide_default_value = true)]
+    pub version: String,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -142,6 +216,19 @@ pub struct TrafficFlags {
     /// except loopback. May be repeated.
     #[arg(long, value_name = "CIDR,...|primary")]
     pub nodeport_addresses: Vec<String>,
+
+    /// The node's own address, in place of the Node object's of that family
+    ///
+    /// For --nodeport-addresses=primary. Nothing is bound to it; the name is kube-proxy's.
+    #[arg(long, value_name = "IP", default_value = "0.0.0.0")]
+    pub bind_address: String,
+
+    /// Whether node ports answer on IPv4 loopback addresses, where the mode can do that
+    ///
+    /// ipvs mode cannot, neither here nor in kube-proxy.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", default_value = "true")]
+    pub iptables_localhost_nodeports: String,
 
     /// Masquerade all traffic to cluster IPs, also that of pods
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
@@ -252,6 +339,14 @@ pub struct ServingFlags {
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:10249")]
     pub metrics_bind_address: String,
 
+    /// Deprecated: the port of a --healthz-bind-address that has none; 0 disables
+    #[arg(long, value_name = "PORT", default_value = "10256", hide_short_help = true)]
+    pub healthz_port: String,
+
+    /// Deprecated: the port of a --metrics-bind-address that has none; 0 disables
+    #[arg(long, value_name = "PORT", default_value = "10249", hide_short_help = true)]
+    pub metrics_port: String,
+
     /// Exit when one of these addresses cannot be bound, instead of trying again
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
           default_missing_value = "true", default_value = "false")]
@@ -269,6 +364,12 @@ pub struct ServingFlags {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Host")]
 pub struct HostFlags {
+    /// How late the kernel kills the daemon when memory runs out: -1000 (never) to 1000
+    ///
+    /// To lower it the kernel asks for CAP_SYS_RESOURCE; without, it stays as it is.
+    #[arg(long, value_name = "N", default_value = "-999", allow_hyphen_values = true)]
+    pub oom_score_adj: String,
+
     /// cgroup v2 directory whose sockets ebpf mode serves [default: the cgroup2 mount]
     #[arg(long, value_name = "DIR", default_value = "", hide_default_value = true)]
     pub cgroup_root: String,

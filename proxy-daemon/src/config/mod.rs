@@ -1,29 +1,44 @@
-//! Flags to one validated [`Config`].
+//! Flags and files to one validated [`Config`].
 //!
 //! `flags` takes the command line as text, [`value`] parses kube-proxy's kinds of values,
-//! `build` judges everything and reports all mistakes together. A configuration file is to
-//! enter here too: it fills the same [`Flags`] and goes through the same `build`, so that
-//! one set of rules holds for both.
+//! `build` judges everything and reports all mistakes together. A file is taken apart by
+//! `file` and becomes flags (`fields` says which), which `cli` puts in the right order with
+//! those of the command line: one set of rules holds for both. What kube-proxy has and this
+//! daemon has no use for is in `inert`.
 
 mod build;
 #[cfg(test)]
+mod chart_tests;
+mod check;
+mod cli;
+#[cfg(test)]
 mod deploy_tests;
+mod document;
+mod fields;
+mod file;
+#[cfg(test)]
+mod file_tests;
 mod flags;
 #[cfg(test)]
+mod generated_tests;
+mod inert;
+#[cfg(test)]
 mod tests;
+mod tree;
 pub mod value;
 
 use std::ffi::OsString;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Parser;
 use ipnetwork::IpNetwork;
 
 pub use build::{Problem, Problems};
+pub use cli::command;
+pub use document::{document, yaml};
 pub use flags::Flags;
 
 use crate::model::{LocalDetect, Node, NodeName};
@@ -34,11 +49,21 @@ pub struct Config {
     pub proxy_mode: ProxyMode,
     /// Take down what the daemon programmed, then exit.
     pub cleanup: bool,
+    /// Prepare the kernel, then exit.
+    pub init_only: bool,
+    /// Write this configuration there, then exit.
+    pub write_config_to: Option<PathBuf>,
+    /// The files it was read from.
+    pub files: Vec<PathBuf>,
     pub source: Source,
     pub node_name: NodeName,
     pub cluster_cidrs: Vec<IpNetwork>,
     pub detect_local: DetectLocal,
+    /// The node's own address of its family, in place of the Node object's.
+    pub bind_address: Option<IpAddr>,
     pub node_port_addresses: NodePortAddresses,
+    /// Node ports also answer on 127.0.0.0/8, where the mode can do that.
+    pub localhost_node_ports: bool,
     pub masquerade: Masquerade,
     /// A removed endpoint's connections may go on for so long.
     pub drain_timeout: Duration,
@@ -50,6 +75,10 @@ pub struct Config {
     pub cgroup_root: Option<PathBuf>,
     /// `/proc/sys`, or where the host's is mounted writable.
     pub sysctl_root: PathBuf,
+    /// -1000 to 1000.
+    pub oom_score_adj: i32,
+    /// Accepted, but without effect here: for the log.
+    pub notes: Vec<String>,
     /// Accepted, but probably not what was meant: for the log.
     pub warnings: Vec<String>,
 }
@@ -88,6 +117,19 @@ pub enum DetectLocal {
     NodeCidr,
     BridgeInterface(String),
     InterfaceNamePrefix(String),
+}
+
+impl DetectLocal {
+    /// The value of the flag.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::ClusterCidr => "ClusterCIDR",
+            Self::NodeCidr => "NodeCIDR",
+            Self::BridgeInterface(_) => "BridgeInterface",
+            Self::InterfaceNamePrefix(_) => "InterfaceNamePrefix",
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -185,11 +227,31 @@ impl Logging {
     }
 }
 
+fn version() -> String {
+    concat!("proxy-daemon ", env!("CARGO_PKG_VERSION")).to_owned()
+}
+
+/// As `--version=raw` of kube-proxy: for tools.
+fn version_raw() -> String {
+    serde_json::json!({
+        "name": "proxy-daemon",
+        "version": env!("CARGO_PKG_VERSION"),
+        "kubernetes": KUBERNETES,
+        "platform": format!("{}/{}", std::env::consts::OS, std::env::consts::ARCH),
+    })
+    .to_string()
+}
+
+/// Whose flags, fields and metrics these are.
+pub const KUBERNETES: &str = "1.36";
+
 /// Why there is no [`Config`].
 #[derive(Debug)]
 pub enum Usage {
-    /// `--help`, `--version`, or a command line that cannot be taken apart.
+    /// `--help`, or a command line that cannot be taken apart.
     Clap(Box<clap::Error>),
+    /// The answer to `--version` or `config check`, for standard output.
+    Print { text: String, code: u8 },
     /// Values that cannot be used, all of them.
     Problems(Problems),
 }
@@ -200,12 +262,11 @@ impl Usage {
     /// # Errors
     /// When the stream cannot be written.
     pub fn print(&self) -> std::io::Result<()> {
+        use std::io::Write as _;
         match self {
             Self::Clap(error) => error.print(),
-            Self::Problems(problems) => {
-                use std::io::Write as _;
-                writeln!(std::io::stderr(), "{problems}")
-            }
+            Self::Print { text, .. } => writeln!(std::io::stdout(), "{text}"),
+            Self::Problems(problems) => writeln!(std::io::stderr(), "{problems}"),
         }
     }
 
@@ -214,6 +275,7 @@ impl Usage {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Clap(error) if !error.use_stderr() => 0,
+            Self::Print { code, .. } => *code,
             Self::Clap(_) | Self::Problems(_) => 2,
         }
     }
@@ -223,6 +285,7 @@ impl fmt::Display for Usage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Clap(error) => error.fmt(f),
+            Self::Print { text, .. } => text.fmt(f),
             Self::Problems(problems) => problems.fmt(f),
         }
     }
@@ -241,10 +304,15 @@ impl Config {
         I: IntoIterator<Item = T>,
         T: Into<OsString>,
     {
-        let arguments = arguments.into_iter().map(|argument| dashes(argument.into()));
-        let flags =
-            Flags::try_parse_from(arguments).map_err(|error| Usage::Clap(Box::new(error)))?;
-        build::build(&flags, hostname).map_err(Usage::Problems)
+        let arguments = arguments.into_iter().map(|argument| dashes(argument.into())).collect();
+        cli::config(arguments, hostname)
+    }
+
+    /// Whether a daemon that runs with `self` would do the same with `other`.
+    #[must_use]
+    pub fn same_effect(&self, other: &Self) -> bool {
+        let quiet = |config: &Self| Self { notes: vec![], warnings: vec![], ..config.clone() };
+        quiet(self) == quiet(other)
     }
 
     /// What counts as traffic of this node's pods, given the Node as it is now. NodeCIDR

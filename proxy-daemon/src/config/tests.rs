@@ -18,7 +18,7 @@ fn good(arguments: &[&str]) -> Config {
 fn bad(arguments: &[&str]) -> Vec<String> {
     match parse(arguments) {
         Err(Usage::Problems(problems)) => {
-            problems.0.iter().map(|p| format!("{}={}", p.flag, p.value)).collect()
+            problems.list.iter().map(|p| format!("{}={}", p.name, p.value)).collect()
         }
         other => panic!("{arguments:?}: {other:?}"),
     }
@@ -45,11 +45,16 @@ fn defaults_are_those_of_kube_proxy() {
         Config {
             proxy_mode: ProxyMode::Ipvs,
             cleanup: false,
+            init_only: false,
+            write_config_to: None,
+            files: vec![],
             source: Source::Api { kubeconfig: None, master: None },
             node_name: NodeName::new("host.example"),
             cluster_cidrs: vec![],
             detect_local: DetectLocal::ClusterCidr,
+            bind_address: None,
             node_port_addresses: NodePortAddresses::All,
+            localhost_node_ports: true,
             masquerade: Masquerade { all: false, bit: 14 },
             drain_timeout: secs(900),
             ipvs: Ipvs {
@@ -79,6 +84,8 @@ fn defaults_are_those_of_kube_proxy() {
             logging: Logging { verbosity: 0, format: LogFormat::Text },
             cgroup_root: None,
             sysctl_root: PathBuf::from("/proc/sys"),
+            oom_score_adj: -999,
+            notes: vec![],
             warnings: config.warnings.clone(),
         }
     );
@@ -376,8 +383,7 @@ fn help_teaches() {
     for heading in ["What to do:", "Traffic:", "IPVS:", "Connection tracking:", "Examples:"] {
         assert!(help.contains(heading), "{heading} is missing from\n{help}");
     }
-    let flags: Vec<_> =
-        <Flags as clap::CommandFactory>::command().get_arguments().cloned().collect();
+    let flags: Vec<_> = command().get_arguments().cloned().collect();
     for flag in flags {
         let name = flag.get_long().expect("every flag has a long name");
         assert!(flag.get_help().is_some(), "--{name} is not explained");
@@ -386,6 +392,159 @@ fn help_teaches() {
             "--{name} is under no heading"
         );
     }
+}
+
+/// Those of kube-proxy 1.36 for Linux and Windows, with a value that it takes.
+const KUBE_PROXY_FLAGS: &[&str] = &[
+    "--add_dir_header",
+    "--alsologtostderr",
+    "--bind-address=192.0.2.1",
+    "--bind-address-hard-fail",
+    "--boot-id-file=/x",
+    "--cleanup",
+    "--cluster-cidr=10.0.0.0/8",
+    "--config-sync-period=1m",
+    "--conntrack-max-per-core=1",
+    "--conntrack-min=1",
+    "--conntrack-tcp-be-liberal",
+    "--conntrack-tcp-timeout-close-wait=1s",
+    "--conntrack-tcp-timeout-established=1s",
+    "--conntrack-udp-timeout=1s",
+    "--conntrack-udp-timeout-stream=1s",
+    "--detect-local-mode=NodeCIDR",
+    "--enable-dsr",
+    "--feature-gates=AllAlpha=true,AllBeta=False",
+    "--forward-healthcheck-vip",
+    "--healthz-bind-address=0.0.0.0:1",
+    "--healthz-port=1",
+    "--hostname-override=a",
+    "--init-only",
+    "--iptables-localhost-nodeports=false",
+    "--iptables-masquerade-bit=1",
+    "--iptables-min-sync-period=2s",
+    "--iptables-sync-period=1m",
+    "--ipvs-exclude-cidrs=10.0.0.0/8",
+    "--ipvs-min-sync-period=1s",
+    "--ipvs-scheduler=lc",
+    "--ipvs-strict-arp",
+    "--ipvs-sync-period=1m",
+    "--ipvs-tcp-timeout=1s",
+    "--ipvs-tcpfin-timeout=1s",
+    "--ipvs-udp-timeout=1s",
+    "--kube-api-burst=1",
+    "--kube-api-content-type=x",
+    "--kube-api-qps=1.5",
+    "--kubeconfig=x",
+    "--log-flush-frequency=1s",
+    "--log-json-info-buffer-size=1Ki",
+    "--log-json-split-stream",
+    "--log-text-info-buffer-size=512",
+    "--log-text-split-stream",
+    "--log_backtrace_at=x.go:1",
+    "--log_dir=/x",
+    "--log_file=/x",
+    "--log_file_max_size=1",
+    "--logging-format=json",
+    "--logtostderr=false",
+    "--machine-id-file=/x",
+    "--masquerade-all",
+    "--master=https://192.0.2.1",
+    "--metrics-bind-address=0.0.0.0:2",
+    "--metrics-port=2",
+    "--network-name=x",
+    "--nodeport-addresses=primary",
+    "--one_output",
+    "--oom-score-adj=-1",
+    "--pod-bridge-interface=cni0",
+    "--pod-interface-name-prefix=veth",
+    "--profiling",
+    "--proxy-mode=ipvs",
+    "--root-hnsendpoint-name=x",
+    "--show-hidden-metrics-for-version=1.35",
+    "--skip_headers",
+    "--skip_log_headers",
+    "--source-vip=x",
+    "--stderrthreshold=1",
+    "--v=2",
+    "--vmodule=proxier=4,x*=5",
+    "--windows-service",
+    "--write-config-to=/x",
+];
+
+#[test]
+fn every_flag_of_kube_proxy_is_accepted_alone_and_together() {
+    for flag in KUBE_PROXY_FLAGS {
+        let config = good(&[flag]);
+        let (name, _) = flag.split_once('=').unwrap_or((flag, ""));
+        let inert = inert::find(&name.replace('_', "-"));
+        assert_eq!(config.notes.len(), usize::from(inert.is_some()), "{flag}: {:?}", config.notes);
+        let default = good(&[]);
+        let effect = !config.same_effect(&default);
+        let elsewhere = ["--proxy-mode", "--healthz-port", "--metrics-port"].contains(&name)
+            || name.starts_with("--pod-");
+        assert_eq!(effect, inert.is_none() && !elsewhere, "{flag}");
+    }
+    let all = good(KUBE_PROXY_FLAGS);
+    assert_eq!(all.notes.len(), inert::FLAGS.len(), "{:#?}", all.notes);
+}
+
+#[test]
+fn defaults_of_flags_without_effect_are_not_worth_a_word() {
+    for inert in inert::FLAGS {
+        let flag = format!("{}={}", inert.flag, inert.default);
+        assert_eq!(good(&[&flag]).notes, Vec::<String>::new(), "{flag}");
+    }
+    assert_eq!(good(&["--config-sync-period=900s"]).notes, Vec::<String>::new());
+}
+
+#[test]
+fn flags_without_effect_are_judged_all_the_same() {
+    for flag in [
+        "--feature-gates=A",
+        "--feature-gates=A=maybe",
+        "--kube-api-qps=x",
+        "--kube-api-burst=-1",
+        "--config-sync-period=0s",
+        "--iptables-sync-period=1",
+        "--profiling=yes",
+        "--show-hidden-metrics-for-version=1",
+        "--vmodule=x",
+        "--log-json-info-buffer-size=1Q",
+    ] {
+        assert_eq!(bad(&[flag]), [flag]);
+    }
+}
+
+#[test]
+fn ports_without_address() {
+    let serving = |flags: &[&str]| good(flags).serving;
+    let bare = serving(&["--healthz-bind-address=192.0.2.1", "--healthz-port=99"]);
+    assert_eq!(bare.healthz, Some("192.0.2.1:99".parse().unwrap()));
+    let whole = serving(&["--healthz-port=99", "--metrics-port=98"]);
+    assert_eq!(whole, good(&[]).serving, "the default address has a port");
+    let none = serving(&["--healthz-port=0", "--metrics-port=0"]);
+    assert_eq!((none.healthz, none.metrics), (None, None));
+    assert_eq!(bad(&["--healthz-port=65536"]), ["--healthz-port=65536"]);
+}
+
+#[test]
+fn host_and_address() {
+    let config = good(&["--bind-address=2001:db8::1", "--oom-score-adj", "-1000"]);
+    assert_eq!(config.bind_address, Some("2001:db8::1".parse().unwrap()));
+    assert_eq!(config.oom_score_adj, -1000);
+    assert_eq!(good(&["--bind-address=::"]).bind_address, None);
+    let flags = ["--bind-address=x", "--oom-score-adj=1001", "--init-only=x"];
+    assert_eq!(bad(&flags).len(), 3);
+    assert!(good(&["--init-only"]).init_only);
+    assert_eq!(good(&["--write-config-to=/x"]).write_config_to, Some("/x".into()));
+}
+
+#[test]
+fn versions() {
+    assert_eq!(message(&["--version"]), concat!("proxy-daemon ", env!("CARGO_PKG_VERSION")));
+    assert_eq!(message(&["--version=true"]), message(&["--version"]));
+    assert!(message(&["--version=raw"]).contains("\"kubernetes\":\"1.36\""));
+    good(&["--version=false"]);
 }
 
 #[test]

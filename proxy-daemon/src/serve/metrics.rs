@@ -19,7 +19,7 @@ use prometheus_client::registry::Registry;
 
 use super::process::ProcessCollector;
 use super::source::SourceCollector;
-use crate::config::ProxyMode;
+use crate::config::{Config, KUBERNETES, NodePortAddresses, ProxyMode, Source};
 use crate::model::{Family, Rejected};
 use crate::sync::{SyncKind, SyncReport};
 use crate::watch::SourceStats;
@@ -61,7 +61,57 @@ struct StateLabel {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct BuildLabels {
     version: &'static str,
+    /// Whose semantics, flags and names of metrics these are.
+    kubernetes: &'static str,
+    arch: &'static str,
     mode: String,
+}
+
+/// What was chosen, by configuration and by what the kernel has. Few values each, and none
+/// that changes while the process lives.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RuntimeLabels {
+    mode: String,
+    kernel: String,
+    ip_families: &'static str,
+    scheduler: String,
+    detect_local_mode: &'static str,
+    node_port_addresses: &'static str,
+    masquerade_all: &'static str,
+    source: &'static str,
+}
+
+impl RuntimeLabels {
+    fn new(families: &[Family], config: &Config) -> Self {
+        let scheduler = match config.proxy_mode {
+            ProxyMode::Ipvs => config.ipvs.scheduler.clone(),
+            ProxyMode::Ebpf => String::new(),
+        };
+        Self {
+            mode: config.proxy_mode.to_string(),
+            kernel: nix::sys::utsname::uname()
+                .map(|uname| uname.release().to_string_lossy().into_owned())
+                .unwrap_or_default(),
+            ip_families: match families {
+                [] => "",
+                [Family::V4] => "IPv4",
+                [Family::V6] => "IPv6",
+                _ => "IPv4,IPv6",
+            },
+            scheduler,
+            detect_local_mode: config.detect_local.name(),
+            node_port_addresses: match config.node_port_addresses {
+                NodePortAddresses::All => "all",
+                NodePortAddresses::Primary => "primary",
+                NodePortAddresses::Cidrs(_) => "cidrs",
+            },
+            masquerade_all: if config.masquerade.all { "true" } else { "false" },
+            source: match config.source {
+                Source::Api { .. } => "api",
+                Source::Manifests(_) => "manifests",
+            },
+        }
+    }
 }
 
 const fn label(family: Family) -> FamilyLabel {
@@ -133,7 +183,7 @@ impl fmt::Debug for Metrics {
 impl Metrics {
     /// `started` bounds the programming latency: what was triggered before is not ours.
     #[must_use]
-    pub fn new(families: &[Family], mode: ProxyMode, started: SystemTime) -> Self {
+    pub fn new(families: &[Family], config: &Config, started: SystemTime) -> Self {
         let metrics = Self {
             families: families.to_vec(),
             started,
@@ -182,7 +232,9 @@ impl Metrics {
         }
         let mut registry = Registry::default();
         metrics.register_kube_proxy(registry.sub_registry_with_prefix("kubeproxy"));
-        metrics.register_own(registry.sub_registry_with_prefix("node_dataplane"), mode);
+        let own = registry.sub_registry_with_prefix("node_dataplane");
+        register_info(own, families, config);
+        metrics.register_own(own);
         registry.register_collector(Box::new(ProcessCollector));
         Self { registry, ..metrics }
     }
@@ -259,14 +311,8 @@ impl Metrics {
         r.register("proxy_livez", "Answers of /livez by status code", self.livez.clone());
     }
 
-    fn register_own(&self, registry: &mut Registry, mode: ProxyMode) {
+    fn register_own(&self, registry: &mut Registry) {
         let r = registry;
-        let version = env!("CARGO_PKG_VERSION");
-        r.register(
-            "build",
-            "What runs",
-            Info::new(BuildLabels { version, mode: mode.to_string() }),
-        );
         r.register("ops", "Changes of kernel objects by result", self.ops.clone());
         r.register("netlink_requests", "Netlink requests sent", self.requests.clone());
         r.register("netlink_dumps", "Netlink dumps asked for", self.dumps.clone());
@@ -446,6 +492,18 @@ impl Metrics {
     pub(super) fn livez(&self, code: u16) {
         self.livez.get_or_create(&CodeLabel { code }).inc();
     }
+}
+
+fn register_info(registry: &mut Registry, families: &[Family], config: &Config) {
+    let build = BuildLabels {
+        version: env!("CARGO_PKG_VERSION"),
+        kubernetes: KUBERNETES,
+        arch: std::env::consts::ARCH,
+        mode: config.proxy_mode.to_string(),
+    };
+    registry.register("build", "What runs", Info::new(build));
+    let runtime = RuntimeLabels::new(families, config);
+    registry.register("runtime", "What was chosen, and the kernel's release", Info::new(runtime));
 }
 
 fn count(value: usize) -> u64 {

@@ -6,7 +6,6 @@
 //! access, so neither waits for the other's work.
 
 mod checks;
-mod configz;
 mod exposition;
 pub mod health;
 mod http;
@@ -68,9 +67,9 @@ impl Status {
         let started = clock().wall;
         Arc::new(Self {
             mode: config.proxy_mode,
-            configz: configz::document(config),
+            configz: crate::config::document(config),
             health: Mutex::new(Health::new(families, config.health_timeout())),
-            metrics: Metrics::new(families, config.proxy_mode, started),
+            metrics: Metrics::new(families, config, started),
             checks: Checks::default(),
             announcer: OnceLock::new(),
             clock,

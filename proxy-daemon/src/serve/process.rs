@@ -39,6 +39,7 @@ impl Collector for ProcessCollector {
             ("process_virtual_memory_bytes", "Address space in use.", process.virtual_bytes),
             ("process_start_time_seconds", "Start of the daemon, since the epoch.", process.start),
             ("process_open_fds", "Open file descriptors.", process.open_fds),
+            ("process_max_fds", "File descriptors that may be open.", process.max_fds),
         ] {
             if let Some(value) = value {
                 let metric = ConstGauge::new(value);
@@ -62,6 +63,7 @@ struct Process {
     virtual_bytes: Option<f64>,
     start: Option<f64>,
     open_fds: Option<f64>,
+    max_fds: Option<f64>,
 }
 
 impl Process {
@@ -73,6 +75,9 @@ impl Process {
         Self {
             #[expect(clippy::cast_precision_loss, reason = "file descriptors stay below 2^52")]
             open_fds: open_fds.map(|count| count as f64),
+            max_fds: std::fs::read_to_string("/proc/self/limits")
+                .ok()
+                .and_then(|limits| max_fds(&limits)),
             ..Self::parse(&stat, &status, &system)
         }
     }
@@ -96,8 +101,15 @@ impl Process {
             virtual_bytes: kibibytes("VmSize:").map(|kib| kib * 1024.0),
             start: boot.zip(ticks(22)).map(|(boot, since)| boot + since / USER_HZ),
             open_fds: None,
+            max_fds: None,
         }
     }
+}
+
+/// The soft limit, as proc_pid_limits(5) writes it.
+fn max_fds(limits: &str) -> Option<f64> {
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    line.split_whitespace().next()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -118,5 +130,7 @@ mod tests {
         assert_eq!(process.virtual_bytes, Some(2_097_152.0));
         let nothing = Process::parse("", "", "");
         assert_eq!((nothing.cpu_seconds, nothing.start), (None, None));
+        let limits = "Limit  Soft Limit  Hard Limit  Units\nMax open files   1024   4096   files\n";
+        assert_eq!((max_fds(limits), max_fds("")), (Some(1024.0), None));
     }
 }

@@ -274,26 +274,8 @@ async fn metrics_server_routes() {
     assert!(page.body.ends_with("# EOF\n"));
 }
 
-/// Name, type and label names of each sample of kube-proxy's page that this daemon has.
-const KUBE_PROXY_SAMPLES: &[&str] = &[
-    "kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family}",
-    "kubeproxy_conntrack_reconciler_sync_duration_seconds_bucket{ip_family,le}",
-    "kubeproxy_conntrack_reconciler_sync_duration_seconds_count{ip_family}",
-    "kubeproxy_conntrack_reconciler_sync_duration_seconds_sum{ip_family}",
-    "kubeproxy_sync_full_proxy_rules_duration_seconds_bucket{ip_family,le}",
-    "kubeproxy_sync_full_proxy_rules_duration_seconds_count{ip_family}",
-    "kubeproxy_sync_full_proxy_rules_duration_seconds_sum{ip_family}",
-    "kubeproxy_sync_proxy_rules_duration_seconds_bucket{ip_family,le}",
-    "kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family}",
-    "kubeproxy_sync_proxy_rules_duration_seconds_sum{ip_family}",
-    "kubeproxy_sync_proxy_rules_endpoint_changes_pending{}",
-    "kubeproxy_sync_proxy_rules_endpoint_changes_total{}",
-    "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds{ip_family}",
-    "kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family}",
-    "kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family,traffic_policy}",
-    "kubeproxy_sync_proxy_rules_service_changes_pending{}",
-    "kubeproxy_sync_proxy_rules_service_changes_total{}",
-];
+/// kube-proxy 1.36.2's page of a small cluster in nftables mode.
+const KUBE_PROXY_PAGE: &str = include_str!("fixtures/kube-proxy-1.36.2-metrics.txt");
 
 fn sample_shape(line: &str) -> String {
     let (name, labels) = line
@@ -311,36 +293,127 @@ async fn metrics_have_the_names_labels_and_buckets_of_kube_proxy() {
     bed.queued(1_000, 14, 7);
     bed.synced(2_000, |report| report.kind = SyncKind::Full);
     let page = bed.metrics().await;
-    let shapes: BTreeSet<String> =
-        page.lines().filter(|line| !line.starts_with('#')).map(sample_shape).collect();
-    for sample in KUBE_PROXY_SAMPLES {
-        assert!(shapes.contains(*sample), "{sample} is missing from\n{page}");
+    for (what, of) in [("samples", samples as fn(&str) -> BTreeSet<String>), ("types", types)] {
+        let (theirs, ours) = (of(KUBE_PROXY_PAGE), of(&page));
+        assert!(theirs.len() >= 11, "{what} of kube-proxy: {theirs:?}");
+        let missing: Vec<_> = theirs.difference(&ours).collect();
+        assert!(missing.is_empty(), "{what} that kube-proxy has: {missing:#?}\n{page}");
     }
     for line in [
-        "# TYPE kubeproxy_sync_proxy_rules_endpoint_changes_total counter",
-        "# TYPE kubeproxy_sync_proxy_rules_no_local_endpoints_total gauge",
-        "# TYPE kubeproxy_sync_proxy_rules_duration_seconds histogram",
         "kubeproxy_sync_proxy_rules_service_changes_total 14",
         "kubeproxy_sync_proxy_rules_endpoint_changes_total 7",
         "kubeproxy_sync_proxy_rules_service_changes_pending 0",
     ] {
         assert!(page.contains(line), "{line} is missing from\n{page}");
     }
-    let buckets: Vec<&str> = page
-        .lines()
-        .filter(|line| {
-            line.starts_with("kubeproxy_sync_proxy_rules_duration_seconds_bucket")
-                && line.contains("IPv4")
-        })
-        .filter_map(|line| line.split_once("le=\"")?.1.split('"').next())
-        .collect();
-    assert_eq!(
-        buckets,
-        [
-            "0.001", "0.002", "0.004", "0.008", "0.016", "0.032", "0.064", "0.128", "0.256",
-            "0.512", "1.024", "2.048", "4.096", "8.192", "16.384", "+Inf"
-        ]
-    );
+}
+
+/// Name, label names and bucket of each sample.
+fn samples(page: &str) -> BTreeSet<String> {
+    let bucket = |line: &str| Some(line.split_once("le=\"")?.1.split('"').next()?.to_owned());
+    page.lines()
+        .filter(|line| !line.starts_with('#'))
+        .map(|line| format!("{} {}", sample_shape(line), bucket(line).unwrap_or_default()))
+        .collect()
+}
+
+fn types(page: &str) -> BTreeSet<String> {
+    page.lines().filter(|line| line.starts_with("# TYPE ")).map(str::to_owned).collect()
+}
+
+/// A page with a sample of everything that can be on it.
+async fn full_page() -> String {
+    let mut bed = Bed::new();
+    bed.status.watch_source(Arc::new(SourceStats::default()));
+    bed.queued(1_000, 3, 2);
+    bed.synced(2_000, |report| {
+        report.kind = SyncKind::Full;
+        report.triggers = vec![SystemTime::UNIX_EPOCH + Duration::from_secs(EPOCH + 1)];
+    });
+    bed.synced(3_000, |_| {});
+    bed.observer.rejected(&Rejected {
+        kind: "EndpointSlice",
+        name: ObjectName::new("shop", "web-1"),
+        reason: "port".to_owned(),
+    });
+    bed.healthz().await;
+    bed.livez().await;
+    bed.metrics().await
+}
+
+/// kube-proxy's names are what they are: two that no name of ours may be like.
+const NAMES_OF_KUBE_PROXY: &str = "kubeproxy_sync_proxy_rules_no_local_endpoints_total non-counter \
+     metrics should not have \"_total\" suffix";
+
+#[tokio::test]
+async fn promtool_has_no_complaint() {
+    use std::io::Write as _;
+    use std::process::{Command, Stdio};
+    let page = full_page().await;
+    let mut promtool = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("promtool: {error}; `cargo xtask setup` installs it"));
+    promtool.stdin.take().unwrap().write_all(page.as_bytes()).unwrap();
+    let output = promtool.wait_with_output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said).into_owned();
+    let complaints: Vec<_> =
+        said.lines().filter(|line| !line.is_empty() && *line != NAMES_OF_KUBE_PROXY).collect();
+    assert!(complaints.is_empty(), "{complaints:#?}\n{page}");
+    assert!(matches!(output.status.code(), Some(0 | 3)), "{}: {said}", output.status);
+}
+
+#[tokio::test]
+async fn every_metric_is_documented_and_every_one_documented_is_there() {
+    let operate = include_str!("../../../docs/operate.md");
+    let compared = include_str!("../../../docs/metrics.md");
+    let page = full_page().await;
+    let ours: BTreeSet<&str> =
+        page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+    for name in &ours {
+        let short = ["kubeproxy_", "node_dataplane_"].iter().find_map(|p| name.strip_prefix(p));
+        let known = match short {
+            Some(short) if name.starts_with("kubeproxy_") => compared.contains(short),
+            Some(short) => {
+                operate.contains(&format!("`{short}")) || operate.contains(&format!(" `{short}"))
+            }
+            None => name.starts_with("process_"),
+        };
+        assert!(known, "{name} is in no table");
+    }
+    // Rows of the comparison say `same` or why not.
+    for row in compared.lines().filter(|row| row.starts_with("| `")) {
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+        let name = format!("kubeproxy_{}", cells[1].trim_matches('`'));
+        assert_eq!(cells[4].starts_with("same"), ours.contains(name.as_str()), "{row}");
+    }
+    for line in KUBE_PROXY_PAGE.lines().filter_map(|line| line.strip_prefix("# TYPE kubeproxy_")) {
+        let name = line.split(' ').next().unwrap();
+        assert!(compared.contains(&format!("| `{name}` |")), "{name} of kube-proxy");
+    }
+}
+
+#[tokio::test]
+async fn info_says_what_was_chosen() {
+    let page = full_page().await;
+    let release = nix::sys::utsname::uname().unwrap().release().to_string_lossy().into_owned();
+    for wanted in [
+        format!(
+            "node_dataplane_runtime_info{{mode=\"ipvs\",kernel=\"{release}\",ip_families=\"IPv4,IPv6\""
+        ),
+        "scheduler=\"rr\"".to_owned(),
+        "node_port_addresses=\"primary\"".to_owned(),
+        format!(
+            "node_dataplane_build_info{{version=\"{}\",kubernetes=\"1.36\"",
+            env!("CARGO_PKG_VERSION")
+        ),
+    ] {
+        assert!(page.contains(&wanted), "{wanted} is missing from\n{page}");
+    }
 }
 
 #[tokio::test]

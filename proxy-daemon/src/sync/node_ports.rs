@@ -14,6 +14,8 @@ pub enum NodePortAddresses {
     All,
     /// The addresses of the Node object.
     Primary,
+    /// The same, with this one in place of the Node's of its family.
+    PrimaryOr(IpAddr),
     Cidrs(Vec<IpNetwork>),
 }
 
@@ -25,10 +27,10 @@ pub fn node_port_addresses(
 ) -> Vec<IpAddr> {
     let mut addresses: Vec<IpAddr> = match choice {
         NodePortAddresses::All => local.iter().copied().filter(usable_for_node_ports).collect(),
-        NodePortAddresses::Primary => [Family::V4, Family::V6]
-            .into_iter()
-            .filter_map(|family| primary.iter().find(|a| Family::of(**a) == family).copied())
-            .collect(),
+        NodePortAddresses::Primary => first_of_each_family(primary.iter().copied()),
+        NodePortAddresses::PrimaryOr(own) => {
+            first_of_each_family(std::iter::once(*own).chain(primary.iter().copied()))
+        }
         NodePortAddresses::Cidrs(cidrs) => local
             .iter()
             .copied()
@@ -38,6 +40,13 @@ pub fn node_port_addresses(
     addresses.sort_unstable();
     addresses.dedup();
     addresses
+}
+
+fn first_of_each_family(addresses: impl Iterator<Item = IpAddr> + Clone) -> Vec<IpAddr> {
+    [Family::V4, Family::V6]
+        .into_iter()
+        .filter_map(|family| addresses.clone().find(|address| Family::of(*address) == family))
+        .collect()
 }
 
 /// Loopback is never a node-port address in IPVS mode: IPVS cannot send a packet with a

@@ -13,6 +13,7 @@
 
 mod cidrs;
 mod codec;
+mod config;
 mod conformance;
 mod daemon;
 mod ebpf;

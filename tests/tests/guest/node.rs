@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -75,6 +76,11 @@ impl Bed {
         let bed = Self { api, directory };
         bed.apply([body(NODE)]);
         bed
+    }
+
+    /// A file of the directory, in which `kubeconfig` is.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
     }
 
     pub fn apply(&self, objects: impl IntoIterator<Item = Value>) {

@@ -136,7 +136,7 @@ fn stage<T>(name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
 
 fn prepare(args: &Args, root_needed: bool) -> Result<()> {
     if !root_needed {
-        return Ok(());
+        return setup::unit_packages();
     }
     setup::packages()?;
     if args.wants(Part::Vm) {

@@ -1,30 +1,86 @@
-//! `/configz`: the configuration in the shape of a `KubeProxyConfiguration`, for tools
-//! that read kube-proxy's, and what only this daemon has beside it.
+//! The configuration as a document: for `/configz`, in the shape that tools which read
+//! kube-proxy's expect, and as a file for `--write-config-to`, which kube-proxy takes too.
 
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
 
-use crate::config::value::format_duration;
-use crate::config::{Config, DetectLocal, LogFormat, NodePortAddresses, Source};
+use super::file::{API_VERSION, KIND, OWN_API_VERSION, OWN_KIND};
+use super::value::format_duration;
+use super::{Config, DetectLocal, LogFormat, NodePortAddresses, Source};
 
-pub(super) fn document(config: &Config) -> Value {
-    let (kubeconfig, manifests) = match &config.source {
-        Source::Api { kubeconfig, .. } => (kubeconfig.as_deref(), None),
-        Source::Manifests(directory) => (None, Some(directory)),
+/// Both kinds beside each other, as JSON.
+#[must_use]
+pub fn document(config: &Config) -> Value {
+    json!({ "kubeproxy.config.k8s.io": kube_proxy(config), "nodeDataplane": own(config) })
+}
+
+/// As a file for `--config`. The node's name is left out: the file may serve every node.
+///
+/// # Errors
+/// What the library says, which no configuration is known to cause.
+pub fn yaml(config: &Config) -> Result<String, String> {
+    let mut first = kube_proxy(config);
+    if let Some(fields) = first.as_object_mut() {
+        fields.insert("hostnameOverride".to_owned(), Value::from(""));
+    }
+    let mut second = own(config);
+    if let Some(fields) = second.as_object_mut() {
+        fields.retain(|_, value| !value.is_null());
+        fields.insert("apiVersion".to_owned(), OWN_API_VERSION.into());
+        fields.insert("kind".to_owned(), OWN_KIND.into());
+    }
+    let text = |value| serde_yaml_ng::to_string(value).map_err(|error| error.to_string());
+    Ok(format!("{}---\n{}", text(&first)?, text(&second)?))
+}
+
+fn own(config: &Config) -> Value {
+    let manifests = match &config.source {
+        Source::Api { .. } => None,
+        Source::Manifests(directory) => Some(directory),
+    };
+    json!({
+        "manifests": manifests,
+        "drainTimeout": format_duration(config.drain_timeout),
+        "cgroupRoot": config.cgroup_root,
+        "sysctlRoot": config.sysctl_root,
+    })
+}
+
+/// With kube-proxy's defaults where this daemon has no use for a field.
+fn kube_proxy(config: &Config) -> Value {
+    let kubeconfig = match &config.source {
+        Source::Api { kubeconfig, .. } => kubeconfig.as_deref(),
+        Source::Manifests(_) => None,
     };
     let format = match config.logging.format {
         LogFormat::Text => "text",
         LogFormat::Json => "json",
     };
+    let bind_address = config.bind_address.map_or("0.0.0.0".to_owned(), |ip| ip.to_string());
     json!({
-        "kubeproxy.config.k8s.io": {
-            "kind": "KubeProxyConfiguration",
-            "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
-            "clientConnection": { "kubeconfig": kubeconfig.unwrap_or("".as_ref()) },
-            "logging": { "format": format, "verbosity": config.logging.verbosity },
+            "kind": KIND,
+            "apiVersion": API_VERSION,
+            "clientConnection": {
+                "kubeconfig": kubeconfig.unwrap_or("".as_ref()),
+                "acceptContentTypes": "",
+                "contentType": "application/vnd.kubernetes.protobuf",
+                "qps": 5,
+                "burst": 10,
+            },
+            "logging": {
+                "format": format,
+                "flushFrequency": "5s",
+                "verbosity": config.logging.verbosity,
+            },
             "hostnameOverride": config.node_name.to_string(),
+            "bindAddress": bind_address,
+            "enableProfiling": false,
+            "showHiddenMetricsForVersion": "",
+            "oomScoreAdj": config.oom_score_adj,
+            "configSyncPeriod": "15m0s",
+            "portRange": "",
             "healthzBindAddress": address(config.serving.healthz),
             "metricsBindAddress": address(config.serving.metrics),
             "bindAddressHardFail": config.serving.hard_fail,
@@ -32,20 +88,14 @@ pub(super) fn document(config: &Config) -> Value {
             "iptables": {
                 "masqueradeBit": config.masquerade.bit,
                 "masqueradeAll": config.masquerade.all,
+                "localhostNodePorts": config.localhost_node_ports,
             },
             "ipvs": ipvs(config),
-            "detectLocalMode": detect_local_mode(&config.detect_local),
+            "detectLocalMode": config.detect_local.name(),
             "detectLocal": detect_local(&config.detect_local),
             "clusterCIDR": cidrs(&config.cluster_cidrs).join(","),
             "nodePortAddresses": node_port_addresses(&config.node_port_addresses),
             "conntrack": conntrack(config),
-        },
-        "nodeDataplane": {
-            "manifests": manifests,
-            "drainTimeout": format_duration(config.drain_timeout),
-            "cgroupRoot": config.cgroup_root,
-            "sysctlRoot": config.sysctl_root,
-        },
     })
 }
 
@@ -74,15 +124,6 @@ fn conntrack(config: &Config) -> Value {
         "udpTimeout": timeout(conntrack.udp_timeout),
         "udpStreamTimeout": timeout(conntrack.udp_stream_timeout),
     })
-}
-
-const fn detect_local_mode(detect: &DetectLocal) -> &'static str {
-    match detect {
-        DetectLocal::ClusterCidr => "ClusterCIDR",
-        DetectLocal::NodeCidr => "NodeCIDR",
-        DetectLocal::BridgeInterface(_) => "BridgeInterface",
-        DetectLocal::InterfaceNamePrefix(_) => "InterfaceNamePrefix",
-    }
 }
 
 fn detect_local(detect: &DetectLocal) -> Value {
