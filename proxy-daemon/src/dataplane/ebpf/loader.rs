@@ -13,8 +13,8 @@ use aya::programs::{
 use aya::sys::{BpfHelper, is_helper_supported};
 use aya::{Ebpf, EbpfLoader};
 use nix::errno::Errno;
+use proxy_ebpf::device::Hook;
 use proxy_ebpf::layout::names;
-use proxy_ebpf::service::Hook;
 
 use super::{LoadError, Tables, check_layout};
 
@@ -27,11 +27,31 @@ pub struct Capacity {
     pub slots: u32,
     /// Allocated at once, their counters per CPU.
     pub backends: u32,
+    /// Entries of the tables that make room by themselves, allocated at once: two for each
+    /// flow (about 190 bytes each), and one for each client with affinity, datagram in
+    /// pieces, and socket with a peer.
+    pub flows: u32,
+    pub affinities: u32,
+    pub fragments: u32,
+    pub sockets: u32,
+    /// Allocated as used.
+    pub prefixes: u32,
+    pub source_ranges: u32,
 }
 
 impl Default for Capacity {
     fn default() -> Self {
-        Self { frontends: 1 << 14, slots: 1 << 18, backends: 1 << 16 }
+        Self {
+            frontends: 1 << 14,
+            slots: 1 << 18,
+            backends: 1 << 16,
+            flows: 1 << 17,
+            affinities: 1 << 15,
+            fragments: 1 << 12,
+            sockets: 1 << 16,
+            prefixes: 1 << 12,
+            source_ranges: 1 << 14,
+        }
     }
 }
 
@@ -87,12 +107,21 @@ impl Programs {
             .map_max_entries(names::SLOTS, capacity.slots)
             .map_max_entries(names::BACKENDS, capacity.backends)
             .map_max_entries(names::BACKEND_COUNTERS, capacity.backends)
+            .map_max_entries(names::FLOWS, capacity.flows)
+            .map_max_entries(names::AFFINITY, capacity.affinities)
+            .map_max_entries(names::FRAGMENTS, capacity.fragments)
+            .map_max_entries(names::SOCKETS, capacity.sockets)
+            .map_max_entries(names::PREFIXES, capacity.prefixes)
+            .map_max_entries(names::SOURCE_RANGES, capacity.source_ranges)
             .override_global(names::CAN_SET_RETVAL, &can_set_retval, true)
             .load(object)
             .map_err(|e| LoadError::from_aya("create the eBPF maps", &e))?;
-        load::<CgroupSockAddr>(&mut ebpf, names::CONNECT4, CgroupSockAddr::load)?;
-        load::<CgroupSockAddr>(&mut ebpf, names::CONNECT6, CgroupSockAddr::load)?;
-        load::<SchedClassifier>(&mut ebpf, names::TC_INGRESS, SchedClassifier::load)?;
+        for name in names::CGROUP {
+            load::<CgroupSockAddr>(&mut ebpf, name, CgroupSockAddr::load)?;
+        }
+        for name in [names::TC_INGRESS, names::TC_EGRESS] {
+            load::<SchedClassifier>(&mut ebpf, name, SchedClassifier::load)?;
+        }
         load::<Xdp>(&mut ebpf, names::XDP_INGRESS, Xdp::load)?;
         let tables = Tables::take(&mut ebpf)?;
         Ok(Self { ebpf, tables })
@@ -102,12 +131,12 @@ impl Programs {
         &mut self.tables
     }
 
-    /// Takes effect for `connect(2)` of every process in this cgroup and below. Other
+    /// Takes effect for the sockets of every process in this cgroup and below. Other
     /// programs there keep running.
     ///
     /// # Errors
     /// Not a cgroup v2 directory, or the kernel refuses.
-    pub fn attach_connect(&mut self, cgroup: &Path) -> Result<[Attachment; 2], LoadError> {
+    pub fn attach_sockets(&mut self, cgroup: &Path) -> Result<Vec<Attachment>, LoadError> {
         let directory = File::open(cgroup)
             .map_err(|source| LoadError::Read { path: cgroup.to_owned(), source })?;
         let mut attach = |name| {
@@ -119,29 +148,43 @@ impl Programs {
             let link = program.take_link(id).map_err(refused)?;
             Ok(Attachment { _link: AnyLink::Cgroup { _link: link } })
         };
-        Ok([attach(names::CONNECT4)?, attach(names::CONNECT6)?])
+        names::CGROUP.into_iter().map(&mut attach).collect()
     }
 
-    /// For packets that come in by `interface` of the current network namespace.
+    /// For packets that come in and go out by `interface` of the current network namespace.
     ///
     /// # Errors
     /// No such interface, or the kernel refuses.
-    pub fn attach_tc(&mut self, interface: &str) -> Result<(TcHook, Attachment), LoadError> {
-        let refused = |e: ProgramError| LoadError::from_aya(at(names::TC_INGRESS, interface), &e);
+    pub fn attach_tc(&mut self, interface: &str) -> Result<(TcHook, [Attachment; 2]), LoadError> {
         let hook = tc_hook(interface)?;
+        if hook == TcHook::Clsact {
+            add_clsact(interface)?;
+        }
+        // First what undoes translations, then what makes them.
+        let egress = self.attach_tc_at(interface, hook, TcAttachType::Egress)?;
+        let ingress = self.attach_tc_at(interface, hook, TcAttachType::Ingress)?;
+        Ok((hook, [egress, ingress]))
+    }
+
+    fn attach_tc_at(
+        &mut self,
+        interface: &str,
+        hook: TcHook,
+        direction: TcAttachType,
+    ) -> Result<Attachment, LoadError> {
+        let name = match direction {
+            TcAttachType::Egress => names::TC_EGRESS,
+            _ => names::TC_INGRESS,
+        };
+        let refused = |e: ProgramError| LoadError::from_aya(at(name, interface), &e);
         let options = match hook {
             TcHook::Tcx => TcAttachOptions::TcxOrder(LinkOrder::default()),
-            TcHook::Clsact => {
-                add_clsact(interface)?;
-                TcAttachOptions::Netlink(NlOptions::default())
-            }
+            TcHook::Clsact => TcAttachOptions::Netlink(NlOptions::default()),
         };
-        let program: &mut SchedClassifier = program(&mut self.ebpf, names::TC_INGRESS)?;
-        let id = program
-            .attach_with_options(interface, TcAttachType::Ingress, options)
-            .map_err(refused)?;
+        let program: &mut SchedClassifier = program(&mut self.ebpf, name)?;
+        let id = program.attach_with_options(interface, direction, options).map_err(refused)?;
         let link = program.take_link(id).map_err(refused)?;
-        Ok((hook, Attachment { _link: AnyLink::Tc { _link: link } }))
+        Ok(Attachment { _link: AnyLink::Tc { _link: link } })
     }
 
     /// For packets that come in by `interface` of the current network namespace.
@@ -161,23 +204,41 @@ impl Programs {
         Ok(Attachment { _link: AnyLink::Xdp { _link: link } })
     }
 
-    /// Runs the program of `hook` on one frame, with the tables as they are, attached to
-    /// nothing (`BPF_PROG_TEST_RUN`): what it decides, and counts, is what it would for a
-    /// packet from a device.
+    /// Runs the program of `hook` on one frame, as if it came by the device `ifindex` of the
+    /// current network namespace, with the tables as they are, attached to nothing
+    /// (`BPF_PROG_TEST_RUN`): what it returns, and what it made of the frame.
     ///
     /// # Errors
     /// The kernel refuses the frame: it takes none shorter than an Ethernet header.
-    pub fn test_run(&mut self, hook: Hook, frame: &[u8]) -> Result<u32, LoadError> {
-        let options = TestRunOptions { data_in: Some(frame), ..TestRunOptions::default() };
+    pub fn test_run(
+        &mut self,
+        hook: Hook,
+        ifindex: u32,
+        frame: &[u8],
+    ) -> Result<(u32, Vec<u8>), LoadError> {
+        let refused =
+            |e: &(dyn std::error::Error + 'static)| LoadError::from_aya("test run a program", e);
+        // An answer is longer than the question by two headers at most.
+        let mut output = vec![0; frame.len() + 64];
+        let context = context(hook, ifindex, frame.len());
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut output),
+            ctx_in: Some(&context),
+            ..TestRunOptions::default()
+        };
         let result = match hook {
-            Hook::Tc => {
+            Hook::Ingress => {
                 program::<SchedClassifier>(&mut self.ebpf, names::TC_INGRESS)?.test_run(options)
+            }
+            Hook::Egress => {
+                program::<SchedClassifier>(&mut self.ebpf, names::TC_EGRESS)?.test_run(options)
             }
             Hook::Xdp => program::<Xdp>(&mut self.ebpf, names::XDP_INGRESS)?.test_run(options),
         };
-        result
-            .map(|result| result.return_value)
-            .map_err(|e| LoadError::from_aya("run a program on a test packet", &e))
+        let result = result.map_err(|e| refused(&e))?;
+        output.truncate(result.data_size_out as usize);
+        Ok((result.return_value, output))
     }
 
     /// How many instructions the verifier went through for each program; `None` from
@@ -186,8 +247,9 @@ impl Programs {
     /// # Errors
     /// The kernel refuses to tell.
     pub fn verified_instructions(&self) -> Result<Vec<(&'static str, Option<u32>)>, LoadError> {
-        [names::CONNECT4, names::CONNECT6, names::TC_INGRESS, names::XDP_INGRESS]
+        names::CGROUP
             .into_iter()
+            .chain([names::TC_INGRESS, names::TC_EGRESS, names::XDP_INGRESS])
             .map(|name| {
                 let program = self.ebpf.program(name).ok_or_else(|| no_program(name))?;
                 let info = program
@@ -197,6 +259,19 @@ impl Programs {
             })
             .collect()
     }
+}
+
+/// As much of `__sk_buff` or `xdp_md` as says by which device the frame came
+/// (`include/uapi/linux/bpf.h`).
+fn context(hook: Hook, ifindex: u32, length: usize) -> Vec<u8> {
+    let (size, place) = if hook == Hook::Xdp { (24, 12) } else { (44, 40) };
+    let mut context = vec![0; size];
+    if hook == Hook::Xdp {
+        let end = u32::try_from(length).unwrap_or(u32::MAX);
+        context[4..8].copy_from_slice(&end.to_ne_bytes());
+    }
+    context[place..place + 4].copy_from_slice(&ifindex.to_ne_bytes());
+    context
 }
 
 fn at(program: &str, place: impl std::fmt::Display) -> String {

@@ -3,11 +3,15 @@
 use std::fmt;
 
 use aya::Ebpf;
+use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use aya::sys::SyscallError;
 use proxy_ebpf::layout::{
-    Backend, BackendCounters, BackendId, Frontend, FrontendCounters, FrontendId, FrontendKey, names,
+    Affinity, AffinityKey, Backend, BackendCounters, BackendId, Config, Device, Flow, Frontend,
+    FrontendCounters, FrontendId, FrontendKey, OptOut, RangeData, SocketKey, SocketPeer, Tuple,
+    names,
 };
+use proxy_ebpf::order::Address;
 use proxy_ebpf::verdict::Reason;
 
 use super::LoadError;
@@ -41,12 +45,20 @@ impl TableError {
 
 /// The service table and its counters, in the kernel.
 pub struct Tables {
+    config: Array<MapData, Config>,
     frontends: HashMap<MapData, FrontendKey, Frontend>,
     slots: Array<MapData, BackendId>,
     backends: Array<MapData, Backend>,
     frontend_counters: PerCpuArray<MapData, FrontendCounters>,
     backend_counters: PerCpuArray<MapData, BackendCounters>,
     drops: PerCpuArray<MapData, u64>,
+    flows: HashMap<MapData, Tuple, Flow>,
+    affinity: HashMap<MapData, AffinityKey, Affinity>,
+    sockets: HashMap<MapData, SocketKey, SocketPeer>,
+    prefixes: LpmTrie<MapData, Address, u32>,
+    source_ranges: LpmTrie<MapData, RangeData, u32>,
+    devices: HashMap<MapData, u32, Device>,
+    opt_outs: HashMap<MapData, OptOut, u32>,
 }
 
 impl fmt::Debug for Tables {
@@ -59,13 +71,124 @@ impl fmt::Debug for Tables {
 impl Tables {
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, LoadError> {
         Ok(Self {
+            config: take(ebpf, names::CONFIG)?,
             frontends: take(ebpf, names::FRONTENDS)?,
             slots: take(ebpf, names::SLOTS)?,
             backends: take(ebpf, names::BACKENDS)?,
             frontend_counters: take(ebpf, names::FRONTEND_COUNTERS)?,
             backend_counters: take(ebpf, names::BACKEND_COUNTERS)?,
             drops: take(ebpf, names::DROPS)?,
+            flows: take(ebpf, names::FLOWS)?,
+            affinity: take(ebpf, names::AFFINITY)?,
+            sockets: take(ebpf, names::SOCKETS)?,
+            prefixes: take(ebpf, names::PREFIXES)?,
+            source_ranges: take(ebpf, names::SOURCE_RANGES)?,
+            devices: take(ebpf, names::DEVICES)?,
+            opt_outs: take(ebpf, names::OPT_OUTS)?,
         })
+    }
+
+    /// # Errors
+    /// The kernel refuses.
+    pub fn set_config(&mut self, config: Config) -> Result<(), TableError> {
+        self.config.set(0, config, 0).map_err(failed(names::CONFIG, "update"))
+    }
+
+    /// `length` counts from the front of the 128 bits: that of an IPv4 prefix is 96 more.
+    ///
+    /// # Errors
+    /// The map is full, or the kernel refuses.
+    pub fn set_prefix(
+        &mut self,
+        address: Address,
+        length: u32,
+        kind: u32,
+    ) -> Result<(), TableError> {
+        let result = self.prefixes.insert(&Key::new(length, address), kind, 0);
+        result.map_err(failed(names::PREFIXES, "insert"))
+    }
+
+    /// # Errors
+    /// It is not there, or the kernel refuses.
+    pub fn remove_prefix(&mut self, address: Address, length: u32) -> Result<(), TableError> {
+        let result = self.prefixes.remove(&Key::new(length, address));
+        result.map_err(failed(names::PREFIXES, "remove"))
+    }
+
+    /// `length` as in [`Self::set_prefix`].
+    ///
+    /// # Errors
+    /// The map is full, or the kernel refuses.
+    pub fn set_source_range(&mut self, range: RangeData, length: u32) -> Result<(), TableError> {
+        let key = Key::new(RangeData::SERVICE_BITS + length, range);
+        self.source_ranges.insert(&key, 1, 0).map_err(failed(names::SOURCE_RANGES, "insert"))
+    }
+
+    /// # Errors
+    /// It is not there, or the kernel refuses.
+    pub fn remove_source_range(&mut self, range: RangeData, length: u32) -> Result<(), TableError> {
+        let key = Key::new(RangeData::SERVICE_BITS + length, range);
+        self.source_ranges.remove(&key).map_err(failed(names::SOURCE_RANGES, "remove"))
+    }
+
+    /// # Errors
+    /// The map is full, or the kernel refuses.
+    pub fn set_device(&mut self, ifindex: u32, device: Device) -> Result<(), TableError> {
+        self.devices.insert(ifindex, device, 0).map_err(failed(names::DEVICES, "insert"))
+    }
+
+    /// # Errors
+    /// It is not there, or the kernel refuses.
+    pub fn remove_device(&mut self, ifindex: u32) -> Result<(), TableError> {
+        self.devices.remove(&ifindex).map_err(failed(names::DEVICES, "remove"))
+    }
+
+    /// # Errors
+    /// The map is full, or the kernel refuses.
+    pub fn set_opt_out(&mut self, who: OptOut) -> Result<(), TableError> {
+        self.opt_outs.insert(who, 1, 0).map_err(failed(names::OPT_OUTS, "insert"))
+    }
+
+    /// # Errors
+    /// It is not there, or the kernel refuses.
+    pub fn remove_opt_out(&mut self, who: &OptOut) -> Result<(), TableError> {
+        self.opt_outs.remove(who).map_err(failed(names::OPT_OUTS, "remove"))
+    }
+
+    /// All entries of the flow table, both directions; those that come or go meanwhile may
+    /// be among them or not.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn flows(&self) -> Result<Vec<(Tuple, Flow)>, TableError> {
+        let all: Result<_, _> = self.flows.iter().collect();
+        all.map_err(failed(names::FLOWS, "read"))
+    }
+
+    /// # Errors
+    /// It is not there, or the kernel refuses.
+    pub fn flow(&self, key: &Tuple) -> Result<Flow, TableError> {
+        self.flows.get(key, 0).map_err(failed(names::FLOWS, "read"))
+    }
+
+    /// # Errors
+    /// It is not there, or the kernel refuses.
+    pub fn remove_flow(&mut self, key: &Tuple) -> Result<(), TableError> {
+        self.flows.remove(key).map_err(failed(names::FLOWS, "remove"))
+    }
+
+    /// # Errors
+    /// The kernel refuses.
+    pub fn affinities(&self) -> Result<Vec<(AffinityKey, Affinity)>, TableError> {
+        let all: Result<_, _> = self.affinity.iter().collect();
+        all.map_err(failed(names::AFFINITY, "read"))
+    }
+
+    /// # Errors
+    /// The kernel refuses.
+    pub fn peers(&self) -> Result<Vec<(SocketKey, SocketPeer)>, TableError> {
+        let all: Result<_, _> = self.sockets.iter().collect();
+        all.map_err(failed(names::SOCKETS, "read"))
     }
 
     /// Adds or replaces; a reader meets the old value or the new one.
