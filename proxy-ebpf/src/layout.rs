@@ -395,7 +395,7 @@ mod tests {
     /// `LAYOUT_VERSION` and put both new numbers here.
     #[test]
     fn a_changed_layout_has_a_new_version() {
-        assert_eq!((LAYOUT_VERSION, FINGERPRINT), (2, 0));
+        assert_eq!((LAYOUT_VERSION, FINGERPRINT), (2, 138_655_474_279_631_458));
     }
 
     #[test]

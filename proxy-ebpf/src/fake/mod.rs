@@ -2,6 +2,11 @@
 
 extern crate std;
 
+pub mod frames;
+pub mod program;
+#[cfg(test)]
+pub mod strategy;
+
 use core::cell::RefCell;
 use core::hash::Hash;
 use std::collections::HashMap;
