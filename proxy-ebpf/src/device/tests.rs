@@ -9,11 +9,13 @@ use crate::fake::Fake;
 use crate::fake::frames::{Frame, MACS, check, icmp_error};
 use crate::fake::program::{Fate, Way, run};
 use crate::layout::{Backend, Prefix, ServiceId, SlotRange, Timeouts};
+use crate::order::Be32;
 use crate::parse::{self, UDP};
 use crate::verdict::Reason;
 
 const SECOND: u64 = 1_000_000_000;
-const WAY: Way = Way { ethernet: [4; 12], mtu: 1500 };
+const WAY: Way =
+    Way { ethernet: [4; 12], mtu: 1500, own: [Address::v4(Be32::from_host(0xc000_0202)); 2] };
 
 fn ip(text: &str) -> Address {
     text.parse::<IpAddr>().unwrap().into()

@@ -272,7 +272,7 @@ pub fn check(frame: &[u8]) -> Result<Seen, &'static str> {
 }
 
 fn check_v4(packet: &[u8]) -> Result<Seen, &'static str> {
-    let header = usize::from(packet[0] & 15) * 4;
+    let header = usize::from(packet.first().ok_or("no packet")? & 15) * 4;
     if packet[0] >> 4 != 4 || header < 20 || packet.len() < header {
         return Err("header length");
     }
@@ -340,6 +340,7 @@ fn check_transport(seen: &Seen) -> Result<(), &'static str> {
     let body = &seen.body;
     let right = match seen.protocol {
         TCP => body.len() >= 20 && transport_sum(&tuple, TCP, body) == 0,
+        UDP if body.len() < 8 => false,
         UDP => {
             let length = usize::from(u16::from_be_bytes([body[4], body[5]]));
             let unchecked = body[6..8] == [0, 0] && seen.source.is_ipv4();

@@ -7,6 +7,7 @@ use std::vec::Vec;
 use super::Fake;
 use crate::answer::{self, Error};
 use crate::device::{self, Arrival, Hook, Work};
+use crate::order::Address;
 use crate::packet::Packet as _;
 use crate::parse::{self, Kind};
 use crate::rewrite;
@@ -29,6 +30,8 @@ pub struct Way {
     /// Ethernet addresses on it: of the neighbour, and our own.
     pub ethernet: [u8; 12],
     pub mtu: u16,
+    /// What does not take it: the node's own address in either family.
+    pub own: [Address; 2],
 }
 
 /// Runs the program of `arrival.hook` on a frame.
@@ -70,9 +73,10 @@ fn forward(tables: &Fake, arrival: &Arrival, way: &Way, work: &Work, frame: &mut
         tables.count_drop(reason);
         Fate::Drop
     };
+    let local = way.own.contains(&work.to.destination);
     let problem = if !egress && headers.ttl <= 1 {
         Some((Error::TimeExceeded, Reason::TimeToLive))
-    } else if headers.length > way.mtu {
+    } else if !local && headers.length > way.mtu {
         Some((Error::TooBig(way.mtu), Reason::TooBig))
     } else {
         None
@@ -92,6 +96,17 @@ fn forward(tables: &Fake, arrival: &Arrival, way: &Way, work: &Work, frame: &mut
             }
             None => failed(reason),
         };
+    }
+    match (local, arrival.hook) {
+        (true, Hook::Xdp) => return Fate::Next,
+        (true, Hook::Egress) => return failed(Reason::NoRoute),
+        (true, Hook::Ingress) => {
+            return match rewrite::translate(frame, headers, &work.to) {
+                Some(()) => Fate::Next,
+                None => failed(Reason::Unwritable),
+            };
+        }
+        (false, _) => {}
     }
     let changed = rewrite::translate(frame, headers, &work.to)
         .and_then(|()| if egress { Some(()) } else { rewrite::take_hop(frame, headers) })

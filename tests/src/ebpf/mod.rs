@@ -5,7 +5,7 @@
 //! Every case has network namespaces of its own, which end with its thread, and a cgroup
 //! of its own. Nothing of the machine's network is touched.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -17,9 +17,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::sched::{CloneFlags, unshare};
-use proxy_daemon::dataplane::ebpf::{
-    self, Capacity, LoadError, Programs, XdpMode, cgroup2_mount,
-};
+use proxy_daemon::dataplane::ebpf::{self, Capacity, LoadError, Programs, XdpMode, cgroup2_mount};
 use proxy_ebpf::layout::{
     Backend, BackendId, Frontend, FrontendCounters, FrontendId, FrontendKey, Mark, ServiceId,
     SlotRange,
@@ -28,10 +26,14 @@ use proxy_ebpf::order::Be16;
 use proxy_ebpf::parse::{TCP, UDP};
 use proxy_ebpf::verdict::Reason;
 
+mod packets;
+
+pub use packets::packets;
+
 const VIP4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 1));
 const VIP6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, 1));
 const CAPACITY: Capacity = Capacity {
-    frontends: 16,
+    frontends: 128,
     slots: 64,
     backends: 16,
     flows: 4096,
@@ -51,7 +53,7 @@ macro_rules! ebpf_cases {
         $crate::ebpf_cases! {
             @each [$(#[$attribute])*]
             connect4 connect6 connect6_mapped connect4_udp connect_refused
-            refusals verified_instructions
+            packets refusals verified_instructions
         }
     };
     (@each $attributes:tt $($case:ident)+) => {
