@@ -9,8 +9,8 @@ use aya_ebpf::programs::TcContext;
 use proxy_ebpf::answer::{self, Error};
 use proxy_ebpf::device::{self, Arrival, Hook, Work};
 use proxy_ebpf::layout::Traffic;
-use proxy_ebpf::packet::Packet as _;
-use proxy_ebpf::parse::{self, Headers, Kind};
+use proxy_ebpf::packet::{Bytes as _, Packet as _};
+use proxy_ebpf::parse::{self, Headers, Kind, TCP};
 use proxy_ebpf::rewrite;
 use proxy_ebpf::tables::Tables as _;
 use proxy_ebpf::verdict::{Reason, Verdict};
@@ -24,6 +24,7 @@ use crate::skb::Skb;
 const NEXT: i32 = -1;
 const DROP: i32 = 2;
 const TO_INGRESS: u64 = 1;
+const UDP_HEADER: usize = 8;
 
 #[classifier]
 pub fn tc_ingress(context: TcContext) -> i32 {
@@ -155,10 +156,28 @@ fn forward(skb: *mut __sk_buff, scratch: &mut Scratch, egress: bool) -> i32 {
 
 #[inline(never)]
 fn find_way(skb: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
-    // A packet that stands for several is cut to what fits later on.
-    // SAFETY: a valid context.
-    let length = if unsafe { (*skb).gso_segs } > 1 { 0 } else { scratch.work.headers.length };
+    let length = packet_length(skb, &scratch.work.headers);
     place(skb).find_way(scratch, length)
+}
+
+/// Of the longest packet that will be on the wire: an skb may stand for several, cut later.
+#[inline(always)]
+#[allow(clippy::cast_possible_truncation, reason = "two headers and a segment")]
+fn packet_length(skb: *mut __sk_buff, headers: &Headers) -> u16 {
+    // SAFETY: a valid context.
+    let (segments, size) = unsafe { ((*skb).gso_segs, (*skb).gso_size) };
+    if segments <= 1 {
+        return headers.length;
+    }
+    let transport = usize::from(headers.transport) & parse::MAX_TRANSPORT;
+    let header = match headers.tuple.protocol {
+        TCP => match Skb(skb).load::<2>(transport + 12) {
+            Some([data_offset, _]) => usize::from(data_offset >> 4) * 4,
+            None => return headers.length,
+        },
+        _ => UDP_HEADER,
+    };
+    (transport.wrapping_sub(parse::ETHERNET) + header + size as usize) as u16
 }
 
 #[inline(always)]

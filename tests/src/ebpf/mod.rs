@@ -27,8 +27,10 @@ use proxy_ebpf::parse::{TCP, UDP};
 use proxy_ebpf::verdict::Reason;
 
 mod packets;
+mod wire;
 
 pub use packets::packets;
+pub use wire::{forwards, path_mtu, refuses, xdp_leaves_the_rest};
 
 const VIP4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 1));
 const VIP6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, 1));
@@ -53,6 +55,7 @@ macro_rules! ebpf_cases {
         $crate::ebpf_cases! {
             @each [$(#[$attribute])*]
             connect4 connect6 connect6_mapped connect4_udp connect_refused
+            forwards refuses path_mtu xdp_leaves_the_rest
             packets refusals verified_instructions
         }
     };
@@ -334,6 +337,16 @@ pub fn connect_refused() -> Result<()> {
         ensure!(drops == 2, "{drops} drops");
         Ok(())
     })
+}
+
+/// The tests' kernels are known: tcx came with 6.6 and none has it carried back.
+fn has_tcx() -> Result<bool> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let mut numbers = release.split(['.', '-']).map(str::parse::<u32>);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => Ok((major, minor) >= (6, 6)),
+        _ => bail!("kernel release {release:?}"),
+    }
 }
 
 /// What cannot work says why.
