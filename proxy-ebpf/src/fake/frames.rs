@@ -353,3 +353,22 @@ fn check_transport(seen: &Seen) -> Result<(), &'static str> {
     };
     if right { Ok(()) } else { Err("transport length or checksum") }
 }
+
+/// Whether the transport checksum of a frame with one whole packet, otherwise right, holds
+/// the sum of the pseudo-header, and whoever puts it on a wire is to complete it.
+#[must_use]
+pub fn is_partial(frame: &[u8]) -> bool {
+    let place = |protocol| if protocol == TCP { 16 } else { 6 };
+    let v4 = frame[12..14] == [0x08, 0x00];
+    let (protocol, start) =
+        if v4 { (frame[23], 14 + usize::from(frame[14] & 15) * 4) } else { (frame[20], 54) };
+    let field = start + place(protocol);
+    if !matches!(protocol, TCP | UDP) || frame.len() < field + 2 {
+        return false;
+    }
+    // Nothing but the pseudo-header is covered so far: complete it, and it has to be right.
+    let mut whole = frame.to_vec();
+    let sum = !sum(&whole[start..]);
+    whole[field..field + 2].copy_from_slice(&sum.to_be_bytes());
+    check(&whole).is_ok() && check(frame).is_err()
+}

@@ -97,7 +97,8 @@ fn the_first_fragment_has_ports_and_later_ones_do_not() {
     assert_eq!(v6([0, 1]), expected(CLIENT6, SERVICE6, Kind::FirstFragment));
     assert_eq!(v6([0x05, 0xa8]), expected(CLIENT6, SERVICE6, Kind::LaterFragment));
     // The first header of what was cut off may say anything about the rest.
-    let later = ipv6(&[(44, &[0, 0x05, 0xa8, 0, 0, 0, 9])], 60);
+    let options: &[u8] = &[0, 1, 4, 0, 0, 0, 0];
+    let later = ipv6(&[(44, &[0, 0x05, 0xa8, 0, 0, 0, 9]), (60, options)], TCP);
     assert_eq!(ethernet(&&later[..]), Err(Unparsed::Protocol));
 }
 

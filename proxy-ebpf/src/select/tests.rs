@@ -128,14 +128,14 @@ fn flows_spread_evenly() {
     const SLOTS: u32 = 100;
     const FLOWS: u32 = 100_000;
     let config = Config { seed: 1, ..Config::default() };
-    for clients in [1_u32, 7, 1000] {
+    for (clients, services) in [(1_u32, 1_u32), (7, 1), (1000, 1), (1, 1000)] {
         let mut hits = [0_u32; SLOTS as usize];
         for flow in 0..FLOWS {
             let address = Ipv4Addr::from(0x0a00_0001 + flow % clients);
             let tuple = Tuple {
                 source: address.into(),
-                destination: Ipv4Addr::new(10, 96, 0, 1).into(),
-                source_port: Be16::from_host(1024 + (flow / clients % 60_000) as u16),
+                destination: Ipv4Addr::from(0x0a60_0001 + flow % services).into(),
+                source_port: Be16::from_host(1024 + (flow / clients / services % 60_000) as u16),
                 destination_port: Be16::from_host(80 + (flow / clients / 60_000) as u16),
                 protocol: TCP,
                 pad: [0; 3],
@@ -144,6 +144,6 @@ fn flows_spread_evenly() {
         }
         let expected = f64::from(FLOWS / SLOTS);
         let chi: f64 = hits.iter().map(|n| (f64::from(*n) - expected).powi(2) / expected).sum();
-        assert!(chi < 161.0, "{clients} clients: {chi}");
+        assert!(chi < 161.0, "{clients} clients, {services} Services: {chi}");
     }
 }

@@ -5,14 +5,16 @@
 use std::fs::File;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::process;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, socket};
 use proxy_daemon::dataplane::ebpf::{Attachment, Programs, TcHook, XdpMode};
+use proxy_ebpf::fake::frames::{check, is_partial};
 use proxy_ebpf::layout::{
     Backend, BackendId, Config, Device, Frontend, FrontendId, FrontendKey, ServiceId, SlotRange,
     Timeouts,
@@ -218,6 +220,51 @@ impl Wire {
     }
 }
 
+/// Frames that come to a namespace from here on.
+struct Capture(OwnedFd);
+
+impl Capture {
+    fn start(wire: &Wire, namespace: &File) -> Result<Self> {
+        wire.at(namespace, || {
+            let flags = SockFlag::SOCK_NONBLOCK;
+            Ok(Self(socket(AddressFamily::Packet, SockType::Raw, flags, SockProtocol::EthAll)?))
+        })
+    }
+
+    /// Those so far from one of these addresses, each with all of it right or, where that
+    /// is left to the "hardware", its checksum right so far: how many of either kind.
+    ///
+    /// Between veth ends such a checksum is never completed, and what nobody completes
+    /// nobody finds wrong: the traffic itself proves nothing about it.
+    fn verify(&self, from: &[&str]) -> Result<(u32, u32)> {
+        let from: Vec<IpAddr> = from.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
+        let (mut right, mut partial) = (0, 0);
+        let mut buffer = vec![0; 70_000];
+        while let Ok(length) = recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+            let frame = &buffer[..length];
+            if !source(frame).is_some_and(|source| from.contains(&source)) {
+                continue;
+            }
+            if is_partial(frame) {
+                partial += 1;
+                continue;
+            }
+            let ended = check(frame).map_err(anyhow::Error::msg);
+            ended.with_context(|| format!("{:02x?}", &frame[..length.min(80)]))?;
+            right += 1;
+        }
+        Ok((right, partial))
+    }
+}
+
+fn source(frame: &[u8]) -> Option<IpAddr> {
+    match frame.get(12..14)? {
+        [0x08, 0x00] => Some(IpAddr::from(<[u8; 4]>::try_from(frame.get(26..30)?).ok()?)),
+        [0x86, 0xdd] => Some(IpAddr::from(<[u8; 16]>::try_from(frame.get(22..38)?).ok()?)),
+        _ => None,
+    }
+}
+
 /// TCP in bulk and UDP, in fragments too, through an external address and the node's own.
 ///
 /// # Errors
@@ -241,9 +288,15 @@ pub fn forwards() -> Result<()> {
                 wire.frontend(vip, Some(address), Frontend::MASQUERADE_REMOTE)?;
                 let what = || format!("{vip} to {backend}");
                 let server = wire.tcp_server(&namespace, backend)?;
+                let requests = Capture::start(&wire, &namespace)?;
+                let replies = Capture::start(&wire, &wire.client)?;
                 for sent in [1, 3_000_000] {
                     let seen = wire.exchange(&server, vip, sent).with_context(what)?;
                     ensure!(seen == peer.parse::<IpAddr>()?, "{}: the client is {seen}", what());
+                }
+                for (capture, from) in [(requests, peer), (replies, vip)] {
+                    let (_, partial) = capture.verify(&[from]).with_context(what)?;
+                    ensure!(partial > 5, "{partial} unfinished checksums from {from}, {}", what());
                 }
                 for length in [1, 5000] {
                     let seen = wire.query(&namespace, backend, vip, length);
@@ -266,6 +319,7 @@ pub fn refuses() -> Result<()> {
         wire.attach(&[CLIENT.link, REMOTE.link])?;
         for vip in VIP {
             wire.frontend(vip, None, 0)?;
+            let answers = Capture::start(&wire, &wire.client)?;
             let begin = Instant::now();
             let to = SocketAddr::new(vip.parse()?, PORT);
             let result = wire.at(&wire.client, || Ok(TcpStream::connect_timeout(&to, PATIENCE)))?;
@@ -276,6 +330,9 @@ pub fn refuses() -> Result<()> {
             let error = client.recv(&mut [0; 9]).err().context("an answer from nobody")?;
             ensure!(error.kind() == ErrorKind::ConnectionRefused, "{vip}: {error}");
             ensure!(begin.elapsed() < Duration::from_secs(2), "{vip}: {:?}", begin.elapsed());
+            // The reset is made of a SYN whose checksum was never finished.
+            let counted = answers.verify(&[vip])?;
+            ensure!(counted == (1, 1), "{vip}: finished and unfinished answers: {counted:?}");
         }
         Ok(())
     })
