@@ -7,6 +7,7 @@ mod cgroup;
 mod error;
 mod loader;
 mod object;
+pub mod slots;
 mod tables;
 
 pub use cgroup::cgroup2_mount;
