@@ -374,7 +374,8 @@ pub fn unmatched(tables: &impl Tables, config: &Config, destination: &Address) -
         if config.service_prefixes[i].contains(destination) {
             return match tables.frontend(&address_key(*destination)) {
                 Some(_) => Unmatched::UnusedPort,
-                None => Unmatched::UnusedAddress,
+                None if config.features & Config::DROP_UNUSED != 0 => Unmatched::UnusedAddress,
+                None => Unmatched::Foreign,
             };
         }
         i += 1;

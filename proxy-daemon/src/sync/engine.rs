@@ -156,6 +156,7 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
                 Input::Object(event) => events.push(event),
                 Input::Addresses(addresses) => {
                     node_changed |= self.local_addresses.as_ref() != Some(&addresses);
+                    self.plane.addresses_changed(&addresses);
                     self.local_addresses = Some(addresses);
                 }
                 Input::Stop => {}

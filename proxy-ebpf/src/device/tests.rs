@@ -40,7 +40,7 @@ struct Node {
     device: u32,
 }
 
-const SERVICE: ServiceId = ServiceId(3);
+const SERVICE: ServiceId = ServiceId::new(3);
 const ID: FrontendId = FrontendId(5);
 const LOCAL: u32 = 0;
 const REMOTE: u32 = 1;
@@ -261,6 +261,8 @@ fn the_service_range_holds_nothing_but_services() {
     let to = |address, port| tuple(TCP, (CLIENT, 4000), (address, port));
     assert_eq!(node.syn(to(VIP, 80)).0, Fate::Next);
     assert_eq!(node.syn(to(VIP, 22)).0, Fate::Redirect, "a reset");
+    assert_eq!(node.syn(to("198.51.100.2", 80)).0, Fate::Next, "perhaps somebody else's");
+    node.tables.config.features = Config::DROP_UNUSED;
     assert_eq!(node.syn(to("198.51.100.2", 80)).0, Fate::Drop);
     assert_eq!(node.syn(to("198.51.101.2", 80)), (Fate::Next, Some(to("198.51.101.2", 80))));
     assert_eq!(node.drops(), [Reason::UnusedPort, Reason::UnusedAddress]);

@@ -19,7 +19,7 @@ pub struct Config {
     pub port_high: u16,
     /// How many of `service_prefixes` there are.
     pub prefixes: u32,
-    /// Addresses in them belong to Services or to nobody.
+    /// Where addresses of Services are.
     pub service_prefixes: [Prefix; Self::MAX_PREFIXES],
     pub timeouts: Timeouts,
     pub pad: u64,
@@ -30,6 +30,10 @@ impl Config {
     pub const OPT_OUTS: u32 = 1;
     /// TCP peers are recorded, so that `getpeername(2)` tells the Service's address.
     pub const TCP_PEER_NAMES: u32 = 1 << 1;
+
+    /// What is in `service_prefixes` and no Service's goes nowhere. Without it the ranges are
+    /// only where to look for a Service's address.
+    pub const DROP_UNUSED: u32 = 1 << 2;
 
     pub const MAX_PREFIXES: usize = 4;
 }
@@ -151,7 +155,7 @@ pub struct RangeData {
 
 impl RangeData {
     /// Bits of the Service id, all of which count.
-    pub const SERVICE_BITS: u32 = 32;
+    pub const SERVICE_BITS: u32 = 64;
 }
 
 #[cfg(test)]

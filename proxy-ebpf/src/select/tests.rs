@@ -8,7 +8,7 @@ use crate::layout::ServiceId;
 use crate::order::Be16;
 use crate::parse::TCP;
 
-const SERVICE: ServiceId = ServiceId(3);
+const SERVICE: ServiceId = ServiceId::new(3);
 
 fn client(last: u8) -> AffinityKey {
     AffinityKey { client: Ipv4Addr::new(192, 0, 2, last).into(), service: SERVICE }
@@ -96,7 +96,7 @@ fn affinity_forgets_a_backend_that_left_the_clients_set() {
     tables.backends[2].flags = Backend::IN_LOCAL_SET;
     assert_eq!(pick(&tables, &frontend, Client::Node, 0, 103), Ok(0));
     // The id belongs to another Service now.
-    tables.backends[0].service = ServiceId(4);
+    tables.backends[0].service = ServiceId::new(4);
     assert_eq!(pick(&tables, &frontend, Client::Node, 1 << 31, 104), Ok(1));
 }
 

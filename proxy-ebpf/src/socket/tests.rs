@@ -7,7 +7,7 @@ use crate::fake::Fake;
 use crate::layout::{FrontendId, Prefix, ServiceId, SlotRange};
 
 const ID: FrontendId = FrontendId(5);
-const SERVICE: ServiceId = ServiceId(3);
+const SERVICE: ServiceId = ServiceId::new(3);
 const CALLER: Caller = Caller { cookie: 77, namespace: 1 << 40 | 5, cgroup: 8, pod: 9, now: 0 };
 
 fn key(protocol: u8) -> FrontendKey {

@@ -100,7 +100,7 @@ impl Table {
                 address: address.ip().into(),
                 port: Be16::from_host(address.port()),
                 flags: Backend::IN_USE,
-                service: ServiceId(0),
+                service: ServiceId::new(0),
             };
             tables.set_backend(id, backend)?;
             ids.push(id);

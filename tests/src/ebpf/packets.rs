@@ -86,6 +86,7 @@ impl Pair {
             source6: ip(FAMILIES[1].node)?,
             port_low: 50_000,
             port_high: 50_255,
+            features: Config::DROP_UNUSED,
             prefixes: 2,
             timeouts: Timeouts::default(),
             ..Config::default()
@@ -110,7 +111,7 @@ impl Pair {
     /// Four backends, and a Service of each kind; each on its own last byte.
     fn services(&mut self, family: u32, names: Names) -> Result<()> {
         let base = family * 4;
-        let service = ServiceId(family);
+        let service = ServiceId::new(family.into());
         for i in 0..4 {
             let local = if i == 0 { Backend::LOCAL } else { 0 };
             let backend = Backend {

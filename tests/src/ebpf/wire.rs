@@ -143,7 +143,7 @@ impl Wire {
                 address: backend.ip().into(),
                 port: Be16::from_host(backend.port()),
                 flags: Backend::IN_USE | local,
-                service: ServiceId(0),
+                service: ServiceId::new(0),
             };
             self.programs.tables().set_backend(BackendId(ids), value)?;
             self.programs.tables().set_slots(ids, &[BackendId(ids)])?;

@@ -5,10 +5,14 @@
 mod capability;
 mod cgroup;
 mod error;
+pub mod ids;
 mod loader;
 mod object;
+pub mod plane;
 pub mod slots;
+pub mod store;
 mod tables;
+pub mod value;
 
 pub use cgroup::cgroup2_mount;
 pub use error::LoadError;

@@ -135,9 +135,8 @@ fn maglev(shares: &[Share], size: usize) -> Vec<u32> {
 
 /// `size` is prime, so that any skip reaches every place.
 fn permutation(share: &Share, size: usize) -> Permutation {
-    let below = |number: u64, limit: usize| {
-        usize::try_from(number % limit as u64).unwrap_or_default()
-    };
+    let below =
+        |number: u64, limit: usize| usize::try_from(number % limit as u64).unwrap_or_default();
     let (offset, skip) = (mix(share.key), mix(!share.key));
     Permutation { next: below(offset, size), skip: below(skip, size - 1) + 1, credit: 0 }
 }
@@ -161,8 +160,7 @@ mod tests {
     #[test]
     fn plain_has_each_backend_as_often_as_it_weighs() {
         let of = |weights: &[u16]| {
-            let shares: Vec<_> =
-                weights.iter().map(|&weight| Share { key: 0, weight }).collect();
+            let shares: Vec<_> = weights.iter().map(|&weight| Share { key: 0, weight }).collect();
             fill(Fill::Plain, &shares)
         };
         assert_eq!(of(&[1, 1, 1]), [0, 1, 2]);

@@ -41,6 +41,12 @@ impl TableError {
         };
         Some(Errno(number))
     }
+
+    /// What was to be removed is not there.
+    #[must_use]
+    pub fn is_missing(&self) -> bool {
+        self.errno().is_some_and(|errno| errno.0 == nix::errno::Errno::ENOENT as i32)
+    }
 }
 
 /// The service table and its counters, in the kernel.
@@ -204,6 +210,61 @@ impl Tables {
     /// It is not there, or the kernel refuses.
     pub fn remove_frontend(&mut self, key: &FrontendKey) -> Result<(), TableError> {
         self.frontends.remove(key).map_err(failed(names::FRONTENDS, "remove"))
+    }
+
+    /// All of them.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn frontends(&self) -> Result<Vec<(FrontendKey, Frontend)>, TableError> {
+        let all: Result<_, _> = self.frontends.iter().collect();
+        all.map_err(failed(names::FRONTENDS, "read"))
+    }
+
+    /// # Errors
+    /// The range goes beyond the map, or the kernel refuses.
+    pub fn slots(&self, base: u32, length: u32) -> Result<Vec<BackendId>, TableError> {
+        (base..base.saturating_add(length))
+            .map(|index| self.slots.get(&index, 0).map_err(failed(names::SLOTS, "read")))
+            .collect()
+    }
+
+    /// # Errors
+    /// The id is beyond the map, or the kernel refuses.
+    pub fn backend(&self, id: BackendId) -> Result<Backend, TableError> {
+        self.backends.get(&id.0, 0).map_err(failed(names::BACKENDS, "read"))
+    }
+
+    /// With the length from the front of the 128 bits.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn source_ranges(&self) -> Result<Vec<(RangeData, u32)>, TableError> {
+        let all: Result<Vec<Key<RangeData>>, _> = self.source_ranges.keys().collect();
+        let all = all.map_err(failed(names::SOURCE_RANGES, "read"))?;
+        Ok(all
+            .into_iter()
+            .map(|key| (key.data(), key.prefix_len() - RangeData::SERVICE_BITS))
+            .collect())
+    }
+
+    /// All of them.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn prefixes(&self) -> Result<Vec<(Address, u32, u32)>, TableError> {
+        let all: Result<Vec<_>, _> = self.prefixes.iter().collect();
+        let all = all.map_err(failed(names::PREFIXES, "read"))?;
+        Ok(all.into_iter().map(|(key, kind)| (key.data(), key.prefix_len(), kind)).collect())
+    }
+
+    /// All of them.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn devices(&self) -> Result<Vec<(u32, Device)>, TableError> {
+        let all: Result<_, _> = self.devices.iter().collect();
+        all.map_err(failed(names::DEVICES, "read"))
     }
 
     /// Writes consecutive slots from `base`. No frontend may name the range yet.

@@ -1,0 +1,485 @@
+//! Frontends in and out of the maps.
+//!
+//! Order within one change, so that a program meets the old set or the new one: backends,
+//! then the slots of a fresh range, then the frontend's value, then what nobody names any
+//! more. The picture of what is where is made from the maps alone, at every readback.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use ipnetwork::IpNetwork;
+use proxy_ebpf::layout::{self, BackendId, FrontendId, RangeData, ServiceId, SlotRange};
+use proxy_ebpf::order::{Address, Be16};
+
+use super::ids::Ranges;
+use super::store::Store;
+use super::value::{Key, Member, Programmed, Set, Value, from_map_key, map_key};
+use super::{Capacity, TableError};
+use crate::dataplane::{OpError, PlaneError, Readback};
+use crate::plan::Op;
+
+/// The daemon's side of the service table.
+#[derive(Debug)]
+pub struct Table<S> {
+    store: S,
+    slots: Ranges,
+    frontend_ids: Ranges,
+    backend_ids: Ranges,
+    frontends: HashMap<Key, Held>,
+    /// Ranges by what is in them, for the frontends of a Service to share.
+    sets: HashMap<(ServiceId, Arc<Set>), SharedRange>,
+    backends: HashMap<(ServiceId, IpAddr, u16), HeldBackend>,
+    source_ranges: BTreeMap<(ServiceId, IpNetwork), u32>,
+    writes: u64,
+}
+
+/// What a frontend's value in the map names.
+#[derive(Debug, Clone)]
+struct Held {
+    id: Option<FrontendId>,
+    value: Option<Arc<Programmed>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct SharedRange {
+    range: SlotRange,
+    users: u32,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct HeldBackend {
+    id: BackendId,
+    member: Member,
+    /// Frontends that have it in the one set and in the other.
+    cluster: u32,
+    local: u32,
+}
+
+impl HeldBackend {
+    fn value(&self, service: ServiceId) -> layout::Backend {
+        use layout::Backend as B;
+        let flag = |is: bool, flag| if is { flag } else { 0 };
+        layout::Backend {
+            address: self.member.address.into(),
+            port: Be16::from_host(self.member.port),
+            flags: flag(self.cluster > 0, B::IN_CLUSTER_SET)
+                | flag(self.local > 0, B::IN_LOCAL_SET)
+                | flag(self.member.local, B::LOCAL)
+                | flag(self.member.host, B::HOST),
+            service,
+        }
+    }
+}
+
+/// A map has no room for what an operation needs.
+fn full(map: &str, (used, capacity): (u32, u32)) -> OpError {
+    OpError::Refused(format!("map {map} is full: {used} of {capacity} in use"))
+}
+
+fn refused(error: TableError) -> OpError {
+    OpError::Refused(error.to_string())
+}
+
+impl<S: Store> Table<S> {
+    pub fn new(store: S, capacity: Capacity) -> Self {
+        Self {
+            store,
+            slots: Ranges::new(capacity.slots),
+            frontend_ids: Ranges::new(capacity.frontends),
+            backend_ids: Ranges::new(capacity.backends),
+            frontends: HashMap::new(),
+            sets: HashMap::new(),
+            backends: HashMap::new(),
+            source_ranges: BTreeMap::new(),
+            writes: 0,
+        }
+    }
+
+    pub const fn store(&mut self) -> &mut S {
+        &mut self.store
+    }
+
+    pub const fn writes(&self) -> u64 {
+        self.writes
+    }
+
+    /// Name, entries in use and capacity of each map that can be full.
+    pub fn fill(&self) -> [(&'static str, u32, u32); 3] {
+        let with = |name, (used, capacity)| (name, used, capacity);
+        [
+            with(layout::names::FRONTENDS, self.frontend_ids.fill()),
+            with(layout::names::SLOTS, self.slots.fill()),
+            with(layout::names::BACKENDS, self.backend_ids.fill()),
+        ]
+    }
+
+    pub fn apply(&mut self, op: &Op<Key>, now: Instant) -> Result<(), OpError> {
+        match op {
+            Op::Create(key, value) | Op::Update(key, value) | Op::Retire(key, value) => match value
+            {
+                Value::Address => self.set_address(key),
+                Value::Frontend(value) => self.set_frontend(key, value, now),
+            },
+            Op::Delete(key) => self.delete(key, now),
+        }
+    }
+
+    fn set_address(&mut self, key: &Key) -> Result<(), OpError> {
+        self.writes += 1;
+        let value = layout::Frontend::default();
+        self.store.set_frontend(map_key(key), value).map_err(refused)?;
+        self.frontends.insert(*key, Held { id: None, value: None });
+        Ok(())
+    }
+
+    fn set_frontend(
+        &mut self,
+        key: &Key,
+        value: &Arc<Programmed>,
+        now: Instant,
+    ) -> Result<(), OpError> {
+        let old = self.frontends.get(key).cloned();
+        let id = match old.as_ref().and_then(|old| old.id) {
+            Some(id) => id,
+            None => FrontendId(
+                self.frontend_ids
+                    .allocate(1, now)
+                    .ok_or_else(|| full(layout::names::FRONTENDS, self.frontend_ids.fill()))?,
+            ),
+        };
+        let result = self.take(value, now).and_then(|[node, outside]| {
+            let Programmed { service, affinity, flags, .. } = **value;
+            let in_map = layout::Frontend { node, outside, id, service, affinity, flags };
+            self.writes += 1;
+            self.store.set_frontend(map_key(key), in_map).map_err(refused)
+        });
+        if let Err(error) = result {
+            // What was taken is released; the frontend is as it was.
+            self.release(value, now);
+            if old.is_none() {
+                self.frontend_ids.release(id.0, 1, now);
+            }
+            return Err(error);
+        }
+        self.frontends.insert(*key, Held { id: Some(id), value: Some(Arc::clone(value)) });
+        if let Some(old) = old.and_then(|old| old.value) {
+            self.release(&old, now);
+        }
+        Ok(())
+    }
+
+    fn delete(&mut self, key: &Key, now: Instant) -> Result<(), OpError> {
+        self.writes += 1;
+        match self.store.remove_frontend(&map_key(key)) {
+            Ok(()) => {}
+            // Gone already: what was asked for.
+            Err(error) if error.is_missing() => {}
+            Err(error) => return Err(refused(error)),
+        }
+        if let Some(Held { id, value }) = self.frontends.remove(key) {
+            if let Some(id) = id {
+                self.frontend_ids.release(id.0, 1, now);
+            }
+            if let Some(value) = value {
+                self.release(&value, now);
+            }
+        }
+        Ok(())
+    }
+
+    /// Everything that the frontend will name; counted, so that a failure half-way is undone
+    /// by releasing all of it.
+    fn take(&mut self, value: &Programmed, now: Instant) -> Result<[SlotRange; 2], OpError> {
+        for range in &value.source_ranges {
+            *self.source_ranges.entry((value.service, *range)).or_default() += 1;
+        }
+        let mut result = Ok([SlotRange::default(); 2]);
+        for (place, (set, local)) in sets_of(value).into_iter().enumerate() {
+            for member in &set.members {
+                self.count_backend(value.service, member, local, now);
+            }
+            let shared = self.sets.entry((value.service, Arc::clone(set)));
+            shared.or_insert(SharedRange { range: SlotRange::default(), users: 0 }).users += 1;
+            let written = self.write_set(value.service, set, now);
+            match (&mut result, written) {
+                (Ok(ranges), Ok(range)) => ranges[place] = range,
+                (Ok(_), Err(error)) => result = Err(error),
+                (Err(_), _) => {}
+            }
+        }
+        for range in &value.source_ranges {
+            if result.is_ok() && self.source_ranges.get(&(value.service, *range)) == Some(&1) {
+                self.writes += 1;
+                let (data, length) = range_data(value.service, range);
+                result = self.store.set_source_range(data, length).map_err(refused).and(result);
+            }
+        }
+        result
+    }
+
+    fn count_backend(&mut self, service: ServiceId, member: &Member, local: bool, now: Instant) {
+        let key = (service, member.address, member.port);
+        let id = match self.backends.get(&key) {
+            Some(held) => held.id,
+            // Written below, or reported as full.
+            None => BackendId(self.backend_ids.allocate(1, now).unwrap_or(u32::MAX)),
+        };
+        let held = self.backends.entry(key).or_insert(HeldBackend {
+            id,
+            member: *member,
+            cluster: 0,
+            local: 0,
+        });
+        held.member = *member;
+        *(if local { &mut held.local } else { &mut held.cluster }) += 1;
+    }
+
+    /// The set's range: the one that another frontend has, or a fresh one.
+    fn write_set(
+        &mut self,
+        service: ServiceId,
+        set: &Arc<Set>,
+        now: Instant,
+    ) -> Result<SlotRange, OpError> {
+        let mut ids = Vec::with_capacity(set.members.len());
+        for member in &set.members {
+            let Some(held) = self.backends.get(&(service, member.address, member.port)) else {
+                continue;
+            };
+            if held.id.0 == u32::MAX {
+                return Err(full(layout::names::BACKENDS, self.backend_ids.fill()));
+            }
+            let (id, value) = (held.id, held.value(service));
+            if self.store.backend(id).map_err(refused)? != value {
+                self.writes += 1;
+                self.store.set_backend(id, value).map_err(refused)?;
+            }
+            ids.push(id);
+        }
+        let shared = self.sets.get(&(service, Arc::clone(set))).copied();
+        if set.slots.is_empty() {
+            return Ok(SlotRange::default());
+        }
+        if let Some(SharedRange { range, .. }) = shared
+            && range.len > 0
+        {
+            return Ok(range);
+        }
+        let len = u32::try_from(set.slots.len()).unwrap_or(u32::MAX);
+        let base = self
+            .slots
+            .allocate(len, now)
+            .ok_or_else(|| full(layout::names::SLOTS, self.slots.fill()))?;
+        let slots: Vec<BackendId> = set.slots.iter().map(|slot| ids[*slot as usize]).collect();
+        self.writes += 1;
+        if let Err(error) = self.store.set_slots(base, &slots) {
+            self.slots.release(base, len, now);
+            return Err(refused(error));
+        }
+        let range = SlotRange { base, len };
+        if let Some(shared) = self.sets.get_mut(&(service, Arc::clone(set))) {
+            shared.range = range;
+        }
+        Ok(range)
+    }
+
+    /// A frontend names this no more. What is left over in the maps when the kernel refuses
+    /// is unreachable, and found again by the next readback.
+    fn release(&mut self, value: &Programmed, now: Instant) {
+        for (set, local) in sets_of(value) {
+            let key = (value.service, Arc::clone(set));
+            if let Some(shared) = self.sets.get_mut(&key) {
+                shared.users -= 1;
+                if shared.users == 0 {
+                    let SlotRange { base, len } = shared.range;
+                    self.slots.release(base, len, now);
+                    self.sets.remove(&key);
+                }
+            }
+            for member in &set.members {
+                self.release_backend(value.service, member, local, now);
+            }
+        }
+        for range in &value.source_ranges {
+            let key = (value.service, *range);
+            if let Some(users) = self.source_ranges.get_mut(&key) {
+                *users -= 1;
+                if *users == 0 {
+                    self.source_ranges.remove(&key);
+                    self.writes += 1;
+                    let (data, length) = range_data(value.service, range);
+                    let _ = self.store.remove_source_range(data, length);
+                }
+            }
+        }
+    }
+
+    fn release_backend(&mut self, service: ServiceId, member: &Member, local: bool, now: Instant) {
+        let key = (service, member.address, member.port);
+        let Some(held) = self.backends.get_mut(&key) else { return };
+        let before = held.value(service);
+        *(if local { &mut held.local } else { &mut held.cluster }) -= 1;
+        let held = *held;
+        let gone = held.cluster + held.local == 0;
+        let after = if gone { layout::Backend::default() } else { held.value(service) };
+        if after != before && held.id.0 != u32::MAX {
+            self.writes += 1;
+            let _ = self.store.set_backend(held.id, after);
+        }
+        if gone {
+            self.backends.remove(&key);
+            if held.id.0 != u32::MAX {
+                self.backend_ids.release(held.id.0, 1, now);
+            }
+        }
+    }
+
+    /// Makes the picture anew from the maps. Ids that rest keep resting only in time: a
+    /// readback comes at start, or minutes after the last.
+    pub fn readback(&mut self, capacity: Capacity) -> Result<Readback<Key>, PlaneError> {
+        let failed = |error: TableError| PlaneError::new("read the eBPF maps", error);
+        let frontends = self.store.frontends().map_err(failed)?;
+        let ranges = self.store.source_ranges().map_err(failed)?;
+        self.slots = Ranges::new(capacity.slots);
+        self.frontend_ids = Ranges::new(capacity.frontends);
+        self.backend_ids = Ranges::new(capacity.backends);
+        self.frontends.clear();
+        self.sets.clear();
+        self.backends.clear();
+        self.source_ranges.clear();
+        let mut by_service: HashMap<ServiceId, BTreeSet<IpNetwork>> = HashMap::new();
+        for (data, length) in ranges {
+            if let Some(range) = network(data.address, length) {
+                by_service.entry(data.service).or_default().insert(range);
+            }
+        }
+        let mut readback = Readback::default();
+        let mut seen: HashMap<(ServiceId, SlotRange), Arc<Set>> = HashMap::new();
+        for (map_key, in_map) in frontends {
+            let Some(key) = from_map_key(&map_key) else { continue };
+            if matches!(key, Key::Address(_)) {
+                self.frontends.insert(key, Held { id: None, value: None });
+                readback.ours.insert(key, Value::Address);
+                continue;
+            }
+            let mut set = |range| self.read_set(in_map.service, range, &mut seen).map_err(failed);
+            let (node, outside) = (set(in_map.node)?, set(in_map.outside)?);
+            let guarded = in_map.flags & layout::Frontend::SOURCE_RANGES != 0;
+            let source_ranges = by_service.get(&in_map.service).filter(|_| guarded);
+            let value = Arc::new(Programmed {
+                service: in_map.service,
+                affinity: in_map.affinity,
+                flags: in_map.flags,
+                node,
+                outside,
+                source_ranges: source_ranges.cloned().unwrap_or_default(),
+            });
+            // An id twice would be a fault of ours; counters are then mixed, nothing else.
+            self.frontend_ids.claim(in_map.id.0, 1);
+            self.adopt(&value, [in_map.node, in_map.outside]);
+            self.frontends
+                .insert(key, Held { id: Some(in_map.id), value: Some(Arc::clone(&value)) });
+            readback.ours.insert(key, Value::Frontend(value));
+        }
+        Ok(readback)
+    }
+
+    fn read_set(
+        &mut self,
+        service: ServiceId,
+        range: SlotRange,
+        seen: &mut HashMap<(ServiceId, SlotRange), Arc<Set>>,
+    ) -> Result<Arc<Set>, TableError> {
+        if let Some(set) = seen.get(&(service, range)) {
+            return Ok(Arc::clone(set));
+        }
+        let mut members = Vec::new();
+        let mut known: HashMap<BackendId, Member> = HashMap::new();
+        for id in self.store.slots(range.base, range.len)? {
+            let member = match known.get(&id) {
+                Some(member) => *member,
+                None => {
+                    let backend = self.store.backend(id)?;
+                    let member = member_of(&backend);
+                    let key = (service, member.address, member.port);
+                    if !self.backends.contains_key(&key) {
+                        self.backend_ids.claim(id.0, 1);
+                        let held = HeldBackend { id, member, cluster: 0, local: 0 };
+                        self.backends.insert(key, held);
+                    }
+                    known.insert(id, member);
+                    member
+                }
+            };
+            members.push(member);
+        }
+        let set = Arc::new(Set::from_slots(&members));
+        seen.insert((service, range), Arc::clone(&set));
+        Ok(set)
+    }
+
+    /// Counts what a frontend that was read names.
+    fn adopt(&mut self, value: &Programmed, ranges: [SlotRange; 2]) {
+        for ((set, local), range) in sets_of(value).into_iter().zip(ranges) {
+            for member in &set.members {
+                let key = (value.service, member.address, member.port);
+                if let Some(held) = self.backends.get_mut(&key) {
+                    *(if local { &mut held.local } else { &mut held.cluster }) += 1;
+                }
+            }
+            let shared = self
+                .sets
+                .entry((value.service, Arc::clone(set)))
+                .or_insert(SharedRange { range, users: 0 });
+            if shared.users == 0 {
+                self.slots.claim(range.base, range.len);
+            }
+            shared.users += 1;
+        }
+        for range in &value.source_ranges {
+            *self.source_ranges.entry((value.service, *range)).or_default() += 1;
+        }
+    }
+}
+
+/// Each range's set, and whether it is the Local one.
+fn sets_of(value: &Programmed) -> [(&Arc<Set>, bool); 2] {
+    use layout::Frontend as F;
+    [
+        (&value.node, value.flags & F::NODE_LOCAL_SET != 0),
+        (&value.outside, value.flags & F::OUTSIDE_LOCAL_SET != 0),
+    ]
+}
+
+fn member_of(backend: &layout::Backend) -> Member {
+    Member {
+        address: backend.address.into(),
+        port: backend.port.to_host(),
+        local: backend.has(layout::Backend::LOCAL),
+        host: backend.has(layout::Backend::HOST),
+    }
+}
+
+/// With the length from the front of the 128 bits.
+pub fn prefix(network: &IpNetwork) -> (Address, u32) {
+    let before = if network.is_ipv4() { 96 } else { 0 };
+    (network.network().into(), before + u32::from(network.prefix()))
+}
+
+fn range_data(service: ServiceId, network: &IpNetwork) -> (RangeData, u32) {
+    let (address, length) = prefix(network);
+    (RangeData { service, address }, length)
+}
+
+/// The inverse of [`prefix`].
+fn network(address: Address, length: u32) -> Option<IpNetwork> {
+    let address = IpAddr::from(address);
+    let before = if address.is_ipv4() { 96 } else { 0 };
+    IpNetwork::new(address, u8::try_from(length.checked_sub(before)?).ok()?).ok()
+}
+
+#[cfg(test)]
+#[path = "plane_tests.rs"]
+mod tests;

@@ -1,0 +1,123 @@
+//! The service table as a seam: the maps in the kernel, or memory.
+
+use std::collections::HashMap;
+
+use proxy_ebpf::layout::{Backend, BackendId, Frontend, FrontendKey, RangeData};
+
+use super::{TableError, Tables};
+
+/// What the plane does to the maps. Every write is one system call that the kernel either
+/// carries out or refuses; none is ambiguous.
+pub trait Store: Send {
+    fn frontends(&self) -> Result<Vec<(FrontendKey, Frontend)>, TableError>;
+    fn set_frontend(&mut self, key: FrontendKey, value: Frontend) -> Result<(), TableError>;
+    fn remove_frontend(&mut self, key: &FrontendKey) -> Result<(), TableError>;
+    fn slots(&self, base: u32, length: u32) -> Result<Vec<BackendId>, TableError>;
+    fn set_slots(&mut self, base: u32, backends: &[BackendId]) -> Result<(), TableError>;
+    fn backend(&self, id: BackendId) -> Result<Backend, TableError>;
+    fn set_backend(&mut self, id: BackendId, value: Backend) -> Result<(), TableError>;
+    fn source_ranges(&self) -> Result<Vec<(RangeData, u32)>, TableError>;
+    fn set_source_range(&mut self, range: RangeData, length: u32) -> Result<(), TableError>;
+    fn remove_source_range(&mut self, range: RangeData, length: u32) -> Result<(), TableError>;
+}
+
+impl Store for Tables {
+    fn frontends(&self) -> Result<Vec<(FrontendKey, Frontend)>, TableError> {
+        Self::frontends(self)
+    }
+    fn set_frontend(&mut self, key: FrontendKey, value: Frontend) -> Result<(), TableError> {
+        Self::set_frontend(self, key, value)
+    }
+    fn remove_frontend(&mut self, key: &FrontendKey) -> Result<(), TableError> {
+        Self::remove_frontend(self, key)
+    }
+    fn slots(&self, base: u32, length: u32) -> Result<Vec<BackendId>, TableError> {
+        Self::slots(self, base, length)
+    }
+    fn set_slots(&mut self, base: u32, backends: &[BackendId]) -> Result<(), TableError> {
+        Self::set_slots(self, base, backends)
+    }
+    fn backend(&self, id: BackendId) -> Result<Backend, TableError> {
+        Self::backend(self, id)
+    }
+    fn set_backend(&mut self, id: BackendId, value: Backend) -> Result<(), TableError> {
+        Self::set_backend(self, id, value)
+    }
+    fn source_ranges(&self) -> Result<Vec<(RangeData, u32)>, TableError> {
+        Self::source_ranges(self)
+    }
+    fn set_source_range(&mut self, range: RangeData, length: u32) -> Result<(), TableError> {
+        Self::set_source_range(self, range, length)
+    }
+    fn remove_source_range(&mut self, range: RangeData, length: u32) -> Result<(), TableError> {
+        Self::remove_source_range(self, range, length)
+    }
+}
+
+/// In memory; a copy is the same maps, as a restarted daemon would find them.
+#[derive(Debug, Clone, Default)]
+pub struct Memory(std::sync::Arc<std::sync::Mutex<Maps>>);
+
+#[derive(Debug, Default)]
+pub struct Maps {
+    pub frontends: HashMap<FrontendKey, Frontend>,
+    pub slots: HashMap<u32, BackendId>,
+    pub backends: HashMap<u32, Backend>,
+    pub source_ranges: Vec<(RangeData, u32)>,
+    /// Writes so far.
+    pub writes: u64,
+}
+
+impl Memory {
+    pub fn maps(&self) -> std::sync::MutexGuard<'_, Maps> {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn write(&self) -> std::sync::MutexGuard<'_, Maps> {
+        let mut maps = self.maps();
+        maps.writes += 1;
+        maps
+    }
+}
+
+impl Store for Memory {
+    fn frontends(&self) -> Result<Vec<(FrontendKey, Frontend)>, TableError> {
+        Ok(self.maps().frontends.iter().map(|(k, v)| (*k, *v)).collect())
+    }
+    fn set_frontend(&mut self, key: FrontendKey, value: Frontend) -> Result<(), TableError> {
+        self.write().frontends.insert(key, value);
+        Ok(())
+    }
+    fn remove_frontend(&mut self, key: &FrontendKey) -> Result<(), TableError> {
+        self.write().frontends.remove(key);
+        Ok(())
+    }
+    fn slots(&self, base: u32, length: u32) -> Result<Vec<BackendId>, TableError> {
+        let maps = self.maps();
+        Ok((base..base + length)
+            .map(|index| maps.slots.get(&index).copied().unwrap_or_default())
+            .collect())
+    }
+    fn set_slots(&mut self, base: u32, backends: &[BackendId]) -> Result<(), TableError> {
+        self.write().slots.extend((base..).zip(backends.iter().copied()));
+        Ok(())
+    }
+    fn backend(&self, id: BackendId) -> Result<Backend, TableError> {
+        Ok(self.maps().backends.get(&id.0).copied().unwrap_or_default())
+    }
+    fn set_backend(&mut self, id: BackendId, value: Backend) -> Result<(), TableError> {
+        self.write().backends.insert(id.0, value);
+        Ok(())
+    }
+    fn source_ranges(&self) -> Result<Vec<(RangeData, u32)>, TableError> {
+        Ok(self.maps().source_ranges.clone())
+    }
+    fn set_source_range(&mut self, range: RangeData, length: u32) -> Result<(), TableError> {
+        self.write().source_ranges.push((range, length));
+        Ok(())
+    }
+    fn remove_source_range(&mut self, range: RangeData, length: u32) -> Result<(), TableError> {
+        self.write().source_ranges.retain(|entry| *entry != (range, length));
+        Ok(())
+    }
+}
