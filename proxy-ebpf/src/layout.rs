@@ -378,6 +378,25 @@ pub mod names {
     pub const BACKEND_COUNTERS: &str = "BACKEND_COUNTERS";
     pub const DROPS: &str = "DROPS";
 
+    /// Those that outlive the daemon: all but a program's own working memory.
+    pub const PINNED: [&str; 15] = [
+        CONFIG,
+        FRONTENDS,
+        SLOTS,
+        BACKENDS,
+        AFFINITY,
+        PREFIXES,
+        SOURCE_RANGES,
+        DEVICES,
+        OPT_OUTS,
+        FLOWS,
+        FRAGMENTS,
+        SOCKETS,
+        FRONTEND_COUNTERS,
+        BACKEND_COUNTERS,
+        DROPS,
+    ];
+
     /// At the cgroup, in the order in which they are attached: what undoes a translation
     /// before what makes one.
     pub const CGROUP: [&str; 8] = [

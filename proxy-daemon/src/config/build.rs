@@ -103,6 +103,17 @@ pub(super) fn build(flags: &Flags, hostname: &str) -> Result<Config, Problems> {
         serving: serving(p, &flags.serving),
         logging: logging(p, &flags.serving),
         cgroup_root: path(&flags.host.cgroup_root),
+        devices: flags
+            .host
+            .devices
+            .split(',')
+            .map(str::trim)
+            .filter(|name| !name.is_empty())
+            .map(str::to_owned)
+            .collect(),
+        bpf_root: p.take("--bpf-root", &flags.host.bpf_root, |raw| {
+            path(raw).ok_or_else(|| "must be a directory, for example /sys/fs/bpf".to_owned())
+        }),
         sysctl_root: p.take("--sysctl-root", &flags.host.sysctl_root, |raw| {
             path(raw).ok_or_else(|| "must be a directory, for example /proc/sys".to_owned())
         }),

@@ -269,6 +269,15 @@ pub struct HostFlags {
     #[arg(long, value_name = "DIR", default_value = "", hide_default_value = true)]
     pub cgroup_root: String,
 
+    /// Devices whose packets ebpf mode translates, by comma; * at the end of a name for any
+    /// [default: every device with an address]
+    #[arg(long, value_name = "NAMES", default_value = "", hide_default_value = true)]
+    pub devices: String,
+
+    /// Where the BPF file system is, or is to be mounted, for what outlives the daemon
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf")]
+    pub bpf_root: String,
+
     /// Directory of the kernel's settings
     ///
     /// A container that is not privileged has /proc/sys read-only. Mount the host's

@@ -48,6 +48,9 @@ pub struct Config {
     pub logging: Logging,
     /// `None`: find the cgroup2 mount.
     pub cgroup_root: Option<PathBuf>,
+    /// Names and patterns; none: every device with an address.
+    pub devices: Vec<String>,
+    pub bpf_root: PathBuf,
     /// `/proc/sys`, or where the host's is mounted writable.
     pub sysctl_root: PathBuf,
     /// Accepted, but probably not what was meant: for the log.

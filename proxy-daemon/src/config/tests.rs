@@ -78,6 +78,8 @@ fn defaults_are_those_of_kube_proxy() {
             },
             logging: Logging { verbosity: 0, format: LogFormat::Text },
             cgroup_root: None,
+            devices: Vec::new(),
+            bpf_root: PathBuf::from("/sys/fs/bpf"),
             sysctl_root: PathBuf::from("/proc/sys"),
             warnings: config.warnings.clone(),
         }
@@ -339,6 +341,9 @@ fn logging() {
 fn host() {
     let config = good(&["--cgroup-root=/run/cg", "--sysctl-root=/host/proc/sys"]);
     assert_eq!(config.cgroup_root, Some("/run/cg".into()));
+    let config = good(&["--devices=eth0, cali*,", "--bpf-root=/run/bpf"]);
+    assert_eq!(config.devices, ["eth0", "cali*"]);
+    assert_eq!(config.bpf_root, PathBuf::from("/run/bpf"));
     assert_eq!(config.sysctl_root, PathBuf::from("/host/proc/sys"));
     assert_eq!(bad(&["--sysctl-root="]), ["--sysctl-root="]);
 }

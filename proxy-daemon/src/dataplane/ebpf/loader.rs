@@ -4,6 +4,7 @@ use std::fs::File;
 use std::path::Path;
 
 use aya::programs::cgroup_sock_addr::CgroupSockAddrLink;
+use aya::programs::links::FdLink;
 use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions};
 use aya::programs::xdp::{self, XdpLink};
 use aya::programs::{
@@ -16,6 +17,7 @@ use nix::errno::Errno;
 use proxy_ebpf::device::Hook;
 use proxy_ebpf::layout::names;
 
+use super::pins::Pins;
 use super::{LoadError, Tables, check_layout};
 
 /// Sizes of the maps.
@@ -77,15 +79,38 @@ pub enum XdpMode {
 #[derive(Debug)]
 #[must_use = "dropping it detaches the program"]
 pub struct Attachment {
-    /// Never read: it detaches when dropped.
-    _link: AnyLink,
+    link: AnyLink,
 }
 
 #[derive(Debug)]
 enum AnyLink {
-    Cgroup { _link: CgroupSockAddrLink },
-    Tc { _link: SchedClassifierLink },
-    Xdp { _link: XdpLink },
+    Cgroup(CgroupSockAddrLink),
+    Tc(TcHook, SchedClassifierLink),
+    Xdp(XdpLink),
+}
+
+impl Attachment {
+    /// Leaves the program attached when this process ends, until `path` is removed. A clsact
+    /// filter has nothing to pin: it stays until somebody removes it.
+    ///
+    /// # Errors
+    /// The path is not in a BPF file system, or taken.
+    pub fn pin(self, path: &Path) -> Result<(), LoadError> {
+        let failed = |e: &(dyn std::error::Error + 'static)| {
+            LoadError::from_aya(format!("pin {}", path.display()), e)
+        };
+        let link = match self.link {
+            AnyLink::Cgroup(link) => FdLink::try_from(link),
+            AnyLink::Tc(TcHook::Tcx, link) => FdLink::try_from(link),
+            AnyLink::Tc(TcHook::Clsact, link) => {
+                std::mem::forget(link);
+                return Ok(());
+            }
+            AnyLink::Xdp(link) => FdLink::try_from(link),
+        };
+        let link = link.map_err(|e| failed(&e))?;
+        link.pin(path).map(drop).map_err(|e| failed(&e))
+    }
 }
 
 /// All programs, in the kernel and verified, with their maps.
@@ -99,9 +124,31 @@ impl Programs {
     /// # Errors
     /// The object does not fit this daemon or this kernel, or a capability is missing.
     pub fn load(object: &[u8], capacity: Capacity) -> Result<Self, LoadError> {
+        Self::load_with(object, capacity, None)
+    }
+
+    /// With maps that stay: those that are pinned already are taken over as they are.
+    ///
+    /// # Errors
+    /// As [`Self::load`], or the maps cannot be pinned.
+    pub fn load_pinned(object: &[u8], capacity: Capacity, pins: &Pins) -> Result<Self, LoadError> {
+        Self::load_with(object, capacity, Some(pins))
+    }
+
+    fn load_with(
+        object: &[u8],
+        capacity: Capacity,
+        pins: Option<&Pins>,
+    ) -> Result<Self, LoadError> {
         check_layout(object)?;
         let can_set_retval = u8::from(can_set_retval()?);
-        let mut ebpf = EbpfLoader::new()
+        let mut loader = EbpfLoader::new();
+        if let Some(pins) = pins {
+            for name in names::PINNED {
+                loader.map_pin_path(name, pins.map(name));
+            }
+        }
+        let mut ebpf = loader
             .map_max_entries(names::FRONTENDS, capacity.frontends)
             .map_max_entries(names::FRONTEND_COUNTERS, capacity.frontends)
             .map_max_entries(names::SLOTS, capacity.slots)
@@ -131,6 +178,11 @@ impl Programs {
         &mut self.tables
     }
 
+    #[must_use]
+    pub const fn tables_ref(&self) -> &Tables {
+        &self.tables
+    }
+
     /// Takes effect for the sockets of every process in this cgroup and below. Other
     /// programs there keep running.
     ///
@@ -146,7 +198,7 @@ impl Programs {
             let program: &mut CgroupSockAddr = program(&mut self.ebpf, name)?;
             let id = program.attach(&directory, CgroupAttachMode::Single).map_err(refused)?;
             let link = program.take_link(id).map_err(refused)?;
-            Ok(Attachment { _link: AnyLink::Cgroup { _link: link } })
+            Ok(Attachment { link: AnyLink::Cgroup(link) })
         };
         names::CGROUP.into_iter().map(&mut attach).collect()
     }
@@ -184,7 +236,7 @@ impl Programs {
         let program: &mut SchedClassifier = program(&mut self.ebpf, name)?;
         let id = program.attach_with_options(interface, direction, options).map_err(refused)?;
         let link = program.take_link(id).map_err(refused)?;
-        Ok(Attachment { _link: AnyLink::Tc { _link: link } })
+        Ok(Attachment { link: AnyLink::Tc(hook, link) })
     }
 
     /// For packets that come in by `interface` of the current network namespace.
@@ -201,7 +253,7 @@ impl Programs {
         let program: &mut Xdp = program(&mut self.ebpf, names::XDP_INGRESS)?;
         let id = program.attach(interface, mode).map_err(refused)?;
         let link = program.take_link(id).map_err(refused)?;
-        Ok(Attachment { _link: AnyLink::Xdp { _link: link } })
+        Ok(Attachment { link: AnyLink::Xdp(link) })
     }
 
     /// Runs the program of `hook` on one frame, as if it came by the device `ifindex` of the

@@ -4,10 +4,13 @@
 
 mod capability;
 mod cgroup;
+mod dataplane;
 mod error;
+mod flows;
 pub mod ids;
 mod loader;
 mod object;
+pub mod pins;
 pub mod plane;
 pub mod slots;
 pub mod store;
@@ -15,7 +18,9 @@ mod tables;
 pub mod value;
 
 pub use cgroup::cgroup2_mount;
+pub use dataplane::{EbpfConfig, EbpfPlane};
 pub use error::LoadError;
+pub use flows::FlowTable;
 pub use loader::{Attachment, Capacity, Programs, TcHook, XdpMode};
 pub use object::{OBJECT_ENV, check_layout, object};
 pub use tables::{TableError, Tables};

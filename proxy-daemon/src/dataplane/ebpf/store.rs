@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use proxy_ebpf::layout::{Backend, BackendId, Frontend, FrontendKey, RangeData};
 
-use super::{TableError, Tables};
+use super::{Programs, TableError};
 
 /// What the plane does to the maps. Every write is one system call that the kernel either
 /// carries out or refuses; none is ambiguous.
@@ -21,36 +21,36 @@ pub trait Store: Send {
     fn remove_source_range(&mut self, range: RangeData, length: u32) -> Result<(), TableError>;
 }
 
-impl Store for Tables {
+impl Store for Programs {
     fn frontends(&self) -> Result<Vec<(FrontendKey, Frontend)>, TableError> {
-        Self::frontends(self)
+        self.tables_ref().frontends()
     }
     fn set_frontend(&mut self, key: FrontendKey, value: Frontend) -> Result<(), TableError> {
-        Self::set_frontend(self, key, value)
+        self.tables().set_frontend(key, value)
     }
     fn remove_frontend(&mut self, key: &FrontendKey) -> Result<(), TableError> {
-        Self::remove_frontend(self, key)
+        self.tables().remove_frontend(key)
     }
     fn slots(&self, base: u32, length: u32) -> Result<Vec<BackendId>, TableError> {
-        Self::slots(self, base, length)
+        self.tables_ref().slots(base, length)
     }
     fn set_slots(&mut self, base: u32, backends: &[BackendId]) -> Result<(), TableError> {
-        Self::set_slots(self, base, backends)
+        self.tables().set_slots(base, backends)
     }
     fn backend(&self, id: BackendId) -> Result<Backend, TableError> {
-        Self::backend(self, id)
+        self.tables_ref().backend(id)
     }
     fn set_backend(&mut self, id: BackendId, value: Backend) -> Result<(), TableError> {
-        Self::set_backend(self, id, value)
+        self.tables().set_backend(id, value)
     }
     fn source_ranges(&self) -> Result<Vec<(RangeData, u32)>, TableError> {
-        Self::source_ranges(self)
+        self.tables_ref().source_ranges()
     }
     fn set_source_range(&mut self, range: RangeData, length: u32) -> Result<(), TableError> {
-        Self::set_source_range(self, range, length)
+        self.tables().set_source_range(range, length)
     }
     fn remove_source_range(&mut self, range: RangeData, length: u32) -> Result<(), TableError> {
-        Self::remove_source_range(self, range, length)
+        self.tables().remove_source_range(range, length)
     }
 }
 

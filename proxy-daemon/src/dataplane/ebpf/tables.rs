@@ -321,7 +321,10 @@ fn take<T: TryFrom<Map, Error = MapError>>(
     T::try_from(map).map_err(|e| LoadError::Object(format!("map {name}: {e}")))
 }
 
-fn failed(map: &'static str, operation: &'static str) -> impl FnOnce(MapError) -> TableError {
+pub(super) fn failed(
+    map: &'static str,
+    operation: &'static str,
+) -> impl FnOnce(MapError) -> TableError {
     move |source| TableError { map, operation, source }
 }
 

@@ -1,0 +1,66 @@
+//! Building the eBPF data plane on the real kernel.
+
+use std::time::Duration;
+
+use tracing::{info, warn};
+
+use super::Fatal;
+use crate::config::Config;
+use crate::dataplane::ebpf::pins::Pins;
+use crate::dataplane::ebpf::{
+    Capacity, EbpfConfig, EbpfPlane, FlowTable, Programs, cgroup2_mount, object,
+};
+use crate::kernel::links::NetlinkLinks;
+use crate::kernel::netlink::{Socket, Subsystem};
+
+/// How often flows that have timed out are removed. The table makes room by itself before;
+/// this keeps the gauge honest and ports free.
+const SWEEP: Duration = Duration::from_secs(30);
+
+pub fn plane(config: &Config) -> Result<EbpfPlane, Fatal> {
+    let text = |error: &dyn std::fmt::Display| error.to_string();
+    let pins = Pins::open(&config.bpf_root).map_err(|e| text(&e))?;
+    let capacity = Capacity::default();
+    let object = object().map_err(|e| text(&e))?;
+    let programs = Programs::load_pinned(&object, capacity, &pins).map_err(|e| text(&e))?;
+    sweep(FlowTable::open(&pins).map_err(|e| text(&e))?)?;
+    let cgroup = match &config.cgroup_root {
+        Some(path) => path.clone(),
+        None => cgroup2_mount().map_err(|e| text(&e))?,
+    };
+    let socket = Socket::open(Subsystem::Route).map_err(|e| text(&e))?;
+    let detection = config.clone();
+    let config = EbpfConfig {
+        capacity,
+        masquerade_all: config.masquerade.all,
+        local_detection: Box::new(move |node| detection.local_detect(node)),
+        cgroup,
+        devices: config.devices.clone(),
+        xdp: None,
+        sysctl_root: config.sysctl_root.clone(),
+    };
+    Ok(EbpfPlane::new(config, programs, pins, Box::new(NetlinkLinks::new(socket))))
+}
+
+/// `--cleanup`.
+pub fn cleanup(config: &Config) -> Result<(), Fatal> {
+    for what in Pins::cleanup(&config.bpf_root).map_err(|error| error.to_string())? {
+        info!("removed: {what}");
+    }
+    Ok(())
+}
+
+fn sweep(mut flows: FlowTable) -> Result<(), Fatal> {
+    std::thread::Builder::new()
+        .name("flows".into())
+        .spawn(move || {
+            loop {
+                std::thread::sleep(SWEEP);
+                if let Err(error) = flows.sweep() {
+                    warn!(%error, "flows that have timed out stay for now");
+                }
+            }
+        })
+        .map(|_| ())
+        .map_err(|error| format!("cannot start the thread for flows: {error}"))
+}
