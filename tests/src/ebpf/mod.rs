@@ -26,9 +26,11 @@ use proxy_ebpf::order::Be16;
 use proxy_ebpf::parse::{TCP, UDP};
 use proxy_ebpf::verdict::Reason;
 
+mod daemon;
 mod packets;
 mod wire;
 
+pub use daemon::daemon;
 pub use packets::packets;
 pub use wire::{forwards, path_mtu, refuses, xdp_leaves_the_rest};
 
@@ -56,7 +58,7 @@ macro_rules! ebpf_cases {
             @each [$(#[$attribute])*]
             connect4 connect6 connect6_mapped connect4_udp connect_refused
             forwards refuses path_mtu xdp_leaves_the_rest
-            packets refusals verified_instructions
+            packets refusals verified_instructions daemon
         }
     };
     (@each $attributes:tt $($case:ident)+) => {

@@ -25,32 +25,56 @@ use proxy_ebpf::parse::{TCP, UDP};
 use super::{PATIENCE, has_tcx, in_netns, load, run};
 
 /// Name of the link at the node, addresses of the node and of the other end.
-struct Side {
-    link: &'static str,
-    node: [&'static str; 2],
-    other: [&'static str; 2],
+pub(super) struct Side {
+    pub(super) link: &'static str,
+    pub(super) node: [&'static str; 2],
+    pub(super) other: [&'static str; 2],
 }
 
-const CLIENT: Side = Side {
+pub(super) const CLIENT: Side = Side {
     link: "c0",
     node: ["203.0.113.1", "2001:db8:7::1"],
     other: ["203.0.113.7", "2001:db8:7::7"],
 };
-const REMOTE: Side = Side {
+pub(super) const REMOTE: Side = Side {
     link: "r0",
     node: ["198.18.0.1", "2001:db8:8::1"],
     other: ["198.18.0.5", "2001:db8:8::5"],
 };
-const POD: Side =
+pub(super) const POD: Side =
     Side { link: "p0", node: ["10.244.0.1", "fd00:244::1"], other: ["10.244.0.5", "fd00:244::5"] };
 const VIP: [&str; 2] = ["198.51.100.1", "2001:db8:51::1"];
 const PORT: u16 = 80;
 
+/// The thread is in the node's.
+pub(super) struct Namespaces {
+    pub(super) node: File,
+    pub(super) client: File,
+    pub(super) remote: File,
+    pub(super) pod: File,
+}
+
+impl Namespaces {
+    pub(super) fn new() -> Result<Self> {
+        let node = netns()?;
+        let [client, remote, pod] =
+            [join(&node, &CLIENT)?, join(&node, &REMOTE)?, join(&node, &POD)?];
+        std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
+        std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1")?;
+        Ok(Self { node, client, remote, pod })
+    }
+
+    /// Does something in another namespace; sockets stay where they are made.
+    pub(super) fn at<T>(&self, namespace: &File, action: impl FnOnce() -> Result<T>) -> Result<T> {
+        setns(namespace, CloneFlags::CLONE_NEWNET)?;
+        let result = action();
+        setns(&self.node, CloneFlags::CLONE_NEWNET)?;
+        result
+    }
+}
+
 struct Wire {
-    node: File,
-    client: File,
-    remote: File,
-    pod: File,
+    net: Namespaces,
     programs: Programs,
     attachments: Vec<Attachment>,
     /// Ids given out so far: of slots and backends, and of frontends.
@@ -91,11 +115,7 @@ fn index(link: &str) -> Result<u32> {
 
 impl Wire {
     fn new() -> Result<Self> {
-        let node = netns()?;
-        let [client, remote, pod] =
-            [join(&node, &CLIENT)?, join(&node, &REMOTE)?, join(&node, &POD)?];
-        std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
-        std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1")?;
+        let net = Namespaces::new()?;
         let mut programs = load()?;
         let config = Config {
             seed: 1,
@@ -111,7 +131,7 @@ impl Wire {
             let device = Device { source4, source6, ..Device::default() };
             programs.tables().set_device(index(side.link)?, device)?;
         }
-        Ok(Self { node, client, remote, pod, programs, attachments: Vec::new(), used: (0, 0) })
+        Ok(Self { net, programs, attachments: Vec::new(), used: (0, 0) })
     }
 
     fn attach(&mut self, links: &[&str]) -> Result<()> {
@@ -124,12 +144,8 @@ impl Wire {
         Ok(())
     }
 
-    /// Does something in another namespace; sockets stay where they are made.
     fn at<T>(&self, namespace: &File, action: impl FnOnce() -> Result<T>) -> Result<T> {
-        setns(namespace, CloneFlags::CLONE_NEWNET)?;
-        let result = action();
-        setns(&self.node, CloneFlags::CLONE_NEWNET)?;
-        result
+        self.net.at(namespace, action)
     }
 
     /// Both protocols of one address lead to this backend, or to none.
@@ -178,7 +194,7 @@ impl Wire {
             Ok(peer.ip())
         });
         let mut stream = self
-            .at(&self.client, || Ok(TcpStream::connect_timeout(&to, PATIENCE)?))
+            .at(&self.net.client, || Ok(TcpStream::connect_timeout(&to, PATIENCE)?))
             .with_context(|| format!("connect to {to}"))?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
@@ -213,7 +229,7 @@ impl Wire {
     fn udp_client(&self, vip: &str) -> Result<UdpSocket> {
         let to = SocketAddr::new(vip.parse()?, PORT);
         let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-        let client = self.at(&self.client, || Ok(UdpSocket::bind(any)?))?;
+        let client = self.at(&self.net.client, || Ok(UdpSocket::bind(any)?))?;
         client.connect(to)?;
         client.set_read_timeout(Some(PATIENCE))?;
         Ok(client)
@@ -282,14 +298,15 @@ pub fn forwards() -> Result<()> {
             ];
             for (side, vip, peer) in cases {
                 let namespace =
-                    if side.link == POD.link { &wire.pod } else { &wire.remote }.try_clone()?;
+                    if side.link == POD.link { &wire.net.pod } else { &wire.net.remote }
+                        .try_clone()?;
                 let backend = side.other[family];
                 let address = SocketAddr::new(backend.parse()?, 8080);
                 wire.frontend(vip, Some(address), Frontend::MASQUERADE_REMOTE)?;
                 let what = || format!("{vip} to {backend}");
                 let server = wire.tcp_server(&namespace, backend)?;
                 let requests = Capture::start(&wire, &namespace)?;
-                let replies = Capture::start(&wire, &wire.client)?;
+                let replies = Capture::start(&wire, &wire.net.client)?;
                 for sent in [1, 3_000_000] {
                     let seen = wire.exchange(&server, vip, sent).with_context(what)?;
                     ensure!(seen == peer.parse::<IpAddr>()?, "{}: the client is {seen}", what());
@@ -319,10 +336,11 @@ pub fn refuses() -> Result<()> {
         wire.attach(&[CLIENT.link, REMOTE.link])?;
         for vip in VIP {
             wire.frontend(vip, None, 0)?;
-            let answers = Capture::start(&wire, &wire.client)?;
+            let answers = Capture::start(&wire, &wire.net.client)?;
             let begin = Instant::now();
             let to = SocketAddr::new(vip.parse()?, PORT);
-            let result = wire.at(&wire.client, || Ok(TcpStream::connect_timeout(&to, PATIENCE)))?;
+            let result =
+                wire.at(&wire.net.client, || Ok(TcpStream::connect_timeout(&to, PATIENCE)))?;
             let error = result.err().context("connected to nobody")?;
             ensure!(error.kind() == ErrorKind::ConnectionRefused, "{vip}: {error}");
             let client = wire.udp_client(vip)?;
@@ -352,9 +370,9 @@ pub fn path_mtu() -> Result<()> {
         for family in 0..2 {
             let backend = SocketAddr::new(REMOTE.other[family].parse()?, 8080);
             wire.frontend(VIP[family], Some(backend), Frontend::MASQUERADE_REMOTE)?;
-            let server = wire.tcp_server(&wire.remote, REMOTE.other[family])?;
+            let server = wire.tcp_server(&wire.net.remote, REMOTE.other[family])?;
             wire.exchange(&server, VIP[family], 200_000).context(VIP[family])?;
-            let route = wire.at(&wire.client, || {
+            let route = wire.at(&wire.net.client, || {
                 let family = if family == 0 { "-4" } else { "-6" };
                 let to = if family == "-4" { VIP[0] } else { VIP[1] };
                 let output =
@@ -383,10 +401,10 @@ pub fn xdp_leaves_the_rest() -> Result<()> {
                 let backend = POD.other[family];
                 let address = SocketAddr::new(backend.parse()?, 8080);
                 wire.frontend(VIP[family], Some(address), Frontend::MASQUERADE_REMOTE)?;
-                let server = wire.tcp_server(&wire.pod, backend)?;
+                let server = wire.tcp_server(&wire.net.pod, backend)?;
                 let seen = wire.exchange(&server, VIP[family], 100_000)?;
                 ensure!(seen == CLIENT.other[family].parse::<IpAddr>()?, "the client is {seen}");
-                wire.query(&wire.pod, backend, VIP[family], 5000)?;
+                wire.query(&wire.net.pod, backend, VIP[family], 5000)?;
             }
             drop(xdp);
             Ok(())
