@@ -3,6 +3,8 @@
 //! The packet goes back by the device it was seen at, so its Ethernet addresses change
 //! places and nothing has to be routed.
 
+#![allow(clippy::cast_possible_truncation, reason = "lengths of headers, and offsets within them")]
+
 use crate::checksum::finish;
 use crate::layout::Tuple;
 use crate::order::Address;

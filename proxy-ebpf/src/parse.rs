@@ -173,7 +173,7 @@ fn ipv6(packet: &impl Bytes, headers: &mut Headers) -> Result<(), Unparsed> {
     headers.dont_fragment = true;
     headers.fragment = 0;
     headers.ttl = header[7];
-    headers.length = u16::from_be_bytes([header[4], header[5]]).saturating_add(IPV6_HEADER as u16);
+    headers.length = u16::from_be_bytes([header[4], header[5]]).saturating_add(40);
     headers.source = ipv6_address(packet, ETHERNET + 8)?;
     let destination = ipv6_address(packet, ETHERNET + 24)?;
     let (protocol, transport) = skip_extensions(packet, header[6], headers)?;

@@ -124,6 +124,7 @@ proptest! {
 /// Flows as they come in practice (ports counted up, few addresses) spread like drawn ones:
 /// chi-squared over 100 slots below the value that chance exceeds once in 10,000.
 #[test]
+#[allow(clippy::cast_possible_truncation, reason = "ports counted up")]
 fn flows_spread_evenly() {
     const SLOTS: u32 = 100;
     const FLOWS: u32 = 100_000;
