@@ -279,6 +279,15 @@ fn taken_down(bed: &Bed, mut daemon: Daemon) -> Result<()> {
         .args(bed.arguments())
         .output()?;
     succeeds(&output)?;
+    // Nothing is left at the devices either (clsact has no pins to tell).
+    for link in [CLIENT.link, REMOTE.link, POD.link] {
+        for direction in ["ingress", "egress"] {
+            let output =
+                Command::new("tc").args(["filter", "show", "dev", link, direction]).output()?;
+            let filters = String::from_utf8_lossy(&output.stdout);
+            ensure!(!filters.contains("tc_"), "left at {link}: {filters}");
+        }
+    }
     ensure!(bed.pins("links") + bed.pins("maps") == 0, "pins are left");
     ensure!(!Path::new(&bed.directory.path().join("bpf/proxy-daemon")).exists(), "a directory");
     Ok(())

@@ -17,7 +17,7 @@ use nix::errno::Errno;
 use proxy_ebpf::device::Hook;
 use proxy_ebpf::layout::names;
 
-use super::pins::Pins;
+use super::pins::{Pins, filter};
 use super::{LoadError, Tables, check_layout};
 
 /// Sizes of the maps.
@@ -90,8 +90,8 @@ enum AnyLink {
 }
 
 impl Attachment {
-    /// Leaves the program attached when this process ends, until `path` is removed. A clsact
-    /// filter has nothing to pin: it stays until somebody removes it.
+    /// Leaves the program attached when this process ends, until `path` is removed (by
+    /// [`Pins`], since a clsact filter has nothing to pin).
     ///
     /// # Errors
     /// The path is not in a BPF file system, or taken.
@@ -102,15 +102,36 @@ impl Attachment {
         let link = match self.link {
             AnyLink::Cgroup(link) => FdLink::try_from(link),
             AnyLink::Tc(TcHook::Tcx, link) => FdLink::try_from(link),
-            AnyLink::Tc(TcHook::Clsact, link) => {
-                std::mem::forget(link);
-                return Ok(());
-            }
+            AnyLink::Tc(TcHook::Clsact, link) => return keep_filter(link, path),
             AnyLink::Xdp(link) => FdLink::try_from(link),
         };
         let link = link.map_err(|e| failed(&e))?;
         link.pin(path).map(drop).map_err(|e| failed(&e))
     }
+}
+
+fn keep_filter(link: SchedClassifierLink, path: &Path) -> Result<(), LoadError> {
+    let failed = |e: ProgramError| LoadError::from_aya("ask for a clsact filter's handle", &e);
+    let priority = link.priority().map_err(failed)?;
+    let handle = link.handle().map_err(failed)?;
+    let path = filter(path, priority, handle.into());
+    std::fs::create_dir(&path).map_err(|source| LoadError::Read { path, source })?;
+    // Dropping it would detach it.
+    std::mem::forget(link);
+    Ok(())
+}
+
+/// Removes a clsact filter of a daemon that is no more. Gone with its device, or removed by
+/// somebody else, is as good.
+pub(super) fn detach_filter(program: &str, priority: u16, handle: u32, ifindex: u32) {
+    let direction = match program {
+        names::TC_EGRESS => TcAttachType::Egress,
+        _ => TcAttachType::Ingress,
+    };
+    let Ok(interface) = nix::net::if_::if_indextoname(ifindex) else { return };
+    let interface = interface.to_string_lossy().into_owned();
+    let link = SchedClassifierLink::attached(&interface, direction, priority, handle.into(), None);
+    drop(link);
 }
 
 /// All programs, in the kernel and verified, with their maps.

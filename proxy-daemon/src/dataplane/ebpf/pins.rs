@@ -2,8 +2,12 @@
 //!
 //! ```text
 //! ROOT/proxy-daemon/v2/maps/FLOWS          as long as the layout stays the same
-//!                     /links/connect4-PID  of the daemon that attached it
+//!                     /links/connect4-0-PID       of the daemon that attached it
+//!                     /links/PROGRAM-IFINDEX-PID  at a device
 //! ```
+//!
+//! A clsact filter (kernels before 6.6) has nothing to pin: a directory named
+//! `PROGRAM-PRIORITY-HANDLE-IFINDEX-PID` stands for it.
 //!
 //! A new daemon takes over the maps, attaches its own programs, and then removes the links
 //! of the one before. In between both are attached: what one has translated the other does
@@ -20,6 +24,7 @@ use proxy_ebpf::layout::LAYOUT_VERSION;
 use tracing::info;
 
 use super::LoadError;
+use super::loader::detach_filter;
 
 /// Where distributions mount it.
 pub const DEFAULT_ROOT: &str = "/sys/fs/bpf";
@@ -84,7 +89,7 @@ impl Pins {
                 continue;
             };
             if is_stale(place, process) {
-                fs::remove_file(&path).map_err(failed(&path))?;
+                remove(&path)?;
             }
         }
         Ok(())
@@ -109,7 +114,7 @@ impl Pins {
             for directory in versions.iter().map(|version| version.join(part)) {
                 for entry in fs::read_dir(&directory).map_err(failed(&directory))? {
                     let path = entry.map_err(failed(&directory))?.path();
-                    fs::remove_file(&path).map_err(failed(&path))?;
+                    remove(&path)?;
                     removed.push(path.display().to_string());
                 }
                 fs::remove_dir(&directory).map_err(failed(&directory))?;
@@ -120,6 +125,30 @@ impl Pins {
         }
         Ok(removed)
     }
+}
+
+/// The name of the directory that stands for a clsact filter whose link would be at `path`.
+#[must_use]
+pub fn filter(path: &Path, priority: u16, handle: u32) -> PathBuf {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let (program, rest) = name.split_once('-').unwrap_or((name, ""));
+    path.with_file_name(format!("{program}-{priority}-{handle}-{rest}"))
+}
+
+/// Detaches: a link by its pin, a filter by what its directory says.
+fn remove(path: &Path) -> Result<(), LoadError> {
+    if !path.is_dir() {
+        return fs::remove_file(path).map_err(failed(path));
+    }
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let parts: Vec<&str> = name.split('-').collect();
+    if let [program, priority, handle, place, _] = parts[..]
+        && let (Ok(priority), Ok(handle), Ok(place)) =
+            (priority.parse(), handle.parse(), place.parse())
+    {
+        detach_filter(program, priority, handle, place);
+    }
+    fs::remove_dir(path).map_err(failed(path))
 }
 
 fn ensure_mounted(root: &Path) -> Result<(), LoadError> {
