@@ -1,6 +1,8 @@
 //! The daemon in ebpf mode, from manifests: what it programs, and what lives on when it
 //! dies, comes back, and takes everything down.
 
+#![allow(clippy::needless_range_loop, reason = "a family indexes the names of all sides")]
+
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};

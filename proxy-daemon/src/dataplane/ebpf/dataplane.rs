@@ -26,11 +26,14 @@ use crate::policy::{Frontend, FrontendKey};
 /// for the most part; one that a socket uses is never taken.
 const PORTS: (u16, u16) = (50_000, 65_535);
 
+/// Tells what counts as a pod.
+pub type Detection = Box<dyn Fn(Option<&Node>) -> LocalDetect + Send>;
+
 pub struct EbpfConfig {
     pub capacity: Capacity,
     pub masquerade_all: bool,
     /// What counts as a pod, given the Node.
-    pub local_detection: Box<dyn Fn(Option<&Node>) -> LocalDetect + Send>,
+    pub local_detection: Detection,
     /// Whose sockets are served.
     pub cgroup: PathBuf,
     /// Names, `*` at the end for any; none: every device with an address.
