@@ -73,6 +73,10 @@ pub struct Scratch {
     pub ifindex: u32,
     pub ethernet: [u8; 12],
     pub mtu: u32,
+    /// ICMP errors that may still be sent in the second that began then.
+    pub errors_left: u32,
+    pub pad: u32,
+    pub errors_since: u64,
 }
 
 #[map]

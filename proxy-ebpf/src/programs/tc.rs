@@ -135,7 +135,7 @@ fn forward(skb: *mut __sk_buff, scratch: &mut Scratch, egress: bool) -> i32 {
     let Headers { ttl, dont_fragment, .. } = scratch.work.headers;
     // One that the stack has routed has had its hop taken, or came from this node.
     if !egress && ttl <= 1 {
-        return answer(skb, &scratch.work, egress, NO_MTU);
+        return answer(skb, scratch, egress, NO_MTU);
     }
     match find_way(skb, scratch) {
         way::FOUND => send(skb, scratch, egress),
@@ -146,7 +146,10 @@ fn forward(skb: *mut __sk_buff, scratch: &mut Scratch, egress: bool) -> i32 {
             },
             None => failed(Reason::Unwritable),
         },
-        way::TOO_BIG if dont_fragment => answer(skb, &scratch.work, egress, scratch.mtu),
+        way::TOO_BIG if dont_fragment => {
+            let mtu = scratch.mtu;
+            answer(skb, scratch, egress, mtu)
+        }
         way::TOO_BIG => failed(Reason::TooBig),
         // A reply to the node itself: the stack takes it.
         way::LOCAL if !egress => translate(skb, &scratch.work),
@@ -212,22 +215,39 @@ const NO_MTU: u32 = u32::MAX;
 
 #[inline(never)]
 #[allow(clippy::cast_possible_truncation, reason = "made from 16 bits")]
-fn answer(skb: *mut __sk_buff, work: &Work, egress: bool, mtu: u32) -> i32 {
+fn answer(skb: *mut __sk_buff, scratch: &mut Scratch, egress: bool, mtu: u32) -> i32 {
     let (error, reason) = match mtu {
         NO_MTU => (Error::TimeExceeded, Reason::TimeToLive),
         mtu => (Error::TooBig(mtu as u16), Reason::TooBig),
     };
-    // No error is made about an error (RFC 1122 section 3.2.2).
-    if work.headers.kind == Kind::IcmpError {
+    // No error is made about an error (RFC 1122 section 3.2.2), and none to a sender that
+    // answers each with the same packet again: between veth ends that has no end.
+    if scratch.work.headers.kind == Kind::IcmpError || !may_answer(scratch) {
         return failed(reason);
     }
-    match answer::error(&mut Skb(skb), &work.headers, error) {
+    match answer::error(&mut Skb(skb), &scratch.work.headers, error) {
         Some(()) => {
             Kernel.count_drop(reason);
             turn_back(skb, egress)
         }
         None => failed(reason),
     }
+}
+
+/// RFC 1812 section 4.3.2.8: a limit to errors, of this CPU.
+#[inline(always)]
+fn may_answer(scratch: &mut Scratch) -> bool {
+    const SECOND: u64 = 1_000_000_000;
+    const EACH_SECOND: u32 = 1000;
+    // SAFETY: a helper without arguments.
+    let now = unsafe { bpf_ktime_get_ns() };
+    if now.wrapping_sub(scratch.errors_since) >= SECOND {
+        scratch.errors_since = now;
+        scratch.errors_left = EACH_SECOND;
+    }
+    let allowed = scratch.errors_left > 0;
+    scratch.errors_left = scratch.errors_left.saturating_sub(1);
+    allowed
 }
 
 /// To where it came from: out by the device, or back up to the stack that sent it.
