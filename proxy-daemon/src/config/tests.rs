@@ -341,10 +341,10 @@ fn logging() {
 fn host() {
     let config = good(&["--cgroup-root=/run/cg", "--sysctl-root=/host/proc/sys"]);
     assert_eq!(config.cgroup_root, Some("/run/cg".into()));
+    assert_eq!(config.sysctl_root, PathBuf::from("/host/proc/sys"));
     let config = good(&["--devices=eth0, cali*,", "--bpf-root=/run/bpf"]);
     assert_eq!(config.devices, ["eth0", "cali*"]);
     assert_eq!(config.bpf_root, PathBuf::from("/run/bpf"));
-    assert_eq!(config.sysctl_root, PathBuf::from("/host/proc/sys"));
     assert_eq!(bad(&["--sysctl-root="]), ["--sysctl-root="]);
 }
 
