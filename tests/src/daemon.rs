@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -72,6 +72,23 @@ impl Daemon {
         Ok(())
     }
 
+    /// Waits until it ends by itself.
+    ///
+    /// # Errors
+    /// When it did not in time; its log is in the message.
+    pub fn wait(&mut self, timeout: Duration) -> Result<ExitStatus> {
+        let end = Instant::now() + timeout;
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            if Instant::now() > end {
+                bail!("the daemon still runs after {timeout:?}\n{}", self.log());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     #[must_use]
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
@@ -107,15 +124,7 @@ impl Daemon {
     /// # Errors
     /// When the daemon does not answer.
     pub fn metric(&self, name: &str) -> Result<Option<f64>> {
-        let page = get(SocketAddr::from(METRICS), "/metrics")?;
-        let values = page.lines().filter_map(|line| {
-            let rest = line.strip_prefix(name)?;
-            if !rest.starts_with(['{', ' ']) {
-                return None;
-            }
-            rest.rsplit(' ').next()?.parse::<f64>().ok()
-        });
-        Ok(values.reduce(|a, b| a + b))
+        Ok(Page::fetch()?.sum(name))
     }
 
     /// Waits until a metric satisfies `wanted`, and returns it.
@@ -141,6 +150,37 @@ impl Daemon {
     }
 }
 
+/// The metrics of one moment, of the daemon in the calling thread's network namespace.
+#[derive(Debug)]
+pub struct Page(String);
+
+impl Page {
+    /// # Errors
+    /// When no daemon answers.
+    pub fn fetch() -> Result<Self> {
+        Ok(Self(get(SocketAddr::from(METRICS), "/metrics")?))
+    }
+
+    /// The sum of a metric over its labels; `None` when there is none of that name yet.
+    #[must_use]
+    pub fn sum(&self, name: &str) -> Option<f64> {
+        self.sum_where(name, "")
+    }
+
+    /// The same over those whose labels contain this text, as `kind="Service"`.
+    #[must_use]
+    pub fn sum_where(&self, name: &str, label: &str) -> Option<f64> {
+        let values = self.0.lines().filter_map(|line| {
+            let rest = line.strip_prefix(name)?;
+            if !rest.starts_with(['{', ' ']) || !rest.contains(label) {
+                return None;
+            }
+            rest.rsplit(' ').next()?.parse::<f64>().ok()
+        });
+        values.reduce(|a, b| a + b)
+    }
+}
+
 impl Drop for Daemon {
     fn drop(&mut self) {
         // It may have ended already.
@@ -149,15 +189,47 @@ impl Drop for Daemon {
     }
 }
 
+/// An HTTP answer.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    pub status: u16,
+    /// Status line and headers as they came.
+    pub head: String,
+    pub body: String,
+}
+
+impl Answer {
+    /// The value of a header, named in any case.
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.head.lines().find_map(|line| {
+            let (key, value) = line.split_once(':')?;
+            key.eq_ignore_ascii_case(name).then(|| value.trim())
+        })
+    }
+}
+
 /// A plain HTTP/1.1 GET: the body, whatever the status.
 ///
 /// # Errors
 /// When nobody answers.
 pub fn get(address: SocketAddr, path: &str) -> Result<String> {
+    Ok(fetch(address, path)?.body)
+}
+
+/// A plain HTTP/1.1 GET.
+///
+/// # Errors
+/// When nobody answers, or not in HTTP.
+pub fn fetch(address: SocketAddr, path: &str) -> Result<Answer> {
     let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
-    Ok(answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default())
+    let (head, body) =
+        answer.split_once("\r\n\r\n").context("an answer without an end of headers")?;
+    let status = head.split(' ').nth(1).and_then(|code| code.parse().ok());
+    let status = status.with_context(|| format!("no status in {head:?}"))?;
+    Ok(Answer { status, head: head.to_owned(), body: body.to_owned() })
 }

@@ -2,8 +2,10 @@
 //! against.
 
 pub mod apiserver;
+pub mod bed;
 pub mod binary;
 pub mod cluster;
+pub mod conformance;
 pub mod daemon;
 pub mod demo;
 pub mod ebpf;

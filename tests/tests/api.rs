@@ -12,6 +12,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use proxy_daemon::model::{Change, Event, Node, NodeName, Rejected, Service};
+use proxy_daemon::watch::Outlet;
+use proxy_daemon::watch::announce::Announcer;
 use proxy_daemon::watch::kube::{client, run};
 use proxy_daemon::watch::stats::{Cause, KindStats, ObjectKind, SourceStats};
 use proxy_tests::apiserver::{ApiServer, Options, Resource, Verb};
@@ -40,6 +42,7 @@ struct Source {
     /// Endpoints per slice.
     slices: BTreeMap<String, usize>,
     node: Option<Node>,
+    service_cidrs: Vec<String>,
     resets: usize,
     rejected: Vec<String>,
     _kubeconfig: tempfile::NamedTempFile,
@@ -53,13 +56,16 @@ impl Source {
         let stats = Arc::new(SourceStats::default());
         let (sender, events) = mpsc::channel(16);
         let node = NodeName::new("node-a");
-        tokio::spawn(run(client, node, sender, Arc::clone(&stats)));
+        let (announcer, announced) = Announcer::new();
+        let outlet = Outlet { events: sender, stats: Arc::clone(&stats), announcer };
+        tokio::spawn(run(client, node, outlet, announced));
         Self {
             events,
             stats,
             services: BTreeMap::new(),
             slices: BTreeMap::new(),
             node: None,
+            service_cidrs: Vec::new(),
             resets: 0,
             rejected: Vec::new(),
             _kubeconfig: kubeconfig,
@@ -94,6 +100,11 @@ impl Source {
                 self.resets += 1;
             }
             Event::Node(node) => self.node = node,
+            Event::ServiceCidrs(Change::Reset { objects, .. }) => {
+                let ranges = objects.into_iter().flat_map(|object| object.ranges);
+                self.service_cidrs = ranges.map(|range| range.to_string()).collect();
+            }
+            Event::ServiceCidrs(change) => panic!("only lists are expected: {change:?}"),
             Event::Rejected(Rejected { kind, name, reason }) => {
                 self.rejected.push(format!("{kind} {name}: {reason}"));
             }
@@ -306,6 +317,14 @@ async fn errors_of_the_server_are_counted_by_cause_and_nothing_is_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_clusters_service_ranges_arrive() {
+    let server = start_server(Options::default());
+    let mut source = Source::start(&server).await;
+    source.until("the ranges", |source| !source.service_cidrs.is_empty()).await;
+    assert_eq!(source.service_cidrs, ["10.96.0.0/12", "fd00:10:96::/108"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_away_at_the_start_is_waited_for() {
     let server = start_server(Options::default());
     server.faults().set(|faults| faults.refuse = true);
@@ -368,6 +387,24 @@ async fn one_undecodable_or_impossible_object_costs_no_other_its_place() {
     );
     assert_eq!(source.services.len(), SERVICES.len() - 1);
     assert_eq!(source.slices["shop/web-v4"], 3);
+    let store = server.store();
+    let told = |kind: &str, reason: &str, note: &str| {
+        store.all(Resource::EventsEvent).into_iter().find(|event| {
+            event["regarding"]["kind"] == *kind
+                && event["reason"] == *reason
+                && event["note"].as_str().is_some_and(|text| text.contains(note))
+        })
+    };
+    source
+        .until("Events beside both", |_| {
+            told("Service", "Rejected", "spec.selector").is_some()
+                && told("EndpointSlice", "PartlyRejected", "70000").is_some()
+        })
+        .await;
+    let event = told("EndpointSlice", "PartlyRejected", "70000").unwrap();
+    let slice = store.get(Resource::EndpointSlice, "shop", "web-v4").unwrap();
+    assert_eq!(event["regarding"]["uid"], slice["metadata"]["uid"]);
+    assert_eq!(event["metadata"]["namespace"], "shop");
 
     // The same on a watch: it goes on behind the object, and recovery is seen.
     watching(&server).await;

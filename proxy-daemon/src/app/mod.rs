@@ -17,11 +17,12 @@ use tracing::{error, info, warn};
 use crate::config::{self, Config, ProxyMode, Source};
 use crate::dataplane::Dataplane;
 use crate::kernel::capabilities::check_net_admin;
-use crate::model::{Event, Family};
+use crate::model::{Event, Family, NodeName};
 use crate::serve::{self, Status};
 use crate::sync::{self, Engine, EngineConfig, Input, NodePortAddresses};
+use crate::watch::announce::{Announced, Announcement, Announcer, Regarding};
 use crate::watch::manifests::Manifests;
-use crate::watch::{self, SourceStats};
+use crate::watch::{self, Outlet, SourceStats};
 
 /// Events that wait for the engine. Beyond that the source waits: a first list of tens
 /// of thousands of objects is one event, so this is deep enough.
@@ -142,7 +143,10 @@ async fn serve_until_stopped(
     forward(received, inputs)?;
     let stats = Arc::new(SourceStats::default());
     status.watch_source(Arc::clone(&stats));
-    let source = source(config, events, stats);
+    let (announcer, announced) = Announcer::new();
+    status.announce_through(announcer.clone());
+    announcer.announce(starting(&config.node_name));
+    let source = source(config, Outlet { events, stats, announcer }, announced);
     let servers = serve::run(status, config.serving);
     tokio::select! {
         ended = source => ended,
@@ -154,26 +158,33 @@ async fn serve_until_stopped(
     }
 }
 
-async fn source(
-    config: &Config,
-    events: mpsc::Sender<Event>,
-    stats: Arc<SourceStats>,
-) -> Result<(), Fatal> {
+async fn source(config: &Config, outlet: Outlet, announced: Announced) -> Result<(), Fatal> {
     let node = config.node_name.clone();
     match &config.source {
         Source::Api { kubeconfig, master } => {
             let client = watch::kube::client(kubeconfig.as_deref(), master.as_deref())
                 .await
                 .map_err(|error| error.to_string())?;
-            watch::kube::run(client, node, events, stats).await;
+            watch::kube::run(client, node, outlet, announced).await;
         }
         Source::Manifests(directory) => {
-            let manifests = Manifests::open(directory, node, stats)
+            let manifests = Manifests::open(directory, node, outlet.stats)
                 .map_err(|error| format!("--manifests: {error}"))?;
-            manifests.run(events).await;
+            manifests.run(outlet.events).await;
         }
     }
     Err("the source of objects ended: the engine is gone".to_owned())
+}
+
+/// kube-proxy's Event about its Node.
+fn starting(node: &NodeName) -> Announcement {
+    Announcement {
+        regarding: Regarding::node(node),
+        warning: false,
+        reason: "Starting",
+        action: "StartNodeDataplane",
+        note: String::new(),
+    }
 }
 
 /// From the sources' async world to the engine's thread.

@@ -7,6 +7,7 @@ use serde_yaml_ng::Value;
 use super::{Config, NodePortAddresses, ProxyMode, Source};
 
 const DAEMONSET: &str = include_str!("../../../deploy/daemonset.yaml");
+const RBAC: &str = include_str!("../../../deploy/rbac.yaml");
 const ENVIRONMENT: &str = include_str!("../../../deploy/daemon.env");
 
 fn pod() -> Value {
@@ -67,4 +68,25 @@ fn the_daemonset_mounts_what_it_names_and_is_not_privileged() {
         assert_eq!(container[probe]["httpGet"]["path"], Value::from(path));
         assert_eq!(container[probe]["httpGet"]["port"], Value::from(10256));
     }
+}
+
+#[test]
+fn it_may_read_what_it_watches_and_write_nothing_but_events() {
+    let role: Value = serde_yaml_ng::from_str(RBAC.split("\n---\n").next().unwrap()).unwrap();
+    let text = |value: &Value| serde_yaml_ng::to_string(value).unwrap().replace("- ", "");
+    let rules: Vec<String> = (role["rules"].as_sequence().unwrap().iter())
+        .map(|rule| {
+            let parts = ["apiGroups", "resources", "verbs"].map(|part| text(&rule[part]));
+            parts.map(|part| part.trim().replace('\n', ",")).join(" ")
+        })
+        .collect();
+    assert_eq!(
+        rules,
+        [
+            "'' services,nodes get,list,watch",
+            "discovery.k8s.io endpointslices get,list,watch",
+            "networking.k8s.io servicecidrs get,list,watch",
+            "events.k8s.io events create",
+        ]
+    );
 }

@@ -72,9 +72,10 @@ pub struct ModeFlags {
     #[arg(long, value_name = "MODE", default_value = "ipvs")]
     pub proxy_mode: String,
 
-    /// Remove from this node what the daemon programmed, then exit
+    /// Remove from this node what the daemon programmed and what kube-proxy left, then exit
     ///
-    /// Only our own objects go. Virtual servers within --ipvs-exclude-cidrs stay.
+    /// Nothing else goes. Virtual servers within --ipvs-exclude-cidrs stay, and while
+    /// kube-proxy runs so does what is its own.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
           default_missing_value = "true", default_value = "false")]
     pub cleanup: String,
@@ -197,7 +198,10 @@ pub struct IpvsFlags {
     #[arg(long, value_name = "DURATION", default_value = "0s")]
     pub ipvs_udp_timeout: String,
 
-    /// Virtual servers in these blocks belong to somebody else and are never touched
+    /// Virtual servers of others in these blocks are never deleted
+    ///
+    /// Those that kube-proxy made and no Service wants go otherwise, when the daemon takes
+    /// the node over from it. --cleanup leaves all virtual servers in these blocks.
     #[arg(long, value_name = "CIDR,...")]
     pub ipvs_exclude_cidrs: Vec<String>,
 }

@@ -3,8 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{Dataplane, OpError, PlaneError, Readback, WorkDone};
-use crate::model::Node;
+use super::{Dataplane, OpError, Piece, PlaneError, Reader, Surroundings, WorkDone};
 use crate::plan::{ObjectKey, Op};
 use crate::policy::{Backend, Frontend, FrontendKey};
 
@@ -56,7 +55,13 @@ pub struct Kernel {
     /// Like `refuse`, but the operation takes effect and its answer is lost.
     pub lose_answer: Option<(usize, usize)>,
     pub readbacks: usize,
+    /// Readbacks that fail, after their first piece.
+    pub unreadable: usize,
     pub busy: BTreeSet<Key>,
+    /// Foreign objects that an earlier proxy left.
+    pub left: BTreeSet<Key>,
+    /// How often they were asked for.
+    pub takeovers: usize,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -98,6 +103,7 @@ impl Kernel {
             }
             Op::Delete(key) => {
                 self.objects.remove(key);
+                self.foreign.remove(key);
             }
         }
         if counts_down(&mut self.lose_answer) {
@@ -117,7 +123,7 @@ impl Dataplane for Fake {
         objects
     }
 
-    fn node_changed(&mut self, _: Option<&Node>) -> bool {
+    fn surroundings_changed(&mut self, _: Surroundings<'_>) -> bool {
         false
     }
 
@@ -125,10 +131,28 @@ impl Dataplane for Fake {
         Ok(())
     }
 
-    fn readback(&mut self) -> Result<Readback<Key>, PlaneError> {
+    /// One object a piece.
+    fn reader(&mut self) -> Result<Reader<Key>, PlaneError> {
         let mut kernel = self.kernel();
         kernel.readbacks += 1;
-        Ok(Readback { ours: kernel.objects.clone(), foreign: kernel.foreign.clone() })
+        let mut pieces: Vec<Piece<Key>> = Vec::new();
+        for (key, value) in &kernel.objects {
+            pieces.push(Piece { ours: vec![(key.clone(), *value)], foreign: Vec::new() });
+        }
+        for (key, value) in &kernel.foreign {
+            pieces.push(Piece { ours: Vec::new(), foreign: vec![(key.clone(), *value)] });
+        }
+        let fails = kernel.unreadable > 0;
+        kernel.unreadable = kernel.unreadable.saturating_sub(1);
+        Ok(Box::new(move |give| {
+            for piece in pieces {
+                give(piece);
+                if fails {
+                    return Err(PlaneError::new("fake", "EIO"));
+                }
+            }
+            Ok(())
+        }))
     }
 
     fn apply(&mut self, ops: &[Op<Key>]) -> Vec<Result<(), OpError>> {
@@ -139,6 +163,12 @@ impl Dataplane for Fake {
     fn unused(&mut self, retired: &[Key]) -> Result<Vec<Key>, PlaneError> {
         let kernel = self.kernel();
         Ok(retired.iter().filter(|key| !kernel.busy.contains(key)).cloned().collect())
+    }
+
+    fn superseded(&mut self, foreign: &HashMap<Key, u32>) -> Vec<Key> {
+        let mut kernel = self.kernel();
+        kernel.takeovers += 1;
+        foreign.keys().filter(|key| kernel.left.contains(key)).cloned().collect()
     }
 
     fn work(&self) -> WorkDone {

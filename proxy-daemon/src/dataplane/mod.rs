@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use ipnetwork::IpNetwork;
+
 use crate::model::{Family, Node};
 use crate::plan::{ObjectKey, Op};
 use crate::policy::{Frontend, FrontendKey};
@@ -11,6 +13,10 @@ use crate::policy::{Frontend, FrontendKey};
 pub mod ebpf;
 pub mod fake;
 pub mod ipvs;
+pub mod kubeproxy;
+mod readback;
+
+pub use readback::{Give, Piece, Pieces, Reader};
 
 /// Why one operation did not take effect.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -37,21 +43,6 @@ impl PlaneError {
     }
 }
 
-/// What the kernel holds.
-#[derive(Debug)]
-pub struct Readback<K: ObjectKey> {
-    /// Objects that carry our mark of ownership.
-    pub ours: HashMap<K, K::Value>,
-    /// Others of the same kind: adopted if wanted, never touched if not.
-    pub foreign: HashMap<K, K::Value>,
-}
-
-impl<K: ObjectKey> Default for Readback<K> {
-    fn default() -> Self {
-        Self { ours: HashMap::new(), foreign: HashMap::new() }
-    }
-}
-
 /// Requests sent so far, as the kernel seams count them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct WorkDone {
@@ -70,6 +61,14 @@ pub struct FlowRelease {
     pub released: Option<usize>,
 }
 
+/// What the Services stand in.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Surroundings<'a> {
+    pub node: Option<&'a Node>,
+    /// The ranges that ClusterIPs are taken from, as far as they are known.
+    pub service_cidrs: &'a [IpNetwork],
+}
+
 /// A data plane: lowers frontends to its kernel objects and applies operations on them.
 pub trait Dataplane: Send {
     type Key: ObjectKey;
@@ -82,9 +81,9 @@ pub trait Dataplane: Send {
         frontend: &Frontend,
     ) -> Vec<(Self::Key, <Self::Key as ObjectKey>::Value)>;
 
-    /// The Node is now this. True when what [`Dataplane::prepare`] makes depends on what
-    /// changed, so that it has to be called again.
-    fn node_changed(&mut self, node: Option<&Node>) -> bool;
+    /// The surroundings are now these. True when what [`Dataplane::prepare`] makes depends
+    /// on what changed, so that it has to be called again.
+    fn surroundings_changed(&mut self, now: Surroundings<'_>) -> bool;
 
     /// The node has these addresses now. Called before frontends are lowered again.
     fn addresses_changed(&mut self, _addresses: &[IpAddr]) {}
@@ -92,13 +91,28 @@ pub trait Dataplane: Send {
     /// Makes what all frontends stand on: links, tables, sysctls. Idempotent.
     fn prepare(&mut self) -> Result<(), PlaneError>;
 
-    fn readback(&mut self) -> Result<Readback<Self::Key>, PlaneError>;
+    /// What reads back all that the kernel holds; another thread may run it while
+    /// operations go on.
+    fn reader(&mut self) -> Result<Reader<Self::Key>, PlaneError>;
+
+    /// A readback found this object, of our making.
+    fn found(&mut self, _key: &Self::Key, _value: &<Self::Key as ObjectKey>::Value) {}
 
     /// Applies the operations in order; one result each.
     fn apply(&mut self, ops: &[Op<Self::Key>]) -> Vec<Result<(), OpError>>;
 
     /// Of these retired objects, those that no connection uses any more.
     fn unused(&mut self, retired: &[Self::Key]) -> Result<Vec<Self::Key>, PlaneError>;
+
+    /// Everything wanted is in the kernel. Of the unwanted foreign objects, those that an
+    /// earlier proxy left and that are to be deleted now. What else it left is removed
+    /// besides, without keeping the caller waiting.
+    fn superseded(
+        &mut self,
+        _foreign: &HashMap<Self::Key, <Self::Key as ObjectKey>::Value>,
+    ) -> Vec<Self::Key> {
+        Vec::new()
+    }
 
     fn work(&self) -> WorkDone;
 

@@ -2,8 +2,11 @@
 //! implementation; errors keep the errno.
 pub mod capabilities;
 pub mod conntrack;
+pub mod ipset;
 pub mod links;
+pub mod listeners;
 pub mod modules;
 pub mod netlink;
 pub mod nftables;
 pub mod sysctl;
+pub mod xtables;

@@ -4,6 +4,9 @@
 //! [`crate::watch`] before it got one of these types, so the rooms above never
 //! meet a port 0 or a name-only endpoint.
 
+mod cidr;
+mod host_port;
+mod intern;
 mod local;
 mod node;
 mod scheduling;
@@ -11,6 +14,9 @@ mod service;
 mod slice;
 mod update;
 
+pub use cidr::ServiceCidr;
+pub use host_port::HostPort;
+pub use intern::intern;
 pub use local::LocalDetect;
 pub use node::{Node, NodeName, Zone};
 pub use scheduling::{DEFAULT_WEIGHT, SchedulerFlags, Scheduling, Weights};

@@ -15,7 +15,7 @@ macro_rules! name_type {
         impl $name {
             #[must_use]
             pub fn new(name: &str) -> Self {
-                Self(name.into())
+                Self(super::intern(name))
             }
         }
 

@@ -24,7 +24,7 @@ pub struct ObjectName {
 impl ObjectName {
     #[must_use]
     pub fn new(namespace: &str, name: &str) -> Self {
-        Self { namespace: namespace.into(), name: name.into() }
+        Self { namespace: super::intern(namespace), name: name.into() }
     }
 }
 

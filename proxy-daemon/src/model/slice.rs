@@ -27,9 +27,9 @@ pub struct Endpoint {
     pub node: Option<NodeName>,
     pub zone: Option<Zone>,
     /// `hints.forZones`; empty when there is no hint.
-    pub hint_zones: Vec<Zone>,
+    pub hint_zones: Box<[Zone]>,
     /// `hints.forNodes`; empty when there is no hint.
-    pub hint_nodes: Vec<NodeName>,
+    pub hint_nodes: Box<[NodeName]>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

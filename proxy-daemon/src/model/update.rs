@@ -1,6 +1,6 @@
 //! What a source of objects tells the engine.
 
-use super::{EndpointSlice, Node, ObjectName, Service};
+use super::{EndpointSlice, Node, ObjectName, Service, ServiceCidr};
 
 /// One change of a set of objects of type `T`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,7 +20,7 @@ pub enum Change<T> {
 /// An object that could not be used as a whole. It costs no other object anything.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rejected {
-    /// `Service` or `EndpointSlice` or `Node`.
+    /// `Service`, `EndpointSlice`, `Node` or `ServiceCIDR`.
     pub kind: &'static str,
     pub name: ObjectName,
     /// Names the field and the value, for the log line and the Event.
@@ -33,6 +33,8 @@ pub enum Event {
     Slices(Change<EndpointSlice>),
     /// The Node as it is now; `None` when it does not exist.
     Node(Option<Node>),
+    /// May never come: older API servers have none.
+    ServiceCidrs(Change<ServiceCidr>),
     /// For the counters; the last good version of the object stays.
     Rejected(Rejected),
 }

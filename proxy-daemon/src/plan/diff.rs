@@ -1,9 +1,8 @@
 //! The difference between what is wanted and what the kernel holds, in an order in
 //! which no moment in between breaks traffic.
 
-use std::collections::HashMap;
-
-use super::objects::{ObjectKey, Objects};
+use super::ledger::Ledger;
+use super::objects::ObjectKey;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Op<K: ObjectKey> {
@@ -35,33 +34,37 @@ impl<K: ObjectKey> Op<K> {
     }
 }
 
-/// Operations that bring `keys` from `applied` to `wanted`. An object that is not wanted
+/// Operations that bring `keys` to what is wanted of them. An object that is not wanted
 /// but already retired is left to [`super::Drain`].
-pub fn diff<'k, K: ObjectKey + 'k>(
+pub fn diff<'k, K: ObjectKey>(
     keys: impl IntoIterator<Item = &'k K>,
-    wanted: &Objects<K>,
-    applied: &HashMap<K, K::Value>,
+    ledger: &Ledger<K>,
 ) -> Vec<Op<K>> {
-    let mut ops: Vec<Op<K>> =
-        keys.into_iter().filter_map(|key| difference(key, wanted, applied)).collect();
-    // Sorted by key within a phase: the order of the operations is then the same in
-    // every run, and requests about one virtual server stand together.
+    let ops = keys.into_iter().filter_map(|key| difference(key, ledger)).collect();
+    in_order(ops)
+}
+
+/// Deletes the keys, all of which the kernel holds and none of which is wanted, whatever
+/// connections they have.
+pub fn deletions<K: ObjectKey>(keys: impl IntoIterator<Item = K>) -> Vec<Op<K>> {
+    in_order(keys.into_iter().map(Op::Delete).collect())
+}
+
+/// Sorted by key within a phase: the order of the operations is then the same in every
+/// run, and requests about one virtual server stand together.
+fn in_order<K: ObjectKey>(mut ops: Vec<Op<K>>) -> Vec<Op<K>> {
     ops.sort_unstable_by(|a, b| a.order().cmp(&b.order()).then_with(|| a.key().cmp(b.key())));
     ops.dedup();
     ops
 }
 
-fn difference<K: ObjectKey>(
-    key: &K,
-    wanted: &Objects<K>,
-    applied: &HashMap<K, K::Value>,
-) -> Option<Op<K>> {
-    match (wanted.get(key), applied.get(key)) {
+fn difference<K: ObjectKey>(key: &K, ledger: &Ledger<K>) -> Option<Op<K>> {
+    match (ledger.wanted(key), ledger.held(key)) {
         (Some(value), None) => Some(Op::Create(key.clone(), value.clone())),
         (Some(value), Some(held)) if value != held => Some(Op::Update(key.clone(), value.clone())),
         (Some(_), Some(_)) | (None, None) => None,
         (None, Some(held)) => {
-            let orphaned = key.parent().is_some_and(|parent| wanted.get(&parent).is_none());
+            let orphaned = key.parent().is_some_and(|parent| ledger.wanted(&parent).is_none());
             match key.retired(held) {
                 Some(_) if orphaned => Some(Op::Delete(key.clone())),
                 Some(retired) if retired != *held => Some(Op::Retire(key.clone(), retired)),

@@ -1,14 +1,11 @@
-//! Kernel objects wanted, with how many frontends want each.
+//! What a kernel object is to the plan.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::hash::Hash;
 
-use crate::policy::FrontendKey;
-
 /// A kernel object of a data plane: identity, with a value that can be updated in place.
-pub trait ObjectKey: Clone + Eq + Hash + Ord + fmt::Debug + Send {
-    type Value: Clone + PartialEq + fmt::Debug + Send;
+pub trait ObjectKey: Clone + Eq + Hash + Ord + fmt::Debug + Send + 'static {
+    type Value: Clone + PartialEq + fmt::Debug + Send + 'static;
 
     /// Position among the creations and updates of one round: lower goes first.
     fn create_phase(&self) -> u8;
@@ -28,86 +25,4 @@ pub trait ObjectKey: Clone + Eq + Hash + Ord + fmt::Debug + Send {
 
     /// The object that this one lives in: when that goes, there is nothing to keep.
     fn parent(&self) -> Option<Self>;
-}
-
-#[derive(Debug, Clone)]
-struct Wanted<V> {
-    value: V,
-    frontends: u32,
-}
-
-/// What the kernel should hold. An object is wanted as long as one frontend wants it.
-#[derive(Debug)]
-pub struct Objects<K: ObjectKey> {
-    wanted: HashMap<K, Wanted<K::Value>>,
-    by_frontend: HashMap<FrontendKey, Vec<K>>,
-}
-
-impl<K: ObjectKey> Default for Objects<K> {
-    fn default() -> Self {
-        Self { wanted: HashMap::new(), by_frontend: HashMap::new() }
-    }
-}
-
-impl<K: ObjectKey> Objects<K> {
-    /// Replaces the objects that `frontend` wants; `touched` receives every key that may
-    /// have changed. An object shared by several frontends has the same value for each.
-    pub fn replace(
-        &mut self,
-        frontend: FrontendKey,
-        new: Vec<(K, K::Value)>,
-        touched: &mut impl Extend<K>,
-    ) {
-        let old = self.by_frontend.remove(&frontend).unwrap_or_default();
-        let mut keys = Vec::with_capacity(new.len());
-        // New before old: a shared object's count must not pass through zero.
-        for (key, value) in new {
-            match self.wanted.get_mut(&key) {
-                Some(wanted) => {
-                    wanted.frontends += 1;
-                    if wanted.value != value {
-                        wanted.value = value;
-                        touched.extend([key.clone()]);
-                    }
-                }
-                None => {
-                    self.wanted.insert(key.clone(), Wanted { value, frontends: 1 });
-                    touched.extend([key.clone()]);
-                }
-            }
-            keys.push(key);
-        }
-        for key in old {
-            if let Some(wanted) = self.wanted.get_mut(&key) {
-                wanted.frontends -= 1;
-                if wanted.frontends == 0 {
-                    self.wanted.remove(&key);
-                    touched.extend([key]);
-                }
-            }
-        }
-        if !keys.is_empty() {
-            keys.shrink_to_fit();
-            self.by_frontend.insert(frontend, keys);
-        }
-    }
-
-    #[must_use]
-    pub fn get(&self, key: &K) -> Option<&K::Value> {
-        self.wanted.get(key).map(|wanted| &wanted.value)
-    }
-
-    pub fn iter(&self) -> impl Iterator<Item = (&K, &K::Value)> {
-        self.wanted.iter().map(|(key, wanted)| (key, &wanted.value))
-    }
-
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.wanted.len()
-    }
-
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.wanted.is_empty()
-    }
 }

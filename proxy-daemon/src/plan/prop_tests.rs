@@ -1,13 +1,13 @@
 //! The plan's laws, on random sets of frontends.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::{Claims, ObjectKey, Objects, Op, diff};
+use super::{Claims, Ledger, ObjectKey, Op, Sweep, diff};
 use crate::dataplane::Dataplane;
 use crate::dataplane::fake::{Fake, Key};
 use crate::model::{ObjectName, Protocol};
@@ -65,66 +65,78 @@ fn frontend(service: &ObjectName, backends: &BTreeSet<u8>) -> Frontend {
     }
 }
 
-fn objects(plane: &mut Fake, wants: &Wants) -> Objects<Key> {
-    let mut objects = Objects::default();
+/// What frontends want, in place of what others wanted before.
+fn want(ledger: &mut Ledger<Key>, old: &Wants, new: &Wants) -> BTreeSet<Key> {
+    let mut plane = Fake::default();
+    let mut touched = BTreeSet::new();
     let service = ObjectName::new("ns", "s");
-    for ((address, number), backends) in wants {
-        let key = key(*address, *number);
-        let lowered = plane.lower(&key, &frontend(&service, backends));
-        objects.replace(key, lowered, &mut BTreeSet::new());
+    let all: BTreeSet<(u8, u16)> = old.keys().chain(new.keys()).copied().collect();
+    for (address, number) in all {
+        let key = key(address, number);
+        let lowered = new
+            .get(&(address, number))
+            .map(|backends| plane.lower(&key, &frontend(&service, backends)))
+            .unwrap_or_default();
+        ledger.replace(key, lowered, &mut touched);
     }
-    objects
+    touched
 }
 
-fn as_map(objects: &Objects<Key>) -> HashMap<Key, u32> {
-    objects.iter().map(|(k, v)| (k.clone(), *v)).collect()
+fn wanting(wants: &Wants) -> Ledger<Key> {
+    let mut ledger = Ledger::default();
+    want(&mut ledger, &Wants::new(), wants);
+    ledger
 }
 
-fn execute(ops: &[Op<Key>], on: &mut HashMap<Key, u32>) {
-    for op in ops {
-        match op {
-            Op::Create(k, v) | Op::Update(k, v) | Op::Retire(k, v) => {
-                on.insert(k.clone(), *v);
-            }
-            Op::Delete(k) => {
-                on.remove(k);
-            }
-        }
-    }
+type Map = BTreeMap<Key, u32>;
+
+fn wanted(ledger: &Ledger<Key>) -> Map {
+    ledger.iter().filter_map(|(key, wanted, _)| Some((key.clone(), *wanted?))).collect()
 }
 
-fn drop_retired(wanted: &Objects<Key>, map: &mut HashMap<Key, u32>) {
-    map.retain(|k, v| wanted.get(k).is_some() || k.retired(v) != Some(*v));
+fn held(ledger: &Ledger<Key>) -> Map {
+    ledger.iter().filter_map(|(key, _, held)| Some((key.clone(), *held?))).collect()
+}
+
+fn keys(ledger: &Ledger<Key>) -> Vec<Key> {
+    ledger.iter().map(|(key, ..)| key.clone()).collect()
+}
+
+/// A kernel that holds all of `a` while all of `b` is wanted.
+fn from_to(a: &Wants, b: &Wants) -> (Ledger<Key>, BTreeSet<Key>) {
+    let mut ledger = wanting(a);
+    let ops = diff(&keys(&ledger), &ledger);
+    ops.iter().for_each(|op| ledger.applied(op));
+    let touched = want(&mut ledger, a, b);
+    (ledger, touched)
+}
+
+fn without_retired(ledger: &Ledger<Key>) -> Map {
+    let retired =
+        |key: &Key, value: &u32| ledger.wanted(key).is_none() && key.retired(value) == Some(*value);
+    held(ledger).into_iter().filter(|(key, value)| !retired(key, value)).collect()
 }
 
 proptest! {
     #[test]
     fn diff_of_equal_sets_is_empty(wants in wants()) {
-        let wanted = objects(&mut Fake::default(), &wants);
-        let applied = as_map(&wanted);
-        let keys: Vec<Key> = applied.keys().cloned().collect();
-        prop_assert_eq!(diff(&keys, &wanted, &applied), vec![]);
+        let (ledger, touched) = from_to(&wants, &wants);
+        prop_assert_eq!(touched.len(), 0);
+        prop_assert_eq!(diff(&keys(&ledger), &ledger), vec![]);
     }
 
     #[test]
     fn applying_the_diff_gives_the_target_once_drained(a in wants(), b in wants()) {
-        let mut plane = Fake::default();
-        let mut held = as_map(&objects(&mut plane, &a));
-        let wanted = objects(&mut plane, &b);
-        let keys: BTreeSet<Key> = held.keys().chain(wanted.iter().map(|(key, _)| key)).cloned().collect();
-        let ops = diff(&keys, &wanted, &held);
-        execute(&ops, &mut held);
-        drop_retired(&wanted, &mut held);
-        prop_assert_eq!(held, as_map(&wanted));
+        let (mut ledger, _) = from_to(&a, &b);
+        let ops = diff(&keys(&ledger), &ledger);
+        ops.iter().for_each(|op| ledger.applied(op));
+        prop_assert_eq!(without_retired(&ledger), wanted(&wanting(&b)));
     }
 
     #[test]
     fn no_backend_is_taken_away_before_all_new_ones_are_there(a in wants(), b in wants()) {
-        let mut plane = Fake::default();
-        let held = as_map(&objects(&mut plane, &a));
-        let wanted = objects(&mut plane, &b);
-        let keys: BTreeSet<Key> = held.keys().chain(wanted.iter().map(|(key, _)| key)).cloned().collect();
-        let ops = diff(&keys, &wanted, &held);
+        let (ledger, _) = from_to(&a, &b);
+        let ops = diff(&keys(&ledger), &ledger);
         let first_removal =
             ops.iter().position(|op| matches!(op, Op::Retire(..) | Op::Delete(_)));
         let last_creation =
@@ -136,11 +148,8 @@ proptest! {
 
     #[test]
     fn a_child_comes_after_its_parent_and_goes_before_it(a in wants(), b in wants()) {
-        let mut plane = Fake::default();
-        let held = as_map(&objects(&mut plane, &a));
-        let wanted = objects(&mut plane, &b);
-        let keys: BTreeSet<Key> = held.keys().chain(wanted.iter().map(|(key, _)| key)).cloned().collect();
-        let ops = diff(&keys, &wanted, &held);
+        let (ledger, _) = from_to(&a, &b);
+        let ops = diff(&keys(&ledger), &ledger);
         let at = |wanted: &Op<Key>| ops.iter().position(|op| op == wanted);
         for (i, op) in ops.iter().enumerate() {
             let Some(parent) = op.key().parent() else { continue };
@@ -158,23 +167,34 @@ proptest! {
     fn touched_keys_are_enough(a in wants(), b in wants()) {
         // Replacing frontend by frontend and looking only at what that touched gives the
         // same operations as comparing everything.
-        let mut plane = Fake::default();
-        let mut wanted = objects(&mut plane, &a);
-        let held = as_map(&wanted);
-        let mut touched = BTreeSet::new();
-        let service = ObjectName::new("ns", "s");
-        let all: BTreeSet<(u8, u16)> = a.keys().chain(b.keys()).copied().collect();
-        for (address, number) in all {
-            let key = key(address, number);
-            let lowered = b
-                .get(&(address, number))
-                .map(|backends| plane.lower(&key, &frontend(&service, backends)))
-                .unwrap_or_default();
-            wanted.replace(key, lowered, &mut touched);
+        let (ledger, touched) = from_to(&a, &b);
+        prop_assert_eq!(diff(&touched, &ledger), diff(&keys(&ledger), &ledger));
+        prop_assert_eq!(wanted(&ledger), wanted(&wanting(&b)));
+    }
+
+    #[test]
+    fn a_sweep_in_slices_finds_every_divergence_once(
+        a in wants(), b in wants(), kernel in wants(), slice in 1..9_usize,
+    ) {
+        // The kernel turns out to hold something else than what was written.
+        let (mut ledger, _) = from_to(&a, &b);
+        ledger.begin_readback();
+        let found = wanted(&wanting(&kernel));
+        found.iter().for_each(|(key, value)| ledger.hold(key, *value));
+        ledger.end_readback();
+        let mut sweep = Sweep::default();
+        let mut divergent = Vec::new();
+        while !sweep.over {
+            divergent.extend(ledger.sweep(&mut sweep, slice));
         }
-        let everything: BTreeSet<Key> = held.keys().chain(wanted.iter().map(|(key, _)| key)).cloned().collect();
-        prop_assert_eq!(diff(&touched, &wanted, &held), diff(&everything, &wanted, &held));
-        prop_assert_eq!(as_map(&wanted), as_map(&objects(&mut plane, &b)));
+        let target = wanted(&wanting(&b));
+        let wrong = |(key, value): &(&Key, &u32)| found.get(*key) != Some(*value);
+        let expected: Vec<Key> = target.iter().filter(wrong).map(|(key, _)| key.clone()).collect();
+        prop_assert_eq!(divergent, expected);
+        let extra: Vec<Key> =
+            found.keys().filter(|key| !target.contains_key(*key)).cloned().collect();
+        prop_assert_eq!(sweep.unwanted, extra);
+        prop_assert_eq!(held(&ledger), found);
     }
 
     #[test]

@@ -35,9 +35,36 @@ pub struct Lowered {
     pub no_local_internal: usize,
     /// The same for the external policy.
     pub no_local_external: usize,
-    /// Ready endpoints on this node, for the health-check node port: the addresses are
-    /// counted once however many ports the Service has.
-    pub local_ready: usize,
+    /// For the health-check node port.
+    pub local_ready: LocalReady,
+}
+
+/// Ready endpoints on this node, by family; `None` for one that the Service does not have.
+/// An address counts once, however many ports the Service has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LocalReady {
+    pub v4: Option<usize>,
+    pub v6: Option<usize>,
+}
+
+impl LocalReady {
+    /// What a balancer is told that asks over `family`: kube-proxy has a proxy for each.
+    #[must_use]
+    pub fn seen_over(self, family: Family) -> usize {
+        let (first, second) = match family {
+            Family::V4 => (self.v4, self.v6),
+            Family::V6 => (self.v6, self.v4),
+        };
+        first.or(second).unwrap_or_default()
+    }
+
+    fn add(&mut self, family: Family, count: usize) {
+        let side = match family {
+            Family::V4 => &mut self.v4,
+            Family::V6 => &mut self.v6,
+        };
+        *side = Some(side.unwrap_or_default() + count);
+    }
 }
 
 /// Lowers a Service to its frontends. Pure: the same input gives the same output.
@@ -57,7 +84,10 @@ where
             lower_port(service, port, family, &categories, node, &mut lowered.frontends);
         }
     }
-    lowered.local_ready = local_ready.len();
+    for family in families(service, node) {
+        let count = local_ready.iter().filter(|address| Family::of(**address) == family).count();
+        lowered.local_ready.add(family, count);
+    }
     lowered
 }
 

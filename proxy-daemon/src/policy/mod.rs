@@ -11,7 +11,7 @@ pub use endpoints::{Candidate, Categories, candidates, categorize};
 pub use frontend::{
     Backend, BackendSet, Frontend, FrontendKey, FrontendKind, Masquerade, PortName, WhenEmpty,
 };
-pub use lower::{Lowered, NodeView, lower};
+pub use lower::{LocalReady, Lowered, NodeView, lower};
 
 #[cfg(test)]
 mod tests;

@@ -23,8 +23,8 @@ fn endpoint(last: u8, node: &str) -> Endpoint {
         terminating: false,
         node: Some(NodeName::new(node)),
         zone: None,
-        hint_zones: vec![],
-        hint_nodes: vec![],
+        hint_zones: [].into(),
+        hint_nodes: [].into(),
     }
 }
 
@@ -45,11 +45,11 @@ fn dead(endpoint: Endpoint) -> Endpoint {
 }
 
 fn zone_hint(endpoint: Endpoint, zone: &str) -> Endpoint {
-    Endpoint { hint_zones: vec![Zone::new(zone)], ..endpoint }
+    Endpoint { hint_zones: [Zone::new(zone)].into(), ..endpoint }
 }
 
 fn node_hint(endpoint: Endpoint, node: &str) -> Endpoint {
-    Endpoint { hint_nodes: vec![NodeName::new(node)], ..endpoint }
+    Endpoint { hint_nodes: [NodeName::new(node)].into(), ..endpoint }
 }
 
 fn slice(name: &str, endpoints: Vec<Endpoint>) -> EndpointSlice {
@@ -416,7 +416,8 @@ fn local_ready_endpoints_are_counted_once_for_the_health_check() {
     });
     let mut both = slice("a", vec![here(1), there(2), terminating(here(3))]);
     both.ports.push(SlicePort { name: "https".into(), protocol: Protocol::Tcp, port: port(8443) });
-    assert_eq!(lowered(&many, &[both]).local_ready, 1);
+    let ready = lowered(&many, &[both]).local_ready;
+    assert_eq!((ready.v4, ready.seen_over(Family::V4)), (Some(1), 1));
 }
 
 #[test]

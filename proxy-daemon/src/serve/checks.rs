@@ -3,11 +3,11 @@
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
+use axum::extract::ConnectInfo;
 use axum::http::header::{CONTENT_TYPE, HeaderName, X_CONTENT_TYPE_OPTIONS};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -18,8 +18,10 @@ use tokio::task::JoinSet;
 use tracing::warn;
 
 use super::{ServeError, Status};
-use crate::model::ObjectName;
+use crate::model::{Family, ObjectName};
+use crate::policy::LocalReady;
 use crate::sync::HealthCheck;
+use crate::watch::announce::{Announcement, Regarding};
 
 /// The first attempts are close together: the port may still be held by the Service that
 /// had it a moment ago.
@@ -55,9 +57,15 @@ impl Checks {
 /// A running server. Dropping it frees the port.
 struct Running {
     port: u16,
-    local_endpoints: Arc<AtomicUsize>,
+    local_endpoints: Arc<Mutex<LocalReady>>,
     /// Holds one task; dropping the set aborts it.
     _task: JoinSet<()>,
+}
+
+impl Running {
+    fn tell(&self, local_endpoints: LocalReady) {
+        *self.local_endpoints.lock().unwrap_or_else(PoisonError::into_inner) = local_endpoints;
+    }
 }
 
 pub(super) async fn run(status: Arc<Status>) -> Result<(), ServeError> {
@@ -71,7 +79,7 @@ pub(super) async fn run(status: Arc<Status>) -> Result<(), ServeError> {
         for (service, check) in wanted {
             match running.get(&service) {
                 Some(server) => {
-                    server.local_endpoints.store(check.local_endpoints, Ordering::Relaxed);
+                    server.tell(check.local_endpoints);
                 }
                 None => {
                     let server = start(Arc::clone(&status), service.clone(), check);
@@ -84,7 +92,7 @@ pub(super) async fn run(status: Arc<Status>) -> Result<(), ServeError> {
 }
 
 fn start(status: Arc<Status>, service: ObjectName, check: HealthCheck) -> Running {
-    let local_endpoints = Arc::new(AtomicUsize::new(check.local_endpoints));
+    let local_endpoints = Arc::new(Mutex::new(check.local_endpoints));
     let mut task = JoinSet::new();
     task.spawn(serve(status, service, check.port, Arc::clone(&local_endpoints)));
     Running { port: check.port, local_endpoints, _task: task }
@@ -94,21 +102,25 @@ async fn serve(
     status: Arc<Status>,
     service: ObjectName,
     port: u16,
-    local_endpoints: Arc<AtomicUsize>,
+    local_endpoints: Arc<Mutex<LocalReady>>,
 ) {
     let mut retry = FIRST_RETRY;
+    let mut announced = false;
     loop {
         let error = match bind(port).await {
             Ok(listener) => {
                 let (status, service) = (Arc::clone(&status), service.clone());
                 let local_endpoints = Arc::clone(&local_endpoints);
                 // Any path, as in kube-proxy.
-                let router = Router::new().fallback(move || {
-                    let local = local_endpoints.load(Ordering::Relaxed);
+                let router = Router::new().fallback(move |peer: ConnectInfo<SocketAddr>| {
+                    let ready = *local_endpoints.lock().unwrap_or_else(PoisonError::into_inner);
+                    // A client of IPv4 comes to the socket of both with a mapped address.
+                    let local = ready.seen_over(Family::of(peer.ip().to_canonical()));
                     let keeping_up = status.health().is_keeping_up(status.now());
                     let answer = answer(&service, local, keeping_up);
                     async move { answer }
                 });
+                let router = router.into_make_service_with_connect_info::<SocketAddr>();
                 match axum::serve(listener, router).await {
                     Ok(()) => return,
                     Err(error) => error,
@@ -119,6 +131,20 @@ async fn serve(
         if retry > FIRST_RETRY {
             warn!(%service, port, %error, retry_in = ?retry,
                   "health-check node port cannot be served: load balancers will avoid this node");
+            // As kube-proxy has it; once, while this is tried again and again.
+            if !announced {
+                status.announce(Announcement {
+                    regarding: Regarding::by_name("Service", service.clone()),
+                    warning: true,
+                    reason: "FailedToStartServiceHealthcheck",
+                    action: "Listen",
+                    note: format!(
+                        "health-check node port {port} cannot be served on this node, so that \
+                         load balancers will avoid it: {error}"
+                    ),
+                });
+            }
+            announced = true;
         }
         tokio::time::sleep(retry).await;
         retry = (retry * 4).min(LAST_RETRY);

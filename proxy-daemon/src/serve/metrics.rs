@@ -54,6 +54,11 @@ struct KindLabel {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StateLabel {
+    state: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct BuildLabels {
     version: &'static str,
     mode: String,
@@ -112,6 +117,8 @@ pub struct Metrics {
     backends: Gauge,
     conflicts: Gauge,
     draining: Gauge,
+    divergent: Vector<StateLabel, Gauge>,
+    repaired: Counter,
     failing: Gauge,
     node_eligible: Gauge,
     source: SourceCollector,
@@ -158,6 +165,8 @@ impl Metrics {
             backends: Gauge::default(),
             conflicts: Gauge::default(),
             draining: Gauge::default(),
+            divergent: Vector::default(),
+            repaired: Counter::default(),
             failing: Gauge::default(),
             node_eligible: Gauge::default(),
             source: SourceCollector::default(),
@@ -290,6 +299,17 @@ impl Metrics {
             "Removed backends that wait for their last connection",
             self.draining.clone(),
         );
+        r.register(
+            "divergent_objects",
+            "Kernel objects that differed from what Services want at the last comparison and \
+             could not be repaired: missing ones, and unwanted ones",
+            self.divergent.clone(),
+        );
+        r.register(
+            "repaired_objects",
+            "Kernel objects that comparisons found to differ from what Services want",
+            self.repaired.clone(),
+        );
         r.register("failing_objects", "Kernel objects that keep failing", self.failing.clone());
         r.register(
             "node_eligible",
@@ -391,6 +411,10 @@ impl Metrics {
         ] {
             gauge.set(level(value));
         }
+        for (state, value) in [("missing", totals.missing), ("unwanted", totals.unwanted)] {
+            self.divergent.get_or_create(&StateLabel { state }).set(level(value));
+        }
+        self.repaired.inc_by(totals.repaired.saturating_sub(self.repaired.get()));
         for family in &self.families {
             let ip_family = label(*family).ip_family;
             for (traffic_policy, value) in

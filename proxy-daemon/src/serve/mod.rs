@@ -19,7 +19,7 @@ mod tests;
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::net::TcpListener;
@@ -28,6 +28,7 @@ use tracing::{info, warn};
 use crate::config::{Config, ProxyMode, Serving};
 use crate::model::Family;
 use crate::watch::SourceStats;
+use crate::watch::announce::{Announcement, Announcer};
 use checks::Checks;
 use health::{Health, Now};
 
@@ -46,6 +47,7 @@ pub struct Status {
     health: Mutex<Health>,
     metrics: Metrics,
     checks: Checks,
+    announcer: OnceLock<Announcer>,
     clock: Clock,
 }
 
@@ -70,6 +72,7 @@ impl Status {
             health: Mutex::new(Health::new(families, config.health_timeout())),
             metrics: Metrics::new(families, config.proxy_mode, started),
             checks: Checks::default(),
+            announcer: OnceLock::new(),
             clock,
         })
     }
@@ -88,6 +91,17 @@ impl Status {
     /// The source's counters become part of the metrics.
     pub fn watch_source(&self, stats: Arc<SourceStats>) {
         self.metrics.watch_source(stats);
+    }
+
+    /// Troubles of a Service are announced beside it from now on.
+    pub fn announce_through(&self, announcer: Announcer) {
+        let _ = self.announcer.set(announcer);
+    }
+
+    fn announce(&self, announcement: Announcement) {
+        if let Some(announcer) = self.announcer.get() {
+            announcer.announce(announcement);
+        }
     }
 
     fn now(&self) -> Now {

@@ -51,7 +51,8 @@ impl Collector for SourceCollector {
         };
         let encoder = &mut encoder;
         gauges(encoder, stats, "source_connected", "1 while the source answers", |kind| {
-            Some(if kind.connected_since().is_some() { 1.0 } else { 0.0 })
+            let connected = kind.connected_since().is_some();
+            (connected || !kind.is_absent()).then_some(if connected { 1.0 } else { 0.0 })
         })?;
         gauges(
             encoder,

@@ -14,6 +14,7 @@ use super::*;
 use crate::config::Config;
 use crate::dataplane::FlowRelease;
 use crate::model::{ObjectName, Rejected};
+use crate::policy::LocalReady;
 use crate::sync::{Failing, HealthCheck, Observer as _, SyncKind, SyncReport, Totals, Work};
 
 /// Wall-clock second 0 of the tests: 2026-11-21T09:00:00Z.
@@ -438,7 +439,10 @@ async fn health_check_node_port_follows_the_endpoints() {
     tokio::spawn(run(Arc::clone(&bed.status), serving));
     let web = ObjectName::new("shop", "web");
 
-    bed.observer.health_check(&web, Some(HealthCheck { port, local_endpoints: 1 }));
+    bed.observer.health_check(
+        &web,
+        Some(HealthCheck { port, local_endpoints: LocalReady { v4: Some(1), v6: Some(3) } }),
+    );
     until(async || TcpStream::connect(address).await.is_ok()).await;
     let reply = get(address, "/any/path", "").await;
     assert_eq!(reply.code, 200);
@@ -451,14 +455,22 @@ async fn health_check_node_port_follows_the_endpoints() {
          \t\"localEndpoints\": 1,\n\t\"serviceProxyHealthy\": true\n}"
     );
 
-    bed.observer.health_check(&web, Some(HealthCheck { port, local_endpoints: 0 }));
+    bed.observer.health_check(
+        &web,
+        Some(HealthCheck { port, local_endpoints: LocalReady { v4: Some(0), v6: Some(3) } }),
+    );
     until(async || get(address, "/", "").await.code == 503).await;
+    let over_v6 = SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, port));
+    assert_eq!(get(over_v6, "/", "").await.json()["localEndpoints"], 3, "of that family");
     assert_eq!(get(address, "/", "").await.json()["localEndpoints"], 0);
 
     // The port passes to another Service; the proxy falls behind.
     bed.observer.health_check(&web, None);
     let other = ObjectName::new("shop", "other");
-    bed.observer.health_check(&other, Some(HealthCheck { port, local_endpoints: 2 }));
+    bed.observer.health_check(
+        &other,
+        Some(HealthCheck { port, local_endpoints: LocalReady { v4: Some(2), v6: Some(3) } }),
+    );
     until(async || {
         TcpStream::connect(address).await.is_ok()
             && get(address, "/", "").await.json()["service"]["name"] == "other"

@@ -5,10 +5,13 @@
 //! slice name to Service, goes through [`State::replace_slice`].
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use crate::model::{Change, EndpointSlice, Event, Node, ObjectName, Service};
+use ipnetwork::IpNetwork;
+
+use crate::model::{Change, EndpointSlice, Event, Node, ObjectName, Service, ServiceCidr};
 
 #[cfg(test)]
 mod prop_tests;
@@ -23,6 +26,7 @@ pub struct DirtySet {
     pub triggers: Vec<(ObjectName, SystemTime)>,
     /// The Node changed in a way that can change what every Service means.
     pub node_changed: bool,
+    pub service_cidrs_changed: bool,
 }
 
 impl DirtySet {
@@ -34,16 +38,35 @@ impl DirtySet {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct State {
     services: HashMap<ObjectName, Arc<Service>>,
     slices: HashMap<ObjectName, BTreeMap<ObjectName, Arc<EndpointSlice>>>,
     /// Slice name to the Service it was last filed under.
     filed_under: HashMap<ObjectName, ObjectName>,
     node: Option<Node>,
+    service_cidrs: BTreeMap<ObjectName, Vec<IpNetwork>>,
     services_listed: bool,
     slices_listed: bool,
     node_seen: bool,
+    /// `default/kubernetes`
+    api_server: ObjectName,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            services: HashMap::new(),
+            slices: HashMap::new(),
+            filed_under: HashMap::new(),
+            node: None,
+            service_cidrs: BTreeMap::new(),
+            services_listed: false,
+            slices_listed: false,
+            node_seen: false,
+            api_server: ObjectName::new("default", "kubernetes"),
+        }
+    }
 }
 
 impl State {
@@ -74,6 +97,34 @@ impl State {
         self.node.as_ref()
     }
 
+    /// The ranges of all ServiceCIDRs, each once, in which nothing but Services lives as
+    /// far as can be seen. Empty also as long as none were listed.
+    #[must_use]
+    pub fn service_cidrs(&self) -> Vec<IpNetwork> {
+        let mut ranges = self.listed_cidrs();
+        ranges.retain(|range| !self.hosts().any(|host| range.contains(host)));
+        ranges.into_iter().collect()
+    }
+
+    /// Ranges of ServiceCIDRs with an address of a host that is in them: what no Service
+    /// holds of these may be another host's.
+    pub fn shared_cidrs(&self) -> impl Iterator<Item = (IpNetwork, IpAddr)> {
+        self.listed_cidrs().into_iter().filter_map(|range| {
+            self.hosts().find(|host| range.contains(*host)).map(|host| (range, host))
+        })
+    }
+
+    fn listed_cidrs(&self) -> BTreeSet<IpNetwork> {
+        self.service_cidrs.values().flatten().copied().collect()
+    }
+
+    /// This node and the API servers.
+    fn hosts(&self) -> impl Iterator<Item = IpAddr> {
+        let node = self.node.iter().flat_map(|node| node.addresses.iter().copied());
+        let api = self.slices(&self.api_server).flat_map(|slice| &slice.endpoints);
+        node.chain(api.map(|endpoint| endpoint.address))
+    }
+
     #[must_use]
     pub fn counts(&self) -> (usize, usize) {
         (self.services.len(), self.filed_under.len())
@@ -82,6 +133,7 @@ impl State {
     /// Takes in a batch. An event that changes nothing touches nothing.
     pub fn apply(&mut self, batch: impl IntoIterator<Item = Event>) -> DirtySet {
         let mut dirty = DirtySet::default();
+        let cidrs = (self.listed_cidrs(), self.service_cidrs());
         for event in batch {
             match event {
                 Event::Services(change) => self.apply_services(change, &mut dirty),
@@ -93,9 +145,11 @@ impl State {
                         dirty.node_changed = true;
                     }
                 }
+                Event::ServiceCidrs(change) => self.apply_service_cidrs(change),
                 Event::Rejected(_) => {}
             }
         }
+        dirty.service_cidrs_changed = (self.listed_cidrs(), self.service_cidrs()) != cidrs;
         dirty
     }
 
@@ -132,6 +186,22 @@ impl State {
         if self.services.remove(name).is_some() {
             dirty.services.insert(name.clone());
             dirty.service_changes += 1;
+        }
+    }
+
+    fn apply_service_cidrs(&mut self, change: Change<ServiceCidr>) {
+        match change {
+            Change::Applied(ServiceCidr { name, ranges }) => {
+                self.service_cidrs.insert(name, ranges);
+            }
+            Change::Gone(name) => {
+                self.service_cidrs.remove(&name);
+            }
+            Change::Reset { objects, rejected } => {
+                self.service_cidrs.retain(|name, _| rejected.contains(name));
+                let listed = objects.into_iter().map(|object| (object.name, object.ranges));
+                self.service_cidrs.extend(listed);
+            }
         }
     }
 

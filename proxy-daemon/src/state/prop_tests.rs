@@ -6,10 +6,12 @@ use std::num::NonZeroU16;
 
 use proptest::prelude::*;
 
+use ipnetwork::IpNetwork;
+
 use super::State;
 use crate::model::{
-    Change, Endpoint, EndpointSlice, Event, Family, ObjectName, Protocol, Service, ServicePort,
-    SlicePort, TrafficPolicy,
+    Change, Endpoint, EndpointSlice, Event, Family, Node, NodeName, ObjectName, Protocol, Service,
+    ServiceCidr, ServicePort, SlicePort, TrafficPolicy,
 };
 
 #[derive(Debug, Clone)]
@@ -79,8 +81,8 @@ fn slice(n: u8, of: u8, address: u8) -> EndpointSlice {
             terminating: false,
             node: None,
             zone: None,
-            hint_zones: vec![],
-            hint_nodes: vec![],
+            hint_zones: [].into(),
+            hint_nodes: [].into(),
         }],
         triggered: None,
     }
@@ -193,4 +195,61 @@ proptest! {
         prop_assert!(dirty.services.is_empty());
         prop_assert!(state.service(&name("svc", n)).is_some());
     }
+}
+
+#[test]
+fn service_cidrs_are_the_ranges_of_all_objects_and_change_only_when_these_do() {
+    let cidr = |name: &str, ranges: &[&str]| ServiceCidr {
+        name: ObjectName::new("", name),
+        ranges: ranges.iter().map(|range| range.parse().unwrap()).collect(),
+    };
+    let mut state = State::default();
+    let mut apply = |change| {
+        let dirty = state.apply([Event::ServiceCidrs(change)]);
+        let ranges: Vec<String> = state.service_cidrs().iter().map(ToString::to_string).collect();
+        (dirty.service_cidrs_changed, ranges.join(" "))
+    };
+    let reset = |objects, rejected| Change::Reset { objects, rejected };
+    let both = cidr("kubernetes", &["10.96.0.0/12", "fd00::/108"]);
+    let all = "10.96.0.0/12 fd00::/108".to_owned();
+    assert_eq!(apply(reset(vec![both.clone()], vec![])), (true, all.clone()));
+    assert_eq!(apply(reset(vec![both.clone()], vec![])), (false, all.clone()));
+    assert_eq!(apply(Change::Applied(cidr("same", &["fd00::/108"]))), (false, all.clone()));
+    assert_eq!(apply(reset(vec![], vec![both.name.clone()])), (false, all));
+    let more = cidr("more", &["192.0.2.0/24"]);
+    assert!(apply(Change::Applied(more.clone())).0);
+    assert_eq!(apply(Change::Gone(both.name)), (true, "192.0.2.0/24".to_owned()));
+    assert_eq!(apply(Change::Gone(more.name)), (true, String::new()));
+}
+
+#[test]
+fn a_range_with_hosts_in_it_is_not_the_services_alone() {
+    let range: IpNetwork = "10.96.0.0/12".parse().unwrap();
+    let listed = ServiceCidr { name: ObjectName::new("", "kubernetes"), ranges: vec![range] };
+    let node = |address: [u8; 4]| {
+        Event::Node(Some(Node {
+            name: NodeName::new("node-a"),
+            zone: None,
+            addresses: vec![address.into()],
+            pod_cidrs: vec![],
+            deleting: false,
+            scaling_down: false,
+        }))
+    };
+    let mut state = State::default();
+    state.apply([Event::ServiceCidrs(Change::Applied(listed)), node([192, 0, 2, 2])]);
+    assert_eq!(state.service_cidrs(), [range]);
+    assert!(state.apply([node([10, 99, 0, 2])]).service_cidrs_changed);
+    assert_eq!(state.service_cidrs(), []);
+    let shared: Vec<_> = state.shared_cidrs().collect();
+    assert_eq!(shared, [(range, [10, 99, 0, 2].into())]);
+    state.apply([node([192, 0, 2, 2])]);
+    assert_eq!(state.service_cidrs(), [range]);
+    // The API server's own address, from the endpoints of default/kubernetes.
+    let mut api = slice(1, 1, 1);
+    api.name = ObjectName::new("default", "kubernetes");
+    api.service = ObjectName::new("default", "kubernetes");
+    api.endpoints[0].address = [10, 99, 0, 100].into();
+    assert!(state.apply([Event::Slices(Change::Applied(api))]).service_cidrs_changed);
+    assert_eq!(state.service_cidrs(), []);
 }

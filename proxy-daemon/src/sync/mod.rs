@@ -4,12 +4,16 @@
 //! thread around it.
 
 mod engine;
+mod node_ports;
 mod queue;
+mod reading;
 mod report;
 mod retry;
 mod runner;
 
-pub use engine::{Engine, EngineConfig, NodePortAddresses};
+pub use engine::{Engine, EngineConfig};
+pub use node_ports::NodePortAddresses;
+pub use reading::{Background, Threads};
 pub use report::{Failing, HealthCheck, Observer, SyncKind, SyncReport, Totals, Work};
 pub use runner::{Input, run};
 

@@ -1,6 +1,7 @@
 //! Whatever fails and whenever, the next rounds end where no failure would have ended.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use proptest::prelude::*;
 
@@ -18,6 +19,12 @@ enum Step {
     LoseAnswer(usize, usize),
     /// The daemon is killed and started again.
     Restart,
+    /// A resync begins: it is told of the kernel as it is now, over the next steps.
+    Resync,
+    /// And ends in the middle.
+    FailedResync,
+    /// Somebody else takes objects out of the kernel.
+    Lose(usize),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -28,6 +35,9 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..6usize, 1..4usize).prop_map(|(skip, n)| Step::Refuse(skip, n)),
         1 => (0..6usize, 1..4usize).prop_map(|(skip, n)| Step::LoseAnswer(skip, n)),
         1 => Just(Step::Restart),
+        2 => Just(Step::Resync),
+        1 => Just(Step::FailedResync),
+        1 => (0..9usize).prop_map(Step::Lose),
     ]
 }
 
@@ -64,6 +74,28 @@ fn run(bed: &mut Bed, api: &mut Api, step: &Step) {
             *bed = Bed::on(bed.plane.clone());
             bed.step(relist(api));
         }
+        Step::Resync => {
+            bed.now += Duration::from_secs(31);
+            bed.step(vec![]);
+        }
+        Step::FailedResync => {
+            bed.plane.kernel().unreadable = 1;
+            bed.now += Duration::from_secs(31);
+            bed.step(vec![]);
+        }
+        Step::Lose(n) => {
+            let mut kernel = bed.plane.kernel();
+            let lost = kernel
+                .objects
+                .keys()
+                .min()
+                .cloned()
+                .into_iter()
+                .chain(kernel.objects.keys().nth(*n).cloned());
+            for key in lost.collect::<Vec<_>>() {
+                kernel.objects.remove(&key);
+            }
+        }
     }
 }
 
@@ -82,18 +114,21 @@ proptest! {
             let mut kernel = bed.plane.kernel();
             kernel.refuse = None;
             kernel.lose_answer = None;
+            kernel.unreadable = 0;
         }
         // Retries, then the drains.
         bed.settle(vec![]);
         for _ in 0..4 {
-            bed.now += std::time::Duration::from_secs(31);
+            bed.now += Duration::from_secs(31);
             bed.settle(vec![]);
         }
 
         let mut fresh = Bed::new();
         fresh.settle(relist(&api));
         prop_assert_eq!(&bed.plane.kernel().objects, &fresh.plane.kernel().objects);
-        prop_assert_eq!(bed.seen.last().failing_total, 0);
+        let last = bed.seen.last();
+        prop_assert_eq!(last.failing_total, 0);
+        prop_assert_eq!((last.totals.missing, last.totals.unwanted), (0, 0));
     }
 
     #[test]

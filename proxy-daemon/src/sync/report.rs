@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::dataplane::FlowRelease;
 use crate::model::{ObjectName, Rejected};
+use crate::policy::LocalReady;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SyncKind {
@@ -29,6 +30,13 @@ pub struct Totals {
     /// Service ports with endpoints but none on this node, by policy.
     pub no_local_internal: usize,
     pub no_local_external: usize,
+    /// Kernel objects that the last comparison with the kernel found to be wrong or not
+    /// there, and could not repair.
+    pub missing: usize,
+    /// Those it found to be there, wanted by nobody, and could not remove.
+    pub unwanted: usize,
+    /// All that comparisons found to diverge since the start.
+    pub repaired: u64,
 }
 
 /// Requests that one round sent to the kernel.
@@ -93,5 +101,5 @@ pub trait Observer: Send {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HealthCheck {
     pub port: u16,
-    pub local_endpoints: usize,
+    pub local_endpoints: LocalReady,
 }

@@ -85,8 +85,8 @@ pub fn slice(of: &str, addresses: &[u8]) -> EndpointSlice {
                 terminating: false,
                 node: Some(NodeName::new("node-a")),
                 zone: None,
-                hint_zones: vec![],
-                hint_nodes: vec![],
+                hint_zones: [].into(),
+                hint_nodes: [].into(),
             })
             .collect(),
         triggered: None,
@@ -100,6 +100,20 @@ pub fn lists(services: Vec<Service>, slices: Vec<EndpointSlice>) -> Vec<Input> {
         Input::Object(Event::Services(Change::Reset { objects: services, rejected: vec![] })),
         Input::Object(Event::Slices(Change::Reset { objects: slices, rejected: vec![] })),
     ]
+}
+
+/// Readbacks run when they are started; what they found is folded in over many steps.
+struct AtOnce;
+
+impl Background for AtOnce {
+    fn start(&mut self, job: Box<dyn FnOnce() + Send>) -> std::io::Result<()> {
+        job();
+        Ok(())
+    }
+
+    fn read_ahead(&self) -> usize {
+        4096
+    }
 }
 
 pub struct Bed {
@@ -118,7 +132,8 @@ impl Bed {
     pub fn on(plane: Fake) -> Self {
         let seen = Seen::default();
         let now = Instant::now();
-        let engine = Engine::new(plane.clone(), seen.clone(), config(), now);
+        let engine = Engine::new(plane.clone(), seen.clone(), config(), now)
+            .with_background(Box::new(AtOnce));
         Self { plane, seen, engine, now }
     }
 
@@ -270,9 +285,23 @@ fn a_backend_left_at_weight_zero_by_a_crash_is_repaired_or_drained() {
     let mut third = Bed::on(bed.plane.clone());
     third.settle(lists(vec![service("web", 1)], vec![slice("web", &[1])]));
     assert_eq!(third.seen.last().totals.draining, 1);
-    third.now += Duration::from_secs(61);
+    let left = third.keys().into_iter().filter(|k| matches!(k, Key::Backend(..))).nth(1).unwrap();
+    third.plane.kernel().busy.insert(left.clone());
+    third.now += Duration::from_secs(10);
     third.step(vec![]);
-    assert_eq!(third.keys().len(), 3);
+    assert!(third.keys().contains(&left), "it is asked for its connections, and has some");
+    third.plane.kernel().busy.clear();
+    third.now += Duration::from_secs(10);
+    third.step(vec![]);
+    assert_eq!(third.keys().len(), 3, "idle: it goes before the deadline");
+    // Killed once more, with a connection that never ends.
+    let mut fourth = Bed::on(third.plane.clone());
+    fourth.plane.kernel().objects.insert(left.clone(), 0);
+    fourth.plane.kernel().busy.insert(left);
+    fourth.settle(lists(vec![service("web", 1)], vec![slice("web", &[1])]));
+    fourth.now += Duration::from_secs(61);
+    fourth.step(vec![]);
+    assert_eq!(fourth.keys().len(), 3, "at the deadline it goes all the same");
 }
 
 #[test]
@@ -306,6 +335,44 @@ fn foreign_objects_are_left_alone_unless_wanted() {
     assert!(log.contains(&Op::Retire(Key::Backend(key(1), stale), 0)), "its leftovers drain");
     assert!(!log.iter().any(|op| *op.key() == Key::Server(key(9))), "not wanted, not touched");
     drop(ours);
+}
+
+#[test]
+fn what_an_earlier_proxy_left_goes_when_all_that_is_wanted_is_there() {
+    let key = |ip: u8| crate::policy::FrontendKey {
+        address: [10, 96, 0, ip].into(),
+        protocol: Protocol::Tcp,
+        port: NonZeroU16::new(80).unwrap(),
+    };
+    let (left, foreign) = (Key::Server(key(8)), Key::Server(key(9)));
+    let backend = Key::Backend(
+        key(8),
+        crate::policy::Backend {
+            address: [10, 244, 0, 9].into(),
+            port: NonZeroU16::new(8080).unwrap(),
+            local: true,
+            weight: 1,
+        },
+    );
+    let mut bed = Bed::new();
+    {
+        let mut kernel = bed.plane.kernel();
+        kernel.foreign.extend([(left.clone(), 7), (foreign, 7), (backend.clone(), 1)]);
+        kernel.left.extend([left.clone(), backend.clone()]);
+        // The first operation is refused: until it is repaired nothing is taken away.
+        kernel.refuse = Some((0, 1));
+    }
+    bed.step(web());
+    assert_eq!(bed.plane.kernel().takeovers, 0);
+    bed.settle(vec![]);
+    assert_eq!(bed.seen.last().failing_total, 0);
+    assert_eq!(bed.plane.kernel().takeovers, 0, "only a full comparison says what is left");
+    bed.log();
+    bed.now += Duration::from_secs(31);
+    bed.settle(vec![]);
+    // What is in an unwanted server goes with it: nobody could reach it.
+    assert_eq!(bed.log(), [Op::Delete(backend), Op::Delete(left)]);
+    assert_eq!(bed.plane.kernel().foreign.len(), 1, "what is not kube-proxy's stays");
 }
 
 #[test]
@@ -352,6 +419,62 @@ fn a_periodic_resync_repairs_drift() {
     bed.now += Duration::from_secs(31);
     bed.settle(vec![]);
     assert!(bed.keys().contains(&lost));
+}
+
+#[test]
+fn a_change_does_not_wait_for_a_resync_and_is_not_undone_by_it() {
+    let mut bed = Bed::new();
+    bed.settle(lists(
+        (1..40).map(|n| service(&format!("s{n}"), n)).collect(),
+        (1..40).map(|n| slice(&format!("s{n}"), &[1, 2])).collect(),
+    ));
+    bed.log();
+    bed.now += Duration::from_secs(31);
+    bed.step(vec![]);
+    // The readback has told of a few objects by now, as they were when it began.
+    let gone = vec![Input::Object(Event::Services(Change::Gone(ObjectName::new("ns", "s7"))))];
+    bed.step(gone);
+    let deleted = bed.log().len();
+    assert_eq!(deleted, 4, "at once: {deleted}");
+    let changed = Event::Slices(Change::Applied(slice("s9", &[1, 2, 3])));
+    bed.step(vec![Input::Object(changed)]);
+    assert_eq!(bed.log().len(), 1);
+    assert_eq!(bed.seen.last().kind, SyncKind::Partial);
+    bed.settle(vec![]);
+    assert_eq!(bed.seen.last().kind, SyncKind::Full);
+    assert_eq!(bed.log(), [], "what was read before is older than what was written since");
+    assert_eq!(bed.seen.last().totals.repaired, 0);
+}
+
+#[test]
+fn a_readback_that_fails_is_tried_again_and_changes_go_on() {
+    let mut bed = Bed::new();
+    bed.settle(web());
+    bed.log();
+    bed.plane.kernel().unreadable = 2;
+    let lost = bed.keys().into_iter().next().unwrap();
+    bed.plane.kernel().objects.remove(&lost);
+    bed.now += Duration::from_secs(31);
+    bed.step(vec![]);
+    bed.step(vec![Input::Object(Event::Slices(Change::Applied(slice("web", &[1, 2, 3]))))]);
+    assert_eq!(bed.log().len(), 1);
+    bed.now += Duration::from_secs(31);
+    bed.settle(vec![]);
+    bed.now += Duration::from_secs(31);
+    bed.settle(vec![]);
+    assert!(bed.keys().contains(&lost));
+    let totals = bed.seen.last().totals;
+    assert_eq!((totals.repaired, totals.missing, totals.unwanted), (1, 0, 0));
+}
+
+#[test]
+fn interfaces_of_pods_have_nothing_compared_again() {
+    let mut bed = Bed::new();
+    bed.settle(web());
+    let rounds = bed.seen.0.lock().unwrap().len();
+    let link_local = [0xfe80_u16, 0, 0, 0, 0, 0, 0, 7].into();
+    bed.settle(vec![Input::Addresses(vec![[10, 99, 0, 2].into(), link_local])]);
+    assert_eq!(bed.seen.0.lock().unwrap().len(), rounds);
 }
 
 #[test]

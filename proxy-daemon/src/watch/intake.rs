@@ -8,13 +8,20 @@ use std::hash::{Hash, Hasher};
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
+use k8s_openapi::Metadata;
+use k8s_openapi::api::{
+    core::v1 as core, discovery::v1 as discovery, networking::v1 as networking,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
+use super::announce::{Announcement, Announcer, Regarding};
 use super::convert::{self, Complaint, Converted};
 use super::stats::{KindStats, ObjectKind, SourceStats};
-use crate::model::{Change, EndpointSlice, Event, Node, ObjectName, Rejected, Service};
+use crate::model::{
+    Change, EndpointSlice, Event, Node, ObjectName, Rejected, Service, ServiceCidr,
+};
 
 /// The receiver of events is gone: the source has nothing left to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,9 +29,17 @@ pub(super) struct Closed;
 
 /// One kind of object that a source delivers.
 pub(super) trait Kind: Send + 'static {
-    type Object: Clone + Debug + serde::de::DeserializeOwned + Send + Sync + 'static;
+    type Object: Clone
+        + Debug
+        + serde::de::DeserializeOwned
+        + Metadata<Ty = ObjectMeta>
+        + Send
+        + Sync
+        + 'static;
     type Model: Debug + Send;
     const KIND: ObjectKind;
+    /// Whether there are API servers without this kind that are good enough for us.
+    const OPTIONAL: bool = false;
     fn convert(object: &Self::Object) -> Converted<Self::Model>;
     /// `None` when the change tells nothing.
     fn event(change: Change<Self::Model>) -> Option<Event>;
@@ -90,6 +105,25 @@ impl Kind for Nodes {
     }
 }
 
+#[derive(Debug)]
+pub(super) struct ServiceCidrs;
+
+impl Kind for ServiceCidrs {
+    type Object = networking::ServiceCIDR;
+    type Model = ServiceCidr;
+    const KIND: ObjectKind = ObjectKind::ServiceCidr;
+    /// Since Kubernetes 1.33.
+    const OPTIONAL: bool = true;
+
+    fn convert(object: &networking::ServiceCIDR) -> Converted<ServiceCidr> {
+        convert::service_cidr(object)
+    }
+
+    fn event(change: Change<ServiceCidr>) -> Option<Event> {
+        Some(Event::ServiceCidrs(change))
+    }
+}
+
 /// A list while it comes in.
 #[derive(Debug)]
 pub(super) struct Listing<M> {
@@ -103,22 +137,29 @@ impl<M> Default for Listing<M> {
     }
 }
 
+/// Where a source delivers, counts and announces.
+#[derive(Debug, Clone)]
+pub struct Outlet {
+    pub events: mpsc::Sender<Event>,
+    pub stats: Arc<SourceStats>,
+    pub announcer: Announcer,
+}
+
 /// Turns objects of one kind into events.
 #[derive(Debug)]
 pub(super) struct Intake<K> {
-    events: mpsc::Sender<Event>,
-    stats: Arc<SourceStats>,
+    outlet: Outlet,
     notices: Notices,
     kind: PhantomData<K>,
 }
 
 impl<K: Kind> Intake<K> {
-    pub(super) fn new(events: mpsc::Sender<Event>, stats: Arc<SourceStats>) -> Self {
-        Self { events, stats, notices: Notices::default(), kind: PhantomData }
+    pub(super) fn new(outlet: Outlet) -> Self {
+        Self { outlet, notices: Notices::default(), kind: PhantomData }
     }
 
     pub(super) fn stats(&self) -> &KindStats {
-        self.stats.kind(K::KIND)
+        self.outlet.stats.kind(K::KIND)
     }
 
     /// One object of a list, or why it could not even be decoded.
@@ -172,12 +213,12 @@ impl<K: Kind> Intake<K> {
     }
 
     pub(super) fn is_closed(&self) -> bool {
-        self.events.is_closed()
+        self.outlet.events.is_closed()
     }
 
     async fn send(&self, event: Option<Event>) -> Result<(), Closed> {
         match event {
-            Some(event) => self.events.send(event).await.map_err(|_| Closed),
+            Some(event) => self.outlet.events.send(event).await.map_err(|_| Closed),
             None => Ok(()),
         }
     }
@@ -188,6 +229,7 @@ impl<K: Kind> Intake<K> {
         object: Result<&K::Object, String>,
     ) -> Converted<K::Model> {
         let kind = K::KIND.label();
+        let uid = object.as_ref().ok().and_then(|object| object.metadata().uid.clone());
         let converted = match object {
             Ok(object) => K::convert(object),
             Err(reason) => Converted::Rejected(Rejected { kind, name: name.clone(), reason }),
@@ -198,7 +240,9 @@ impl<K: Kind> Intake<K> {
                     self.stats().count_complaint(complaint.part);
                 }
                 if self.notices.is_news(name, complaints) {
-                    warn!(%kind, object = %name, "not used: {}", brief(complaints));
+                    let what = brief(complaints);
+                    warn!(%kind, object = %name, "not used: {what}");
+                    self.announce(name, uid, "PartlyRejected", format!("not used: {what}"));
                 }
             }
             Converted::NotOurs(why) => debug!(%kind, object = %name, "not ours: {why}"),
@@ -207,10 +251,23 @@ impl<K: Kind> Intake<K> {
                 if self.notices.is_news(name, &rejected.reason) {
                     let reason = &rejected.reason;
                     warn!(%kind, object = %name, "rejected, its last good version stays: {reason}");
+                    let note = format!("rejected, its last good version stays: {reason}");
+                    self.announce(name, uid, "Rejected", note);
                 }
             }
         }
         converted
+    }
+
+    fn announce(&self, name: &ObjectName, uid: Option<String>, reason: &'static str, note: String) {
+        let name = name.clone();
+        self.outlet.announcer.announce(Announcement {
+            regarding: Regarding { kind: K::KIND.label(), name, uid },
+            warning: true,
+            reason,
+            action: "Convert",
+            note,
+        });
     }
 }
 

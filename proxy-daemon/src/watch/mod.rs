@@ -4,6 +4,7 @@
 //! object to the same conversion ([`convert`]) and the same book-keeping (what was
 //! rejected, what was already logged), so that a manifest behaves like an API object.
 
+pub mod announce;
 pub mod convert;
 mod intake;
 pub mod kube;
@@ -11,4 +12,5 @@ pub mod manifests;
 mod outage;
 pub mod stats;
 
+pub use intake::Outlet;
 pub use stats::{Cause, ObjectKind, SourceStats};

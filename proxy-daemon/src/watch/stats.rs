@@ -1,6 +1,6 @@
 //! What the sources count, for metrics: written by the sources, read by whoever asks.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
 
 use super::convert::Part;
@@ -10,10 +10,11 @@ pub enum ObjectKind {
     Service,
     EndpointSlice,
     Node,
+    ServiceCidr,
 }
 
 impl ObjectKind {
-    pub const ALL: [Self; 3] = [Self::Service, Self::EndpointSlice, Self::Node];
+    pub const ALL: [Self; 4] = [Self::Service, Self::EndpointSlice, Self::Node, Self::ServiceCidr];
 
     #[must_use]
     pub const fn label(self) -> &'static str {
@@ -21,6 +22,7 @@ impl ObjectKind {
             Self::Service => "Service",
             Self::EndpointSlice => "EndpointSlice",
             Self::Node => "Node",
+            Self::ServiceCidr => "ServiceCIDR",
         }
     }
 }
@@ -38,6 +40,8 @@ pub enum Cause {
     Forbidden,
     /// 410: the version to go on from is gone. Ordinary, it leads to a new list.
     Expired,
+    /// 404: the API server has no such kind.
+    Absent,
     /// Any other error status.
     Status,
     /// An answer that is not what the API speaks.
@@ -49,12 +53,13 @@ pub enum Cause {
 }
 
 impl Cause {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Unreachable,
         Self::NoAnswer,
         Self::Unauthorized,
         Self::Forbidden,
         Self::Expired,
+        Self::Absent,
         Self::Status,
         Self::Rubbish,
         Self::File,
@@ -69,6 +74,7 @@ impl Cause {
             Self::Unauthorized => "unauthorized",
             Self::Forbidden => "forbidden",
             Self::Expired => "expired",
+            Self::Absent => "absent",
             Self::Status => "status",
             Self::Rubbish => "rubbish",
             Self::File => "file",
@@ -87,6 +93,7 @@ pub struct KindStats {
     rejected: AtomicU64,
     complaints: [AtomicU64; Part::ALL.len()],
     failures: [AtomicU64; Cause::ALL.len()],
+    absent: AtomicBool,
     /// Milliseconds since the epoch; 0: not connected.
     connected_since: AtomicU64,
     /// Milliseconds since the epoch; 0: never.
@@ -128,6 +135,11 @@ impl KindStats {
         self.failures[cause as usize].load(Relaxed)
     }
 
+    /// The source does not have this kind, and need not.
+    pub fn is_absent(&self) -> bool {
+        self.absent.load(Relaxed)
+    }
+
     /// Since when the watch stands; `None` while it does not.
     pub fn connected_since(&self) -> Option<SystemTime> {
         time(self.connected_since.load(Relaxed))
@@ -165,12 +177,19 @@ impl KindStats {
     /// A watch began. One that only resumes keeps the time of its first connect.
     pub(super) fn connected(&self) {
         self.watches.fetch_add(1, Relaxed);
+        self.absent.store(false, Relaxed);
         let _ = self.connected_since.compare_exchange(0, now(), Relaxed, Relaxed);
         self.contact();
     }
 
     pub(super) fn disconnected(&self) {
         self.connected_since.store(0, Relaxed);
+    }
+
+    pub(super) fn absent(&self) {
+        self.absent.store(true, Relaxed);
+        self.disconnected();
+        self.contact();
     }
 
     pub(super) fn contact(&self) {

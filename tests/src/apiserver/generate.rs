@@ -36,20 +36,25 @@ impl Store {
     /// Adds `services` ClusterIP Services (port 80 to 8080, TCP) with `endpoints` ready
     /// endpoints each, spread over `node-a` in zone z1 and `node-b` in zone z2.
     pub fn load_generated(&self, services: usize, endpoints: usize) {
+        self.load_generated_in(NAMESPACE, services, endpoints);
+    }
+
+    /// The same in a namespace of one's choice.
+    pub fn load_generated_in(&self, namespace: &str, services: usize, endpoints: usize) {
         let time = now();
         let managed = self.settings().managed_fields;
         self.bulk(Resource::Service, services, |at, version, uid, allocator| {
             let name = service_name(at);
-            let key = Resource::Service.key(NAMESPACE, &name);
+            let key = Resource::Service.key(namespace, &name);
             let mut spec = json!({"type": "ClusterIP"});
             // An address is missing only if the range is full; then the object shows none.
             let _ = allocator.assign(&key, &mut spec);
             let ip = spec["clusterIP"].as_str().unwrap_or_default();
             let fields = if managed { managed_fields(SERVICE_FIELDS, "v1", &time) } else { String::new() };
             let body = format!(
-                r#"{{"metadata":{{"name":"{name}","namespace":"{NAMESPACE}","uid":"{uid}","resourceVersion":"{version}","creationTimestamp":"{time}","labels":{{"app":"{name}"}}{fields}}},"spec":{{"ports":[{{"name":"http","protocol":"TCP","port":80,"targetPort":8080}}],"selector":{{"app":"{name}"}},"clusterIP":"{ip}","clusterIPs":["{ip}"],"type":"ClusterIP","sessionAffinity":"None","ipFamilies":["IPv4"],"ipFamilyPolicy":"SingleStack","internalTrafficPolicy":"Cluster"}},"status":{{"loadBalancer":{{}}}}}}"#
+                r#"{{"metadata":{{"name":"{name}","namespace":"{namespace}","uid":"{uid}","resourceVersion":"{version}","creationTimestamp":"{time}","labels":{{"app":"{name}"}}{fields}}},"spec":{{"ports":[{{"name":"http","protocol":"TCP","port":80,"targetPort":8080}}],"selector":{{"app":"{name}"}},"clusterIP":"{ip}","clusterIPs":["{ip}"],"type":"ClusterIP","sessionAffinity":"None","ipFamilies":["IPv4"],"ipFamilyPolicy":"SingleStack","internalTrafficPolicy":"Cluster"}},"status":{{"loadBalancer":{{}}}}}}"#
             );
-            (key, Object::from_parts((NAMESPACE, &name), version, &[("app", &name)], body))
+            (key, Object::from_parts((namespace, &name), version, &[("app", &name)], body))
         });
         let parts = endpoints.div_ceil(PER_SLICE).max(1);
         self.bulk(Resource::EndpointSlice, services * parts, |at, version, uid, _| {
@@ -62,13 +67,13 @@ impl Store {
             } else {
                 String::new()
             };
-            slice((service, part), version, uid, (&time, &fields), numbers)
+            slice((namespace, service, part), version, uid, (&time, &fields), numbers)
         });
     }
 }
 
 fn slice(
-    (service, part): (usize, usize),
+    (namespace, service, part): (&str, usize, usize),
     version: u64,
     uid: &str,
     (time, fields): (&str, &str),
@@ -81,7 +86,7 @@ fn slice(
         ("kubernetes.io/service-name", owner.as_str()),
     ];
     let mut body = format!(
-        r#"{{"metadata":{{"name":"{name}","generateName":"{owner}-","namespace":"{NAMESPACE}","uid":"{uid}","resourceVersion":"{version}","generation":1,"creationTimestamp":"{time}","labels":{{"app":"{owner}","endpointslice.kubernetes.io/managed-by":"endpointslice-controller.k8s.io","kubernetes.io/service-name":"{owner}"}},"annotations":{{"endpoints.kubernetes.io/last-change-trigger-time":"{time}"}}{fields}}},"addressType":"IPv4","endpoints":["#
+        r#"{{"metadata":{{"name":"{name}","generateName":"{owner}-","namespace":"{namespace}","uid":"{uid}","resourceVersion":"{version}","generation":1,"creationTimestamp":"{time}","labels":{{"app":"{owner}","endpointslice.kubernetes.io/managed-by":"endpointslice-controller.k8s.io","kubernetes.io/service-name":"{owner}"}},"annotations":{{"endpoints.kubernetes.io/last-change-trigger-time":"{time}"}}{fields}}},"addressType":"IPv4","endpoints":["#
     );
     for (nth, number) in numbers.enumerate() {
         let comma = if nth == 0 { "" } else { "," };
@@ -90,12 +95,12 @@ fn slice(
         // Writing to a String cannot fail.
         let _ = write!(
             body,
-            r#"{comma}{{"addresses":["{address}"],"conditions":{{"ready":true,"serving":true,"terminating":false}},"targetRef":{{"kind":"Pod","namespace":"{NAMESPACE}","name":"{owner}-{number}","uid":"5e1f0000-0000-4000-8002-{number:012x}"}},"nodeName":"{node}","zone":"{zone}"}}"#
+            r#"{comma}{{"addresses":["{address}"],"conditions":{{"ready":true,"serving":true,"terminating":false}},"targetRef":{{"kind":"Pod","namespace":"{namespace}","name":"{owner}-{number}","uid":"5e1f0000-0000-4000-8002-{number:012x}"}},"nodeName":"{node}","zone":"{zone}"}}"#
         );
     }
     body.push_str(r#"],"ports":[{"name":"http","protocol":"TCP","port":8080}]}"#);
-    let key = Resource::EndpointSlice.key(NAMESPACE, &name);
-    (key, Object::from_parts((NAMESPACE, &name), version, &labels, body))
+    let key = Resource::EndpointSlice.key(namespace, &name);
+    (key, Object::from_parts((namespace, &name), version, &labels, body))
 }
 
 const SERVICE_FIELDS: &str = r#"{"f:metadata":{"f:labels":{".":{},"f:app":{}}},"f:spec":{"f:internalTrafficPolicy":{},"f:ports":{".":{},"k:{\"port\":80,\"protocol\":\"TCP\"}":{".":{},"f:name":{},"f:port":{},"f:protocol":{},"f:targetPort":{}}},"f:selector":{},"f:sessionAffinity":{},"f:type":{}}}"#;

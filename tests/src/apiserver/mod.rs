@@ -51,6 +51,7 @@ use tokio::runtime::Runtime;
 use defaults::StatusOf;
 pub use faults::{FaultSet, Faults};
 pub use log::{RequestLog, Verb};
+pub(crate) use patch::merge as merge_patch;
 pub use resource::Resource;
 pub use store::Store;
 use store::{Settings, Write};
@@ -230,8 +231,10 @@ impl Drop for ApiServer {
     }
 }
 
-/// The Service of the API itself, which every cluster has from its first second.
+/// The ranges of ClusterIPs and the Service of the API itself, which every cluster has from
+/// its first second.
 fn add_default_objects(shared: &Shared) -> anyhow::Result<()> {
+    add_service_cidr(shared)?;
     let Some(endpoint) = shared.options.kubernetes_endpoint else {
         return Ok(());
     };
@@ -254,6 +257,23 @@ fn add_default_objects(shared: &Shared) -> anyhow::Result<()> {
         "ports": [{"name": "https", "port": endpoint.port(), "protocol": "TCP"}],
     });
     shared.store.create(Resource::EndpointSlice, slice, write)?;
+    Ok(())
+}
+
+/// As a server of 1.36 makes it of `--service-cluster-ip-range`.
+fn add_service_cidr(shared: &Shared) -> anyhow::Result<()> {
+    let write = Write { manager: "kube-apiserver", status: StatusOf::Client, subresource: None };
+    let ranges: Vec<String> =
+        shared.options.service_ranges.iter().map(ToString::to_string).collect();
+    let object = json!({
+        "metadata": {"name": "kubernetes",
+                     "finalizers": ["networking.k8s.io/service-cidr-finalizer"]},
+        "spec": {"cidrs": ranges},
+        "status": {"conditions": [{"type": "Ready", "status": "True", "reason": "",
+                                   "message": "Kubernetes Service CIDR is ready",
+                                   "lastTransitionTime": "2026-11-21T08:36:20Z"}]},
+    });
+    shared.store.create(Resource::ServiceCidr, object, write)?;
     Ok(())
 }
 

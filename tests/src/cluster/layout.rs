@@ -125,7 +125,7 @@ pub(super) fn fabric_port(host: &Host) -> String {
 }
 
 /// Replies to the client's second address find their way from any node.
-pub(super) fn fabric_routes_to_outside(outside: &Host) -> String {
+pub(super) fn routes_to_outside(outside: &Host) -> String {
     let v4 = outside.ipv4().map(|via| replace_route("203.0.113.0/26", via.into()));
     let v6 = outside.ipv6().map(|via| replace_route("2001:db8::/64", via.into()));
     v4.into_iter().chain(v6).collect()

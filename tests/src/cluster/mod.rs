@@ -45,6 +45,8 @@ const EVERY_HOST_V6: &[(&str, &str)] = &[
     ("ipv6/conf/default/accept_ra", "0"),
     ("ipv6/conf/default/router_solicitations", "0"),
 ];
+/// A lost INIT is sent again after 3 s by default, which is as long as a test waits.
+const SCTP: &[(&str, &str)] = &[("sctp/rto_min", "200"), ("sctp/rto_initial", "500")];
 const NO_V6: &[(&str, &str)] =
     &[("ipv6/conf/all/disable_ipv6", "1"), ("ipv6/conf/default/disable_ipv6", "1")];
 /// What the kubelet and common distributions set; `rp_filter` 2 (loose) is what systemd ships.
@@ -358,6 +360,9 @@ impl Cluster {
         let (v4, v6) = (self.families.has_v4(), self.families.has_v6());
         for host in self.hosts() {
             host.set_sysctls(if v6 { EVERY_HOST_V6 } else { NO_V6 })?;
+            if host.sysctl("sctp/rto_min").is_ok() {
+                host.set_sysctls(SCTP)?;
+            }
         }
         for router in self.nodes.iter().map(|node| &node.host).chain([&self.fabric]) {
             if v4 {
@@ -390,7 +395,7 @@ impl Cluster {
         }
         if let Some(outside) = &self.outside {
             script += &layout::fabric_port(outside);
-            script += &layout::fabric_routes_to_outside(outside);
+            script += &layout::routes_to_outside(outside);
         }
         script
     }
@@ -413,6 +418,11 @@ impl Cluster {
         }
         for other in self.nodes.iter().filter(|other| other.index != node.index) {
             script += &self.routes_to_pods_of(other);
+        }
+        if let Some(outside) = &self.outside {
+            // Not by way of the fabric, which has no route back to a Service's address and so
+            // takes replies from one for forged (rp_filter).
+            script += &layout::routes_to_outside(outside);
         }
         script
     }

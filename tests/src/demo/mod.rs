@@ -5,20 +5,17 @@
 mod objects;
 mod table;
 
-use std::fs::{self, File};
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::apiserver::{ApiServer, Options};
-use crate::cluster::{API_SERVER_V4, Cluster, Host, Spawned};
-use crate::traffic::{ConnectSpec, Listen, Protocol, Server, StreamChecker, StreamSpec, connect};
+use crate::bed::{self, Bed};
+use crate::cluster::{Families, Host};
+use crate::traffic::{ConnectSpec, Protocol, StreamChecker, StreamSpec, connect};
 
-use objects::{DemoService, Port, services};
+use objects::{DemoService, services};
 use table::{Row, print_table};
 
 /// How long every frontend may take to answer after the daemons have started.
@@ -46,35 +43,26 @@ struct Client<'a> {
     host: &'a Host,
 }
 
-/// Everything that runs; dropped in this order.
+/// The Services are served by every pod.
 struct Stage {
-    daemons: Vec<Spawned>,
-    /// Held for their lives.
-    _servers: Vec<Server>,
-    api: ApiServer,
-    cluster: Cluster,
+    bed: Bed,
 }
 
 /// Runs the demonstration; says whether everything went well.
 pub fn run(settings: &Settings) -> Result<bool> {
     let begun = Instant::now();
     let step = |text: &str| println!("[{:5.1} s] {text}", begun.elapsed().as_secs_f64());
-    load_modules();
-    fs::create_dir_all(&settings.logs)?;
     step("building a cluster: 2 nodes, 4 pods on each, a client outside; IPv4 and IPv6");
     let mut stage = Stage::build(settings)?;
     step("starting proxy-daemon --proxy-mode=ipvs on node-a and node-b");
     let started = Instant::now();
-    stage.start_daemons(settings)?;
-    let services = services(&stage.cluster);
+    stage.bed.start_daemons()?;
+    let services = services(stage.bed.cluster());
     let outcome = demonstrate(&mut stage, &services, settings, started, &step);
-    let stopped = stage.daemons.iter_mut().any(|daemon| {
-        let ended = daemon.child().try_wait();
-        !matches!(ended, Ok(None))
-    });
+    let stopped = stage.bed.a_daemon_ended();
     let good = matches!(outcome, Ok(true)) && !stopped;
     if !good {
-        print_logs(&settings.logs);
+        print!("{}", stage.bed.log_tails(40));
     }
     ensure!(!stopped, "a daemon ended by itself; its log is above");
     step(if good { "done: no failures" } else { "FAILED" });
@@ -125,91 +113,53 @@ fn demonstrate(
 
 impl Stage {
     fn build(settings: &Settings) -> Result<Self> {
-        let cluster = Cluster::builder().nodes(2).pods_per_node(4).outside_client().build()?;
-        let listen = SocketAddr::from((API_SERVER_V4, 6443));
-        let options = Options { listen, kubernetes_endpoint: Some(listen), ..Options::default() };
-        let api = cluster.fabric().in_netns(|| ApiServer::start(options))??;
-        api.write_kubeconfig(&settings.logs.join("kubeconfig"), None)?;
-        for node in cluster.nodes() {
-            apply(&api, objects::node(node, cluster.families()))?;
-        }
-        let services = services(&cluster);
-        let mut servers = Vec::new();
-        for pod in cluster.pods() {
-            servers.push(serve(pod, &services)?);
-        }
-        for service in &services {
-            for object in service.objects() {
-                apply(&api, object)?;
+        let mut bed = Bed::build(bed::Settings {
+            daemon: settings.daemon.clone(),
+            mode: "ipvs",
+            families: Families::Dual,
+            nodes: 2,
+            pods_per_node: 4,
+            directory: settings.logs.clone(),
+            arguments: vec!["-v=2".to_owned()],
+        })?;
+        let services = services(bed.cluster());
+        // Every pod listens on every port, so that an endpoint can be moved to any of them.
+        let ports: Vec<_> = services
+            .iter()
+            .flat_map(|service| &service.ports)
+            .map(|port| (port.protocol, port.target))
+            .collect();
+        for node in 0..2 {
+            for pod in 0..4 {
+                let name = bed.cluster().pod(node, pod).name().to_owned();
+                bed.serve((node, pod), &name, &ports)?;
             }
         }
-        Ok(Self { daemons: Vec::new(), _servers: servers, api, cluster })
-    }
-
-    fn start_daemons(&mut self, settings: &Settings) -> Result<()> {
-        for node in self.cluster.nodes() {
-            let log = File::create(settings.logs.join(format!("{}.log", node.name())))?;
-            let daemon = node
-                .command(&settings.daemon)
-                .arg("--proxy-mode=ipvs")
-                .arg(format!("--hostname-override={}", node.name()))
-                .arg(format!("--cluster-cidr={}", self.cluster.families().cluster_cidr()))
-                .arg("--kubeconfig")
-                .arg(settings.logs.join("kubeconfig"))
-                .arg("-v=2")
-                .stdout(log.try_clone()?)
-                .stderr(log);
-            self.daemons.push(daemon.spawn()?);
+        for object in services.iter().flat_map(DemoService::objects) {
+            bed.apply(object)?;
         }
-        Ok(())
+        Ok(Self { bed })
     }
 
     /// A pod that serves nothing at first.
     fn client_pod(&self) -> &Host {
-        self.cluster.pod(0, objects::SPARE)
+        self.bed.cluster().pod(0, objects::SPARE)
     }
 
     fn clients(&self) -> Result<Vec<Client<'_>>> {
         Ok(vec![
             Client { kind: "pod", host: self.client_pod() },
-            Client { kind: "host", host: self.cluster.node(0) },
-            Client { kind: "outside", host: self.cluster.outside()? },
+            Client { kind: "host", host: self.bed.cluster().node(0) },
+            Client { kind: "outside", host: self.bed.cluster().outside()? },
         ])
     }
-}
-
-fn apply(api: &ApiServer, object: serde_json::Value) -> Result<()> {
-    let what = format!("{} {}", object["kind"], object["metadata"]["name"]);
-    match api.store().apply(object) {
-        Ok(_) => Ok(()),
-        Err(status) => bail!("the API server refuses {what}: {status}"),
-    }
-}
-
-/// Every pod listens on every port, so that an endpoint can be moved to any of them.
-fn serve(pod: &Host, services: &[DemoService]) -> Result<Server> {
-    let mut listen = Vec::new();
-    for Port { protocol, target, .. } in services.iter().flat_map(|service| &service.ports) {
-        for ip in pod.addresses() {
-            let address = SocketAddr::new(ip, *target);
-            listen.push(Listen { protocol: *protocol, address });
-        }
-    }
-    pod.in_netns(|| Server::start(pod.name(), &listen))?
-}
-
-/// Modules that the kernel does not load by itself inside a namespace. What is built in, or
-/// truly missing, is for the daemon to judge.
-fn load_modules() {
-    let modules = ["ip_vs", "ip_vs_rr", "dummy", "nf_tables", "nf_conntrack", "br_netfilter"];
-    let _ = Command::new("modprobe").arg("-qa").args(modules).status();
 }
 
 /// Asks each frontend until it answers: the daemon is ready when its clients say so.
 fn wait_until_served(stage: &mut Stage, services: &[DemoService]) -> Result<()> {
     let deadline = Instant::now() + READY_TIMEOUT;
     for service in services {
-        for (target, protocol, kinds) in service.frontends(&stage.cluster) {
+        for (target, protocol, kinds) in service.frontends(stage.bed.cluster()) {
             for client in stage.clients()?.iter().filter(|client| kinds.contains(&client.kind)) {
                 let spec = ConnectSpec::new(protocol, target, 1).timeout(Duration::from_secs(1));
                 loop {
@@ -231,7 +181,7 @@ fn wait_until_served(stage: &mut Stage, services: &[DemoService]) -> Result<()> 
 
 fn send_to(stage: &Stage, service: &DemoService, connections: usize) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
-    for (target, protocol, kinds) in service.frontends(&stage.cluster) {
+    for (target, protocol, kinds) in service.frontends(stage.bed.cluster()) {
         for client in stage.clients()?.iter().filter(|client| kinds.contains(&client.kind)) {
             let spec = ConnectSpec::new(protocol, target, connections).concurrency(CONCURRENCY);
             // The guest is emulated: its processors may be a second behind.
@@ -253,12 +203,12 @@ fn send_to(stage: &Stage, service: &DemoService, connections: usize) -> Result<V
 
 /// Moves shop/web to another pod and connects until all traffic has followed.
 fn change_an_endpoint(stage: &Stage, web: &DemoService, step: &dyn Fn(&str)) -> Result<bool> {
-    let new = stage.cluster.pod(1, objects::SPARE);
+    let new = stage.bed.cluster().pod(1, objects::SPARE);
     let spec = ConnectSpec::new(Protocol::Tcp, web.cluster_ip_v4(0), 1);
     step(&format!("replacing all endpoints of shop/web by {}", new.name()));
     let changed = Instant::now();
     for object in web.moved_to(new).objects().into_iter().filter(|o| o["kind"] == "EndpointSlice") {
-        apply(&stage.api, object)?;
+        stage.bed.apply(object)?;
     }
     let (mut first_new, mut last_old) = (None, Duration::ZERO);
     let (mut in_a_row, mut failures) = (0, 0);
@@ -285,15 +235,4 @@ fn change_an_endpoint(stage: &Stage, web: &DemoService, step: &dyn Fn(&str)) -> 
         last_old.as_millis()
     ));
     Ok(failures == 0)
-}
-
-fn print_logs(directory: &Path) {
-    for node in ["node-a", "node-b"] {
-        let log = fs::read_to_string(directory.join(format!("{node}.log"))).unwrap_or_default();
-        let lines: Vec<&str> = log.lines().collect();
-        println!("--- the last of {node}'s log");
-        for line in &lines[lines.len().saturating_sub(40)..] {
-            println!("{line}");
-        }
-    }
 }

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde_json::{Value, json};
 
-use crate::cluster::{Cluster, Families, Node, Pod};
+use crate::cluster::{Cluster, Pod};
 use crate::traffic::Protocol;
 
 /// The pod of each node that is no endpoint at first: on node-a it is the client, on
@@ -209,26 +209,4 @@ fn service_port(port: &Port) -> Value {
         value["nodePort"] = json!(node_port);
     }
     value
-}
-
-/// The Node object of a simulated node.
-pub fn node(node: &Node, families: Families) -> Value {
-    let cidrs = node.pod_cidrs(families);
-    let addresses: Vec<Value> = node
-        .addresses()
-        .iter()
-        .map(|address| json!({"type": "InternalIP", "address": address}))
-        .collect();
-    json!({
-        "apiVersion": "v1", "kind": "Node",
-        "metadata": {
-            "name": node.name(),
-            "labels": {
-                "kubernetes.io/hostname": node.name(),
-                "topology.kubernetes.io/zone": node.zone(),
-            },
-        },
-        "spec": {"podCIDR": cidrs.first(), "podCIDRs": cidrs},
-        "status": {"addresses": addresses},
-    })
 }

@@ -6,6 +6,7 @@
 //! same line, which carries the datagram's text back.
 
 mod connect;
+mod held;
 mod rate;
 mod server;
 mod socket;
@@ -21,6 +22,7 @@ use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
 pub use connect::{Close, ConnectReport, ConnectSpec, Latency, connect};
+pub use held::Held;
 pub use rate::{RateReport, RateSpec, UdpRate};
 pub use server::{Listen, Server};
 pub use stream::{StreamChecker, StreamReport, StreamSpec};

@@ -11,11 +11,17 @@
     reason = "a test binary: whatever fails shall end the test"
 )]
 
+mod cidrs;
 mod codec;
+mod conformance;
 mod daemon;
 mod ebpf;
 mod kernel;
 mod links;
+mod node;
+mod pains;
+mod scale;
+mod takeover;
 mod udp;
 
 use std::process::{Command, Stdio};

@@ -25,7 +25,7 @@ const EXTERNAL_IP: &str = "198.51.100.53";
 const NODE_PORT: u16 = 30053;
 
 /// Pods 0 and 1 serve, pod 2 is a client, on one node; and a client outside.
-struct Bed {
+pub struct Bed {
     daemon: Option<Daemon>,
     api: ApiServer,
     directory: tempfile::TempDir,
@@ -33,7 +33,7 @@ struct Bed {
 }
 
 impl Bed {
-    fn new(objects: impl IntoIterator<Item = Value>) -> Self {
+    pub fn new(objects: impl IntoIterator<Item = Value>) -> Self {
         assert_eq!(std::env::var("PROXY_VM").as_deref(), Ok("1"), "cargo xtask vm");
         // ctnetlink is not among them: that the kernel loads it when asked is tested too.
         let modules = ["ip_vs", "ip_vs_rr", "dummy", "nf_tables", "nf_conntrack", "br_netfilter"];
@@ -45,6 +45,10 @@ impl Bed {
             kubernetes_endpoint: Some(listen),
             tls: false,
             managed_fields: false,
+            // Without the node's own network.
+            service_ranges: ["10.96.0.0/16", "fd00:10:96::/108"]
+                .map(|range| range.parse().expect("a range"))
+                .to_vec(),
             ..Options::default()
         };
         let api = cluster.fabric().in_netns(|| ApiServer::start(options)).expect("enter");
@@ -99,19 +103,19 @@ impl Bed {
         }
     }
 
-    fn node(&self) -> &Host {
+    pub fn node(&self) -> &Host {
         self.cluster.node(0)
     }
 
-    fn pod(&self, number: usize) -> &Host {
+    pub fn pod(&self, number: usize) -> &Host {
         self.cluster.pod(0, number)
     }
 
-    fn outside(&self) -> &Host {
+    pub fn outside(&self) -> &Host {
         self.cluster.outside().expect("asked for")
     }
 
-    fn on_node(&self, program: &str, arguments: &[&str]) -> String {
+    pub fn on_node(&self, program: &str, arguments: &[&str]) -> String {
         self.node().command(program).args(arguments).stdout_of().expect("its output")
     }
 
@@ -145,7 +149,7 @@ impl Bed {
         });
     }
 
-    fn until(&self, what: &str, condition: impl Fn() -> bool) {
+    pub fn until(&self, what: &str, condition: impl Fn() -> bool) {
         let end = Instant::now() + LONG;
         while !condition() {
             assert!(Instant::now() < end, "{what} never came\n{}", self.daemon().log());

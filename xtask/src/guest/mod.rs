@@ -3,6 +3,7 @@
 
 mod initramfs;
 mod kernel;
+mod labelled;
 mod run;
 
 pub use kernel::Kernel;

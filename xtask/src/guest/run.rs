@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail};
 
 use super::initramfs;
 use super::kernel::{Kernel, Tree};
+use super::labelled::Labelled;
 use crate::shell;
 
 const BOOT: &str = include_str!("boot.sh");
@@ -46,6 +47,8 @@ pub struct Spec {
     pub command: Vec<OsString>,
     /// Where the command runs.
     pub cwd: PathBuf,
+    /// Before each line of its output; empty for a guest that runs alone.
+    pub label: String,
 }
 
 /// How a guest ended.
@@ -72,6 +75,7 @@ impl Spec {
             env: Vec::new(),
             command,
             cwd: std::env::current_dir().context("the present directory is gone")?,
+            label: String::new(),
         })
     }
 
@@ -103,7 +107,7 @@ impl Spec {
             stderr: Tail::new(control.path().join("stderr")),
             control: control.path().to_owned(),
         };
-        let code = guest.follow(start, self.timeout)?;
+        let code = guest.follow(&self.label, start, self.timeout)?;
         let took = start.elapsed();
         eprintln!("vm: exit code {code} after {:.1} s", took.as_secs_f64());
         guest.report_kernel_warnings();
@@ -282,13 +286,28 @@ impl Drop for Running {
 }
 
 impl Running {
-    fn follow(&mut self, start: Instant, timeout: Duration) -> Result<u8> {
+    fn follow(&mut self, label: &str, start: Instant, timeout: Duration) -> Result<u8> {
+        let mut stdout = Labelled::new(label, std::io::stdout());
+        let mut stderr = Labelled::new(label, std::io::stderr());
+        let result = self.copy_until_the_end(&mut stdout, &mut stderr, start, timeout);
+        // The result counts, not what could not be shown.
+        let _ = stdout.end().and_then(|()| stderr.end());
+        result
+    }
+
+    fn copy_until_the_end(
+        &mut self,
+        stdout: &mut impl Write,
+        stderr: &mut impl Write,
+        start: Instant,
+        timeout: Duration,
+    ) -> Result<u8> {
         loop {
             // Asked before reading: what was written before the end is then still read.
             let ended = self.qemu.try_wait().context("cannot wait for QEMU")?.is_some();
             let code = fs::read_to_string(self.control.join("exit")).ok();
-            self.stdout.copy(&mut std::io::stdout())?;
-            self.stderr.copy(&mut std::io::stderr())?;
+            self.stdout.copy(stdout)?;
+            self.stderr.copy(stderr)?;
             if let Some(code) = code {
                 self.let_power_off();
                 let text = code.trim();

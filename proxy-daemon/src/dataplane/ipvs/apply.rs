@@ -1,6 +1,6 @@
 //! Operations to kernel requests: neighbours on one interface go out together.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::time::Instant;
 
 use nix::libc;
@@ -11,7 +11,8 @@ use super::objects::{Key, Value, server_key};
 use super::ruleset::{Element, ElementKey, Operation};
 use super::{IpvsPlane, OpError};
 use crate::kernel::links::AddressChange;
-use crate::kernel::netlink::{Errno, Message, Netlink};
+use crate::kernel::netlink::{Errno, Message, Netlink, NetlinkError};
+use crate::model::HostPort;
 use crate::plan::Op;
 
 /// Which kernel interface an operation goes through.
@@ -32,7 +33,7 @@ const fn interface(key: &Key) -> Interface {
 
 type Results = Vec<Result<(), OpError>>;
 
-impl<N: Netlink> IpvsPlane<N> {
+impl<N: Netlink + 'static> IpvsPlane<N> {
     pub(super) fn apply_all(&mut self, ops: &[Op<Key>]) -> Results {
         let mut results = Results::with_capacity(ops.len());
         for run in ops.chunk_by(|a, b| interface(a.key()) == interface(b.key())) {
@@ -92,14 +93,55 @@ impl<N: Netlink> IpvsPlane<N> {
             Ok(requests) => requests,
             Err(error) => return all_unknown(ops, &error),
         };
-        let messages: Vec<Message> =
-            ops.iter().filter_map(|op| server_request(requests, op)).collect();
-        match self.generic.request_all(&messages) {
+        match self.request_servers(requests, ops) {
             Ok(results) => {
                 ops.iter().zip(results).map(|(op, result)| server_result(op, result)).collect()
             }
             Err(error) => all_unknown(ops, &error),
         }
+    }
+
+    /// What turns out to be there although it was to be made, or not to be there although
+    /// it was to be changed, is made right with a second request.
+    fn request_servers(
+        &mut self,
+        requests: Requests,
+        ops: &[Op<Key>],
+    ) -> Result<Vec<Result<(), Errno>>, NetlinkError> {
+        let messages: Vec<Message> =
+            ops.iter().filter_map(|op| server_request(requests, op)).collect();
+        let mut results = self.generic.request_all(&messages)?;
+        let (places, again): (Vec<usize>, Vec<Message>) = ops
+            .iter()
+            .zip(&results)
+            .enumerate()
+            .filter_map(|(place, (op, result))| {
+                let other = corrected(op, (*result).err()?)?;
+                Some((place, server_request(requests, &other)?))
+            })
+            .unzip();
+        if !again.is_empty() {
+            for (place, result) in places.into_iter().zip(self.generic.request_all(&again)?) {
+                if let Some(first) = results.get_mut(place) {
+                    *first = result;
+                }
+            }
+        }
+        Ok(results)
+    }
+}
+
+/// The other way to the same end. `ip_vs_genl_set_cmd` says ESRCH for a service and ENOENT
+/// for a destination that is not there.
+fn corrected(op: &Op<Key>, errno: Errno) -> Option<Op<Key>> {
+    match (op, errno) {
+        (Op::Create(key, value), Errno(libc::EEXIST)) => {
+            Some(Op::Update(key.clone(), value.clone()))
+        }
+        (Op::Update(key, value), Errno(libc::ESRCH | libc::ENOENT)) => {
+            Some(Op::Create(key.clone(), value.clone()))
+        }
+        _ => None,
     }
 }
 
@@ -116,7 +158,7 @@ fn element_change(op: &Op<Key>) -> Option<(Operation, Element)> {
                 Op::Create(_, Value::Redirect(to)) => (Operation::Add, *to),
                 Op::Update(_, Value::Redirect(to)) => (Operation::Replace, *to),
                 // Found by its key alone.
-                _ => (Operation::Delete, SocketAddr::new(from.address, 0)),
+                _ => (Operation::Delete, HostPort::new(from.address, 0)),
             };
             let (address, protocol, port) = (from.address, from.protocol, from.port.get());
             let key = ElementKey::Redirect { address, protocol, port, to };
@@ -154,7 +196,7 @@ fn server_request(requests: Requests, op: &Op<Key>) -> Option<Message> {
             requests.set_destination(&server_key(key), &forward.real_server(*at))
         }
         Op::Delete(Key::RealServer(key, at)) => {
-            let real = RealServerKey { addr: at.ip(), port: at.port() };
+            let real = RealServerKey { addr: at.address, port: at.port };
             requests.del_destination(&server_key(key), &real)
         }
         _ => return None,
@@ -164,12 +206,9 @@ fn server_request(requests: Requests, op: &Op<Key>) -> Option<Message> {
 fn server_result(op: &Op<Key>, result: Result<(), Errno>) -> Result<(), OpError> {
     let Err(errno) = result else { return Ok(()) };
     match (op, errno) {
-        // `ip_vs_genl_set_cmd` says ESRCH for a service and ENOENT for a destination
-        // that is not there.
         (Op::Delete(_), Errno(libc::ESRCH | libc::ENOENT)) => Ok(()),
-        // Our picture of the kernel was wrong.
-        (Op::Create(..), Errno(libc::EEXIST))
-        | (Op::Update(..) | Op::Retire(..), Errno(libc::ESRCH | libc::ENOENT)) => {
+        // Our picture of the kernel was wrong: of this object, or of what it is in.
+        (_, Errno(libc::EEXIST | libc::ESRCH | libc::ENOENT)) => {
             Err(OpError::Unknown(format!("IPVS: {errno}")))
         }
         _ => Err(OpError::Refused(format!("IPVS: {errno}"))),

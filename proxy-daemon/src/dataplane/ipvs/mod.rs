@@ -2,13 +2,15 @@
 //! link, and what IPVS cannot do in nf_tables sets of our own.
 
 mod apply;
+mod cleanup;
 pub mod codec;
-pub mod flows;
+mod flows;
 mod objects;
 mod proc;
 mod readback;
 mod release;
 pub mod ruleset;
+mod takeover;
 #[cfg(test)]
 mod tests;
 
@@ -18,13 +20,15 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnetwork::IpNetwork;
 use nix::libc;
 use tracing::{info, warn};
 
 use self::codec::{Requests, SchedulerName, Timeouts, VirtualServer, VirtualServerKey};
 use self::flows::StaleFlows;
+use self::readback::{Scope, SharedSeams};
 use self::ruleset::{Ruleset, RulesetConfig};
-use super::{Dataplane, FlowRelease, OpError, PlaneError, Readback, WorkDone};
+use super::{Dataplane, FlowRelease, OpError, PlaneError, Reader, Surroundings, WorkDone};
 use crate::kernel::conntrack::Conntrack;
 use crate::kernel::links::Links;
 use crate::kernel::modules::MissingModule;
@@ -36,6 +40,8 @@ use crate::plan::Op;
 use crate::policy::{Frontend, FrontendKey};
 
 pub use objects::{Forward, Key, ServerConfig, Value};
+pub use readback::ReadSeams;
+pub use takeover::{Rival, Takeover};
 
 /// The dummy link, named as kube-proxy names it, so that its addresses are taken over.
 pub const LINK: &str = "kube-ipvs0";
@@ -57,6 +63,9 @@ pub struct IpvsConfig {
     pub tcp_timeout: Option<Duration>,
     pub tcp_fin_timeout: Option<Duration>,
     pub udp_timeout: Option<Duration>,
+    /// Virtual servers and addresses in these are not deleted as kube-proxy's, nor when
+    /// taking down.
+    pub exclude_cidrs: Vec<IpNetwork>,
 }
 
 impl fmt::Debug for IpvsConfig {
@@ -74,8 +83,9 @@ pub struct Seams<N> {
     pub links: Box<dyn Links>,
     pub conntrack: Box<dyn Conntrack>,
     pub kernel: KernelVersion,
-    /// `/proc/thread-self/net/ip_vs`, or a file like it.
-    pub table: PathBuf,
+    /// Others of the same kind, for reading back at the same time.
+    pub reading: ReadSeams<N>,
+    pub takeover: Takeover,
 }
 
 impl<N> fmt::Debug for Seams<N> {
@@ -95,15 +105,17 @@ pub struct IpvsPlane<N: Netlink> {
     /// That stale entries cannot be deleted was said.
     release_failing: bool,
     kernel: KernelVersion,
-    table: PathBuf,
+    reading: SharedSeams<N>,
     requests: Option<Requests>,
     link: u32,
     local_detect: LocalDetect,
+    service_cidrs: Vec<IpNetwork>,
     /// Sysctls that could not be set, so that each is said once.
     complained: Vec<&'static str>,
     /// Those that Services asked for, and whether the kernel has them.
     schedulers: HashMap<SchedulerName, bool>,
-    reads: u64,
+    /// Only absent while it is being used.
+    takeover: Option<Takeover>,
 }
 
 impl<N: Netlink> fmt::Debug for IpvsPlane<N> {
@@ -112,7 +124,7 @@ impl<N: Netlink> fmt::Debug for IpvsPlane<N> {
     }
 }
 
-impl<N: Netlink> IpvsPlane<N> {
+impl<N: Netlink + 'static> IpvsPlane<N> {
     pub fn new(config: IpvsConfig, seams: Seams<N>) -> Self {
         let local_detect = (config.local_detection)(None);
         Self {
@@ -125,13 +137,14 @@ impl<N: Netlink> IpvsPlane<N> {
             releases: Vec::new(),
             release_failing: false,
             kernel: seams.kernel,
-            table: seams.table,
+            reading: SharedSeams::new(seams.reading),
             requests: None,
             link: 0,
             local_detect,
+            service_cidrs: Vec::new(),
             complained: Vec::new(),
             schedulers: HashMap::new(),
-            reads: 0,
+            takeover: Some(seams.takeover),
         }
     }
 
@@ -245,43 +258,6 @@ impl<N: Netlink> IpvsPlane<N> {
         results.into_iter().next().ok_or_else(|| PlaneError::new("IPVS", "no answer"))
     }
 
-    /// Removes everything that carries our mark, and nothing else. What was removed, in
-    /// words for the user.
-    ///
-    /// # Errors
-    /// When the kernel cannot be read or refuses.
-    pub fn cleanup(&mut self) -> Result<Vec<String>, PlaneError> {
-        let mut done = Vec::new();
-        self.open_link()?;
-        self.ruleset.find().map_err(|error| PlaneError::new("nf_tables", error))?;
-        let readback = self.readback()?;
-        let wanted = crate::plan::Objects::default();
-        let ops: Vec<Op<Key>> = crate::plan::diff(
-            readback.ours.keys().filter(|key| !matches!(key, Key::RealServer(..))),
-            &wanted,
-            &readback.ours,
-        );
-        let results = self.apply(&ops);
-        for (op, result) in ops.iter().zip(&results) {
-            if let Err(error) = result {
-                return Err(PlaneError::new("cleanup", format!("{:?}: {error}", op.key())));
-            }
-        }
-        done.push(format!("{} kernel objects", ops.len()));
-        let tables =
-            self.ruleset.delete_table().map_err(|error| PlaneError::new("nf_tables", error))?;
-        done.extend(tables.iter().map(|family| format!("nf_tables table for {family}")));
-        let addresses =
-            self.links.addresses().map_err(|error| PlaneError::new("addresses", error))?;
-        if addresses.iter().any(|address| address.link == self.link) {
-            done.push(format!("{LINK} stays: it has addresses that are not ours"));
-        } else {
-            self.links.delete_dummy(LINK).map_err(|error| PlaneError::new("link", error))?;
-            done.push(format!("link {LINK}"));
-        }
-        Ok(done)
-    }
-
     /// Everything that must be there for this plane to work at all: to be called at start,
     /// so that the process ends with a sentence instead of failing later. Returns the
     /// index of the dummy link.
@@ -304,7 +280,7 @@ impl<N: Netlink> IpvsPlane<N> {
     }
 }
 
-impl<N: Netlink> Dataplane for IpvsPlane<N> {
+impl<N: Netlink + 'static> Dataplane for IpvsPlane<N> {
     type Key = Key;
 
     fn lower(&mut self, key: &FrontendKey, frontend: &Frontend) -> Vec<(Key, Value)> {
@@ -312,10 +288,11 @@ impl<N: Netlink> Dataplane for IpvsPlane<N> {
         objects::lower(key, frontend, &scheduler)
     }
 
-    fn node_changed(&mut self, node: Option<&Node>) -> bool {
-        let detect = (self.config.local_detection)(node);
-        let changed = detect != self.local_detect;
+    fn surroundings_changed(&mut self, now: Surroundings<'_>) -> bool {
+        let detect = (self.config.local_detection)(now.node);
+        let changed = detect != self.local_detect || now.service_cidrs != self.service_cidrs;
         self.local_detect = detect;
+        self.service_cidrs = now.service_cidrs.to_vec();
         changed
     }
 
@@ -327,14 +304,21 @@ impl<N: Netlink> Dataplane for IpvsPlane<N> {
             masquerade_all: self.config.masquerade_all,
             masquerade_bit: self.config.masquerade_bit,
             local_detect: self.local_detect.clone(),
+            service_cidrs: self.service_cidrs.clone(),
             families: self.config.families.clone(),
         };
         self.ruleset.ensure(&config).map_err(|error| PlaneError::new("nf_tables", error))?;
         Ok(())
     }
 
-    fn readback(&mut self) -> Result<Readback<Key>, PlaneError> {
-        self.read_kernel()
+    fn reader(&mut self) -> Result<Reader<Key>, PlaneError> {
+        let families = self.ruleset.families().to_vec();
+        let scope = Scope { families, link: self.link, requests: self.requests()? };
+        Ok(self.reading.reader(scope))
+    }
+
+    fn found(&mut self, key: &Key, value: &Value) {
+        self.stale_flows.found(key, value);
     }
 
     fn apply(&mut self, ops: &[Op<Key>]) -> Vec<Result<(), OpError>> {
@@ -348,6 +332,10 @@ impl<N: Netlink> Dataplane for IpvsPlane<N> {
         self.without_connections(retired)
     }
 
+    fn superseded(&mut self, foreign: &HashMap<Key, Value>) -> Vec<Key> {
+        self.take_over(foreign)
+    }
+
     fn work(&self) -> WorkDone {
         let parts = [
             self.generic.counters(),
@@ -355,10 +343,11 @@ impl<N: Netlink> Dataplane for IpvsPlane<N> {
             self.links.counters(),
             self.conntrack.counters(),
         ];
+        let read = self.reading.work();
         WorkDone {
-            requests: parts.iter().map(|p| p.requests).sum(),
-            dumps: parts.iter().map(|p| p.dumps).sum::<u64>() + self.reads,
-            sends: parts.iter().map(|p| p.sends).sum(),
+            requests: parts.iter().map(|p| p.requests).sum::<u64>() + read.requests,
+            dumps: parts.iter().map(|p| p.dumps).sum::<u64>() + read.dumps,
+            sends: parts.iter().map(|p| p.sends).sum::<u64>() + read.sends,
         }
     }
 

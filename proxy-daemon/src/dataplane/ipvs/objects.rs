@@ -1,10 +1,11 @@
 //! The kernel objects of ipvs mode, and which of them a frontend needs. Pure.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::codec::{self, Netmask, SchedulerName, ServiceFlags, VirtualServer, VirtualServerKey};
 use super::ruleset::{Element, ElementKey, Set};
-use crate::model::{Protocol, SchedulerFlags, Scheduling};
+use crate::model::{HostPort, Protocol, SchedulerFlags, Scheduling};
 use crate::plan::ObjectKey;
 use crate::policy::{Frontend, FrontendKey, FrontendKind, Masquerade, WhenEmpty};
 
@@ -17,7 +18,7 @@ pub enum Key {
     /// What one of our nf_tables maps has for a frontend.
     Redirect(Set, FrontendKey),
     VirtualServer(FrontendKey),
-    RealServer(FrontendKey, SocketAddr),
+    RealServer(FrontendKey, HostPort),
     /// An address on `kube-ipvs0`.
     Address(IpAddr),
 }
@@ -26,10 +27,10 @@ pub enum Key {
 pub enum Value {
     /// The object has no more to it than its key.
     Present,
-    VirtualServer(ServerConfig),
+    VirtualServer(Arc<ServerConfig>),
     RealServer(Forward),
     /// Another virtual server of the same protocol.
-    Redirect(SocketAddr),
+    Redirect(HostPort),
 }
 
 /// What of a virtual server can be changed in place.
@@ -77,8 +78,8 @@ pub struct Forward {
 
 impl Forward {
     #[must_use]
-    pub fn real_server(self, at: SocketAddr) -> codec::RealServer {
-        codec::RealServer::new(at.ip(), at.port(), self.weight)
+    pub fn real_server(self, at: HostPort) -> codec::RealServer {
+        codec::RealServer::new(at.address, at.port, self.weight)
     }
 }
 
@@ -87,15 +88,18 @@ impl ObjectKey for Key {
 
     /// The address comes last: until then no packet of the node takes the frontend for
     /// its own, and before it the sets know that unused ports are to be refused.
-    /// `Frontends`, which lets packets pass, comes after there is something to pass to.
+    /// `Frontends`, which lets packets pass, comes after there is something to pass to, and
+    /// before `Vips`, which lets no others pass: on a node that is taken over both the
+    /// address and the virtual server have traffic already.
     fn create_phase(&self) -> u8 {
         match self {
             Self::Element(element) if element.set == Set::Frontends => 3,
             Self::Redirect(..) => 3,
+            Self::Element(element) if element.set == Set::Vips => 4,
             Self::Element(_) => 0,
             Self::VirtualServer(_) => 1,
             Self::RealServer(..) => 2,
-            Self::Address(_) => 4,
+            Self::Address(_) => 5,
         }
     }
 
@@ -155,14 +159,14 @@ pub fn lower(
         [(Set::ShortCircuit, frontend.short_circuit), (Set::Shared, frontend.shared)]
     {
         objects.extend(target.map(|target| {
-            let to = SocketAddr::new(target.address, target.port.get());
+            let to = HostPort::new(target.address, target.port.get());
             (Key::Redirect(map, *key), Value::Redirect(to))
         }));
     }
     let config = server_config(key, frontend, scheduler);
-    objects.push((Key::VirtualServer(*key), Value::VirtualServer(config)));
+    objects.push((Key::VirtualServer(*key), Value::VirtualServer(Arc::new(config))));
     objects.extend(frontend.backends.iter().map(|backend| {
-        let at = SocketAddr::new(backend.address, backend.port.get());
+        let at = HostPort::new(backend.address, backend.port.get());
         let forward = Forward { weight: backend.weight.into(), masquerading: true };
         (Key::RealServer(*key, at), Value::RealServer(forward))
     }));
@@ -243,7 +247,6 @@ fn scheduler_flags(scheduling: Option<&Scheduling>, scheduler: &SchedulerName) -
 #[cfg(test)]
 mod tests {
     use std::num::NonZeroU16;
-    use std::sync::Arc;
     use std::time::Duration;
 
     use super::*;
@@ -387,6 +390,19 @@ mod tests {
         let retired = Key::RealServer(key(Protocol::Tcp), at).retired(&value);
         assert!(matches!(retired, Some(Value::RealServer(Forward { weight: 0, .. }))));
         assert_eq!(Key::RealServer(key(Protocol::Udp), at).retired(&value), None);
+    }
+
+    #[test]
+    fn a_port_is_let_through_before_others_of_its_address_are_refused() {
+        let objects = lowered(&key(Protocol::Tcp), &frontend(&[1]));
+        let phase = |set| {
+            let of = |(k, _): &(Key, Value)| match k {
+                Key::Element(element) if element.set == set => Some(k.create_phase()),
+                _ => None,
+            };
+            objects.iter().find_map(of).unwrap()
+        };
+        assert!(phase(Set::Frontends) < phase(Set::Vips));
     }
 
     #[test]

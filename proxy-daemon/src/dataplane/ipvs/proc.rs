@@ -5,9 +5,10 @@
 //! 10,000 dumps. The table in `/proc` (`ip_vs_info_seq_show` in
 //! `net/netfilter/ipvs/ip_vs_ctl.c`) has keys, weights and connection counts of all.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::io::{self, BufRead};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::model::Protocol;
+use crate::model::{HostPort, Protocol};
 
 /// A virtual server that is named by an address, with its real servers. Those of
 /// firewall marks are left out.
@@ -21,53 +22,55 @@ pub struct TableEntry {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TableRealServer {
-    pub address: SocketAddr,
+    pub address: HostPort,
     /// `Masq`, as opposed to tunnel, direct routing and local node.
     pub masquerading: bool,
     pub weight: u32,
     pub connections: u64,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("/proc/net/ip_vs line {line}: cannot read `{text}`")]
-pub struct ParseError {
-    pub line: usize,
-    pub text: String,
+#[derive(Debug, thiserror::Error)]
+pub enum TableError {
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error("line {line}: cannot read `{text}`")]
+    Malformed { line: usize, text: String },
 }
 
-/// Reads the whole table.
+/// Reads the whole table, one virtual server at a time.
 ///
 /// # Errors
 /// Names the first line that is not as the kernel writes it.
-pub fn parse(table: &str) -> Result<Vec<TableEntry>, ParseError> {
-    let mut entries: Vec<TableEntry> = Vec::new();
-    let mut in_entry = false;
+pub fn read(table: impl BufRead, each: &mut dyn FnMut(TableEntry)) -> Result<(), TableError> {
+    let mut current: Option<TableEntry> = None;
     // Three header lines: version, and the titles of both kinds of line.
     for (index, line) in table.lines().enumerate().skip(3) {
-        let wrong = || ParseError { line: index + 1, text: line.to_owned() };
+        let line = line?;
+        let wrong = || TableError::Malformed { line: index + 1, text: line.clone() };
         let mut words = line.split_whitespace();
         match words.next() {
             Some("->") => {
-                if let (true, Some(entry)) = (in_entry, entries.last_mut()) {
+                if let Some(entry) = &mut current {
                     entry.real_servers.push(real_server(words).ok_or_else(wrong)?);
                 }
             }
-            Some("FWM") => in_entry = false,
+            Some("FWM") => current.take().into_iter().for_each(&mut *each),
             Some(word) => {
                 let protocol = protocol(word).ok_or_else(wrong)?;
-                let at = words.next().and_then(socket_address).ok_or_else(wrong)?;
-                entries.push(TableEntry {
-                    address: at.ip(),
+                let at = words.next().and_then(host_port).ok_or_else(wrong)?;
+                let entry = TableEntry {
+                    address: at.address,
                     protocol,
-                    port: at.port(),
+                    port: at.port,
                     real_servers: Vec::new(),
-                });
-                in_entry = true;
+                };
+                current.replace(entry).into_iter().for_each(&mut *each);
             }
             None => {}
         }
     }
-    Ok(entries)
+    current.into_iter().for_each(each);
+    Ok(())
 }
 
 fn protocol(word: &str) -> Option<Protocol> {
@@ -80,7 +83,7 @@ fn protocol(word: &str) -> Option<Protocol> {
 }
 
 fn real_server<'a>(mut words: impl Iterator<Item = &'a str>) -> Option<TableRealServer> {
-    let address = socket_address(words.next()?)?;
+    let address = host_port(words.next()?)?;
     let masquerading = words.next()? == "Masq";
     let weight = words.next()?.parse().ok()?;
     let active: u64 = words.next()?.parse().ok()?;
@@ -89,14 +92,14 @@ fn real_server<'a>(mut words: impl Iterator<Item = &'a str>) -> Option<TableReal
 }
 
 /// `0A60000A:0035` or `[fd00:0010:…]:0035`.
-fn socket_address(word: &str) -> Option<SocketAddr> {
+fn host_port(word: &str) -> Option<HostPort> {
     let (address, port) = word.rsplit_once(':')?;
     let port = u16::from_str_radix(port, 16).ok()?;
     let address = match address.strip_prefix('[').and_then(|a| a.strip_suffix(']')) {
         Some(v6) => IpAddr::V6(v6.parse::<Ipv6Addr>().ok()?),
         None => IpAddr::V4(Ipv4Addr::from(u32::from_str_radix(address, 16).ok()?)),
     };
-    Some(SocketAddr::new(address, port))
+    Some(HostPort::new(address, port))
 }
 
 #[cfg(test)]
@@ -117,6 +120,11 @@ UDP  [fd00:0010:0096:0000:0000:0000:000d:bba0]:0035 rr persistent 600 FFFFFFFF
 SCTP 0A6B4D7B:0F1C rr ops
 ";
 
+    fn parse(table: &str) -> Result<Vec<TableEntry>, TableError> {
+        let mut entries = Vec::new();
+        read(table.as_bytes(), &mut |entry| entries.push(entry)).map(|()| entries)
+    }
+
     #[test]
     fn the_kernels_table_is_read() {
         let entries = parse(TABLE).unwrap();
@@ -134,8 +142,7 @@ SCTP 0A6B4D7B:0F1C rr ops
     #[test]
     fn a_strange_line_is_named() {
         let error = parse(&TABLE.replace("TCP ", "DCCP")).unwrap_err();
-        assert_eq!(error.line, 4);
-        assert!(error.text.starts_with("DCCP"));
+        assert!(error.to_string().starts_with("line 4: cannot read `DCCP"), "{error}");
     }
 
     proptest::proptest! {

@@ -7,7 +7,7 @@ use tracing::{debug, info, warn};
 use super::{FlowRelease, IpvsPlane};
 use crate::kernel::netlink::Netlink;
 
-impl<N: Netlink> IpvsPlane<N> {
+impl<N: Netlink + 'static> IpvsPlane<N> {
     /// Right after the changes, so that few packets meet an entry that leads nowhere. One
     /// dump for each family whose UDP servers changed, none otherwise. What fails is
     /// tried again with the next change: traffic to everything else needs none of this.

@@ -6,9 +6,12 @@ use std::path::PathBuf;
 
 use super::codec::Netmask;
 use super::*;
+use crate::dataplane::kubeproxy::Leftovers;
 use crate::kernel::conntrack::{FakeConntrack, Flow, Tuple};
+use crate::kernel::ipset::FakeIpSets;
 use crate::kernel::links::FakeLinks;
 use crate::kernel::netlink::{FakeNetlink, Message};
+use crate::kernel::xtables::FakeXTables;
 use crate::model::Protocol;
 
 /// `nlctrl`, which knows the ids of all families.
@@ -39,6 +42,7 @@ fn plane(conntrack: &FakeConntrack) -> IpvsPlane<FakeNetlink> {
         tcp_timeout: None,
         tcp_fin_timeout: None,
         udp_timeout: None,
+        exclude_cidrs: Vec::new(),
     };
     let seams = Seams {
         generic: kernel(),
@@ -46,7 +50,21 @@ fn plane(conntrack: &FakeConntrack) -> IpvsPlane<FakeNetlink> {
         links: Box::new(FakeLinks::default()),
         conntrack: Box::new(conntrack.clone()),
         kernel: KernelVersion::running().unwrap(),
-        table: PathBuf::from("/nonexistent"),
+        reading: ReadSeams {
+            generic: kernel(),
+            netfilter: FakeNetlink::default(),
+            links: Box::new(FakeLinks::default()),
+            table: PathBuf::from("/nonexistent"),
+            table_reads: 0,
+        },
+        takeover: Takeover::new(
+            Leftovers::new(
+                Box::new(FakeNetlink::default()),
+                Box::new(FakeXTables::default()),
+                Box::new(FakeIpSets::default()),
+            ),
+            Box::new(|| None),
+        ),
     };
     IpvsPlane::new(config, seams)
 }
@@ -63,12 +81,12 @@ fn real(frontend: FrontendKey, at: &str) -> Key {
 fn create(key: Key) -> Op<Key> {
     let value = match &key {
         Key::RealServer(..) => Value::RealServer(Forward { weight: 1, masquerading: true }),
-        Key::VirtualServer(frontend) => Value::VirtualServer(ServerConfig {
+        Key::VirtualServer(frontend) => Value::VirtualServer(std::sync::Arc::new(ServerConfig {
             scheduler: SchedulerName::new("rr").unwrap(),
             flags: codec::ServiceFlags::default(),
             timeout: 0,
             netmask: Netmask::host(frontend.family()),
-        }),
+        })),
         Key::Element(_) | Key::Redirect(..) | Key::Address(_) => Value::Present,
     };
     Op::Create(key, value)
@@ -154,4 +172,17 @@ fn what_fails_costs_nothing_else_and_is_tried_with_the_next_change() {
     assert_eq!(plane.take_releases()[0].released, Some(1));
     plane.apply(&[create(real(web, OLD))]);
     assert_eq!(plane.take_releases(), []);
+}
+
+#[test]
+fn new_service_cidrs_ask_for_new_rules_and_the_same_ones_do_not() {
+    let mut plane = plane(&FakeConntrack::default());
+    let range: IpNetwork = "10.96.0.0/12".parse().unwrap();
+    let mut changed = |service_cidrs: &[IpNetwork]| {
+        plane.surroundings_changed(Surroundings { node: None, service_cidrs })
+    };
+    assert!(!changed(&[]));
+    assert!(changed(&[range]));
+    assert!(!changed(&[range]));
+    assert!(changed(&[]));
 }

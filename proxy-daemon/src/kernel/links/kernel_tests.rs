@@ -63,7 +63,10 @@ fn addresses_are_added_listed_and_deleted() {
         }
         assert_eq!(links.addresses().unwrap(), []);
         let counters = links.counters();
-        assert_eq!((counters.requests, counters.dumps), (2400, 2));
+        assert_eq!(counters.requests, 2400);
+        // Duplicate address detection ends at a time of its own, and a dump that meets its
+        // end is interrupted (`NLM_F_DUMP_INTR`) and made again.
+        assert!((2..=6).contains(&counters.dumps), "{counters:?}");
         assert!(counters.sends <= 10, "{counters:?}");
     });
 }
@@ -88,6 +91,21 @@ fn the_monitor_is_deaf_to_the_link_it_is_told_to_ignore() {
         let (mut links, mut monitor) = (links(), AddressMonitor::open(LOOPBACK).unwrap());
         links.change_addresses(LOOPBACK, &changes(AddressChange::Add, &addresses(20))).unwrap();
         assert!(!monitor.wait(Duration::from_millis(50)).unwrap());
+    });
+}
+
+#[test]
+fn link_local_addresses_of_pods_interfaces_are_no_news() {
+    in_namespace(|| {
+        let mut monitor = AddressMonitor::open(NONE).unwrap();
+        let add = |address: &str, scope: &str| {
+            let arguments = ["addr", "add", address, "dev", "lo", "scope", scope];
+            assert!(std::process::Command::new("ip").args(arguments).status().unwrap().success());
+        };
+        add("fe80::7/64", "link");
+        assert!(!monitor.wait(Duration::from_millis(50)).unwrap());
+        add("fd00::7/64", "global");
+        assert!(monitor.wait(Duration::from_secs(10)).unwrap());
     });
 }
 

@@ -15,6 +15,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 /// `RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR` (include/uapi/linux/rtnetlink.h).
 const GROUPS: u32 = 0x10 | 0x100;
 
+/// include/uapi/linux/rtnetlink.h
+const RT_SCOPE_LINK: u8 = 253;
+
 /// Addresses come in bursts when a link is set up.
 const SETTLE: Duration = Duration::from_millis(20);
 /// A flapping link must not put off the notice for ever.
@@ -80,6 +83,15 @@ impl AddressMonitor {
         self.socket.as_fd()
     }
 
+    /// Each pod's interface comes with a link-local IPv6 address, on which nothing listens:
+    /// to list 10,000 addresses of Services for it would be waste.
+    const fn is_news(&self, notice: Option<Notice>) -> bool {
+        match notice {
+            Some(Notice { link, scope }) => link != self.ignore && scope != RT_SCOPE_LINK,
+            None => true,
+        }
+    }
+
     /// True when something came that is not to be ignored.
     fn drain(&self) -> io::Result<bool> {
         let mut news = false;
@@ -87,7 +99,7 @@ impl AddressMonitor {
         loop {
             buffer.clear();
             match self.socket.recv(&mut buffer, 0) {
-                Ok(_) => news |= links(&buffer).any(|link| link != Some(self.ignore)),
+                Ok(_) => news |= notices(&buffer).any(|notice| self.is_news(notice)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(news),
                 // Notices were lost, which is a notice too.
                 Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => news = true,
@@ -97,15 +109,25 @@ impl AddressMonitor {
     }
 }
 
-/// The link that each notice of a datagram is about: `ifa_index` of `struct ifaddrmsg`,
-/// behind the 16 bytes of `struct nlmsghdr`. `None` for what cannot be read.
-fn links(mut datagram: &[u8]) -> impl Iterator<Item = Option<u32>> {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Notice {
+    link: u32,
+    scope: u8,
+}
+
+/// What each notice of a datagram is about: `ifa_scope` and `ifa_index` of
+/// `struct ifaddrmsg`, behind the 16 bytes of `struct nlmsghdr`. `None` for what cannot be
+/// read.
+fn notices(mut datagram: &[u8]) -> impl Iterator<Item = Option<Notice>> {
     std::iter::from_fn(move || {
         let length = u32::from_ne_bytes(datagram.get(..4)?.try_into().ok()?) as usize;
-        let link = datagram.get(20..24).and_then(|b| b.try_into().ok()).map(u32::from_ne_bytes);
+        let notice = datagram.get(19..24).and_then(|bytes| {
+            let (scope, link) = bytes.split_first()?;
+            Some(Notice { link: u32::from_ne_bytes(link.try_into().ok()?), scope: *scope })
+        });
         let next = length.next_multiple_of(4).max(16).min(datagram.len());
         datagram = &datagram[next..];
-        Some(link)
+        Some(notice)
     })
 }
 
@@ -118,12 +140,14 @@ mod tests {
         let notice = |link: u32| {
             let mut bytes = vec![0u8; 24];
             bytes[0] = 24;
+            bytes[19] = RT_SCOPE_LINK;
             bytes[20..].copy_from_slice(&link.to_ne_bytes());
             bytes
         };
         let datagram = [notice(7), notice(100)].concat();
-        assert_eq!(links(&datagram).collect::<Vec<_>>(), [Some(7), Some(100)]);
-        assert_eq!(links(&datagram[..30]).collect::<Vec<_>>(), [Some(7), None]);
+        let about = |link| Some(Notice { link, scope: RT_SCOPE_LINK });
+        assert_eq!(notices(&datagram).collect::<Vec<_>>(), [about(7), about(100)]);
+        assert_eq!(notices(&datagram[..30]).collect::<Vec<_>>(), [about(7), None]);
     }
 
     proptest::proptest! {
@@ -131,7 +155,7 @@ mod tests {
         fn any_datagram_is_read_without_panic(
             bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..80),
         ) {
-            let _ = links(&bytes).count();
+            let _ = notices(&bytes).count();
         }
     }
 }

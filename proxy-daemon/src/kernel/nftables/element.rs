@@ -4,7 +4,7 @@ use crate::kernel::netlink::Message;
 
 use super::attribute::{Attribute, HEADER, Malformed, Writer, attributes};
 use super::expression::DATA_VALUE;
-use super::object::{CREATE, Kind, Table, body};
+use super::object::{CREATE, Kind, Table, payload_attributes};
 
 /// `NFTA_LIST_ELEM`.
 const LIST_ELEM: u16 = 1;
@@ -121,9 +121,9 @@ fn write_element(w: &mut Writer, shape: Shape, element: &ElementBytes) {
 ///
 /// # Errors
 /// When the bytes are not those of an element list.
-pub fn decode_elements(message: &Message) -> Result<Vec<ElementBytes>, Malformed> {
+pub fn decode_elements(payload: &[u8]) -> Result<Vec<ElementBytes>, Malformed> {
     let mut elements = Vec::new();
-    for list in body(message)? {
+    for list in payload_attributes(payload)? {
         let list = list?;
         if list.kind != LIST_ELEMENTS {
             continue;
@@ -146,7 +146,7 @@ fn value_of(element: &[u8], kind: u16) -> Result<Option<&[u8]>, Malformed> {
     Ok(Some(value.value))
 }
 
-fn find(bytes: &[u8], kind: u16) -> Result<Option<Attribute<'_>>, Malformed> {
+pub(super) fn find(bytes: &[u8], kind: u16) -> Result<Option<Attribute<'_>>, Malformed> {
     for attribute in attributes(bytes) {
         let attribute = attribute?;
         if attribute.kind == kind {

@@ -12,6 +12,7 @@
 mod attribute;
 mod element;
 mod expression;
+mod listing;
 mod object;
 #[cfg(test)]
 mod tests;
@@ -19,6 +20,7 @@ mod tests;
 pub use attribute::{Attribute, Malformed, Writer, attributes};
 pub use element::{ElementBytes, Operation, Shape, decode_elements};
 pub use expression::{Base, CompareOp, CtKey, Expression, MetaKey, Register, Reject, Verdict};
+pub use listing::{ChainInfo, RuleInfo, decode_chain_info, decode_rule_info};
 pub use object::{
     BaseChain, ChainKind, ChainName, Field, Hook, SetInfo, SetLayout, Table, batch, decode_chain,
     decode_rule, decode_set, length,

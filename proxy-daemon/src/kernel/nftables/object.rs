@@ -50,6 +50,7 @@ impl Kind {
 pub enum Hook {
     Prerouting = 0,
     Input = 1,
+    Forward = 2,
     Output = 3,
     Postrouting = 4,
 }
@@ -330,7 +331,13 @@ impl SetInfo {
 pub(super) fn body(
     message: &Message,
 ) -> Result<impl Iterator<Item = Result<Attribute<'_>, Malformed>>, Malformed> {
-    let bytes = message.payload.get(HEADER..).ok_or(Malformed("nfgenmsg is cut off"))?;
+    payload_attributes(&message.payload)
+}
+
+pub(super) fn payload_attributes(
+    payload: &[u8],
+) -> Result<impl Iterator<Item = Result<Attribute<'_>, Malformed>>, Malformed> {
+    let bytes = payload.get(HEADER..).ok_or(Malformed("nfgenmsg is cut off"))?;
     Ok(attributes(bytes))
 }
 

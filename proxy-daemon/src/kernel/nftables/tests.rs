@@ -5,8 +5,9 @@ use proptest::collection::vec;
 use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
 
 use super::{
-    ElementBytes, Operation, Shape, Table, attributes, decode_chain, decode_elements, decode_rule,
-    decode_set,
+    BaseChain, ChainKind, CtKey, ElementBytes, Expression, Hook, Operation, Register, RuleInfo,
+    Shape, Table, Verdict, attributes, decode_chain, decode_chain_info, decode_elements,
+    decode_rule, decode_rule_info, decode_set,
 };
 use crate::kernel::netlink::Message;
 use crate::model::Family;
@@ -20,8 +21,10 @@ proptest! {
         let message = Message { kind: 0, flags: 0, payload };
         let _ = decode_chain(&message);
         let _ = decode_rule(&message);
+        let _ = decode_chain_info(&message);
+        let _ = decode_rule_info(&message);
         let _ = decode_set(&message);
-        let _ = decode_elements(&message);
+        let _ = decode_elements(&message.payload);
     }
 
     /// Bytes that are almost right go deeper than arbitrary ones.
@@ -38,7 +41,7 @@ proptest! {
         let position = position.index(message.payload.len());
         message.payload[position] = value;
         message.payload.truncate(cut.index(message.payload.len() + 1));
-        if let Ok(decoded) = decode_elements(&message) {
+        if let Ok(decoded) = decode_elements(&message.payload) {
             prop_assert!(decoded.len() <= elements.len() + 1);
         }
     }
@@ -55,12 +58,12 @@ proptest! {
         {
             let messages =
                 TABLE.change_elements(Operation::Add, "set", shape, &references(elements));
-            prop_assert_eq!(&decode_elements(&messages[0]).unwrap(), elements);
+            prop_assert_eq!(&decode_elements(&messages[0].payload).unwrap(), elements);
         }
         let replaced =
             TABLE.change_elements(Operation::Replace, "map", Shape::Data, &references(&with));
-        prop_assert_eq!(decode_elements(&replaced[0]).unwrap(), without, "deleted by key");
-        prop_assert_eq!(decode_elements(&replaced[1]).unwrap(), with);
+        prop_assert_eq!(decode_elements(&replaced[0].payload).unwrap(), without, "deleted by key");
+        prop_assert_eq!(decode_elements(&replaced[1].payload).unwrap(), with);
     }
 
     #[test]
@@ -71,7 +74,7 @@ proptest! {
         let message =
             TABLE.change_elements(Operation::Delete, "set", Shape::Interval, &elements).remove(0);
         prop_assert!(message.payload.len() < usize::from(u16::MAX));
-        prop_assert_eq!(decode_elements(&message).unwrap().len(), count);
+        prop_assert_eq!(decode_elements(&message.payload).unwrap().len(), count);
     }
 }
 
@@ -81,4 +84,29 @@ fn plain(keys: Vec<Vec<u8>>) -> Vec<ElementBytes> {
 
 fn references(elements: &[ElementBytes]) -> Vec<&ElementBytes> {
     elements.iter().collect()
+}
+
+#[test]
+fn where_a_rule_leads_is_read() {
+    let compare = Expression::LoadCt { key: CtKey::State, to: Register(0) };
+    let rule =
+        |verdict| TABLE.append_rule("INPUT", &[compare.clone(), Expression::Verdict(verdict)]);
+    for (verdict, expected) in [
+        (Verdict::Jump("KUBE-FORWARD".to_owned()), vec!["KUBE-FORWARD".to_owned()]),
+        (Verdict::Goto("OTHER".to_owned()), vec!["OTHER".to_owned()]),
+        (Verdict::Accept, vec![]),
+    ] {
+        let decoded = decode_rule_info(&rule(verdict)).unwrap();
+        let (table, chain) = ("t".to_owned(), "INPUT".to_owned());
+        assert_eq!(decoded, RuleInfo { table, chain, handle: 0, jumps: expected });
+    }
+}
+
+#[test]
+fn base_chains_are_told_from_others() {
+    let base = BaseChain { kind: ChainKind::Filter, hook: Hook::Input, priority: 0 };
+    let chain = |base| decode_chain_info(&TABLE.add_chain("c", base)).unwrap();
+    assert_eq!((chain(Some(base)).base, chain(None).base), (true, false));
+    let rule = decode_rule_info(&TABLE.delete_rule("c", 0x0102_0304_0506_0708)).unwrap();
+    assert_eq!(rule.handle, 0x0102_0304_0506_0708);
 }

@@ -7,6 +7,7 @@
 //! `serviceport.go`, `servicechangetracker.go`, `endpointslicecache.go`), except that
 //! a port no packet can carry costs that port alone.
 
+mod cidr;
 mod node;
 mod scheduling;
 mod service;
@@ -21,6 +22,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::model::{ObjectName, Protocol, Rejected};
 
+pub use cidr::service_cidr;
 pub use node::node;
 pub use service::service;
 pub use slice::slice;

@@ -12,7 +12,7 @@ use super::{
     object_name, port, protocol, unusable, unusable_anywhere,
 };
 use crate::model::{
-    DEFAULT_AFFINITY_TIMEOUT, Family, Rejected, Service, ServicePort, TrafficPolicy,
+    DEFAULT_AFFINITY_TIMEOUT, Family, Rejected, Service, ServicePort, TrafficPolicy, intern,
 };
 
 const KIND: &str = "Service";
@@ -213,7 +213,7 @@ fn ports(spec: &api::ServiceSpec, complaints: &mut Complaints) -> Vec<ServicePor
             .node_port
             .filter(|number| has_node_ports && *number != 0)
             .and_then(|number| complaints.keep(Part::Port, field("nodePort"), port(number)));
-        found.push(ServicePort { name: name.into(), protocol, port: number, node_port });
+        found.push(ServicePort { name: intern(name), protocol, port: number, node_port });
     }
     found
 }

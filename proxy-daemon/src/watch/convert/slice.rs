@@ -10,7 +10,9 @@ use super::{
     Complaints, Converted, LABEL_HEADLESS, LABEL_SERVICE_NAME, Part, has_label, ip, object_name,
     port, protocol, unusable,
 };
-use crate::model::{Endpoint, EndpointSlice, Family, NodeName, ObjectName, SlicePort, Zone};
+use crate::model::{
+    Endpoint, EndpointSlice, Family, NodeName, ObjectName, SlicePort, Zone, intern,
+};
 
 const KIND: &str = "EndpointSlice";
 /// When the change that led to this version of the slice happened (set by the
@@ -76,7 +78,7 @@ fn ports(object: &api::EndpointSlice, complaints: &mut Complaints) -> Vec<SliceP
             continue;
         };
         found.push(SlicePort {
-            name: entry.name.as_deref().unwrap_or_default().into(),
+            name: intern(entry.name.as_deref().unwrap_or_default()),
             protocol,
             port: number,
         });
@@ -105,8 +107,8 @@ fn endpoint(
         ready: conditions.and_then(|c| c.ready).unwrap_or(true),
         serving: conditions.and_then(|c| c.serving).unwrap_or(true),
         terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
-        node: some(&entry.node_name).map(|name| NodeName(name.into())),
-        zone: some(&entry.zone).map(|zone| Zone(zone.into())),
+        node: some(&entry.node_name).map(|name| NodeName::new(&name)),
+        zone: some(&entry.zone).map(|zone| Zone::new(&zone)),
         hint_zones: hints
             .and_then(|hints| hints.for_zones.as_ref())
             .into_iter()

@@ -484,6 +484,27 @@ fn the_recorded_load_balancer_service_has_everything() {
 }
 
 #[test]
+fn the_ranges_of_a_service_cidr() {
+    let object = |cidrs: Value| {
+        let object = json!({"metadata": {"name": "kubernetes"}, "spec": {"cidrs": cidrs}});
+        service_cidr(&serde_json::from_value(object).expect("a ServiceCIDR"))
+    };
+    let (converted, complaints) = ours(object(json!(["10.96.0.1/12", "fd00:10:96::/108"])));
+    assert_eq!(complaints, Vec::<String>::new());
+    assert_eq!(converted.name, ObjectName::new("", "kubernetes"));
+    let ranges: Vec<String> = converted.ranges.iter().map(ToString::to_string).collect();
+    assert_eq!(ranges, ["10.96.0.0/12", "fd00:10:96::/108"]);
+
+    let (converted, complaints) = ours(object(json!(["::/0", "10.96.0.0", "10.0.0.0/8"])));
+    assert_eq!(converted.ranges.len(), 1);
+    assert_eq!(complaints.len(), 2, "{complaints:?}");
+    assert!(complaints[0].starts_with("spec.cidrs[0]: \"::/0\" holds"), "{complaints:?}");
+    assert_eq!(ours(object(Value::Null)).0.ranges, []);
+    let nameless = service_cidr(&k8s_openapi::api::networking::v1::ServiceCIDR::default());
+    assert!(matches!(nameless, Converted::Rejected(_)));
+}
+
+#[test]
 fn every_recorded_slice_and_node_converts_without_complaint() {
     let mut found = Vec::new();
     for name in ["list-endpointslices.http", "watch-endpointslices.http"] {

@@ -60,6 +60,10 @@ pub async fn client(
     }
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     config.read_timeout = Some(READ_TIMEOUT);
+    if config.root_cert.is_none() && config.cluster_url.scheme_str() == Some("http") {
+        // Or the system's certificates are loaded, of which a minimal image has none.
+        config.root_cert = Some(Vec::new());
+    }
     // Retries are the source's: it logs and counts them.
     config.default_retry = false;
     Client::try_from(config).map_err(|error| ClientError::Setup { from, error: Box::new(error) })

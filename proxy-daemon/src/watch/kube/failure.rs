@@ -48,6 +48,7 @@ impl From<&Status> for Failure {
         let cause = match status.code {
             401 => Cause::Unauthorized,
             403 => Cause::Forbidden,
+            404 => Cause::Absent,
             410 => Cause::Expired,
             _ => Cause::Status,
         };

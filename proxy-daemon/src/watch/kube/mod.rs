@@ -1,21 +1,19 @@
 //! The Kubernetes API as the source.
 //!
-//! Three independent list-and-watch loops ([`pump`]), one per kind. Selection happens on
+//! Independent list-and-watch loops ([`pump`]), one per kind. Selection happens on
 //! the server where it can, with the selectors of kube-proxy 1.36.
 
 mod client;
+mod events;
 mod failure;
 mod lenient;
 mod pump;
 
-use std::sync::Arc;
-
 use kube::{Api, Client};
-use tokio::sync::mpsc;
 
-use super::intake::{Nodes, Services, Slices};
-use super::stats::SourceStats;
-use crate::model::{Event, NodeName};
+use super::announce::Announced;
+use super::intake::{Nodes, Outlet, ServiceCidrs, Services, Slices};
+use crate::model::NodeName;
 
 pub use client::{ClientError, client};
 use pump::{Pump, Selectors};
@@ -24,36 +22,37 @@ const SELECT_SERVICES: &str =
     "!service.kubernetes.io/headless,!service.kubernetes.io/service-proxy-name";
 const SELECT_SLICES: &str = "!service.kubernetes.io/headless";
 
-/// Delivers events until the receiver is dropped. Never gives up: whatever the API
+/// Delivers events until the receiver is dropped, and publishes what is announced. Never gives up: whatever the API
 /// server does, what was delivered stays and the next attempt follows.
 ///
 /// `Event::Services(Change::Reset)` and `Event::Slices(Change::Reset)` come once each
-/// before anything else of their kind, also when the API holds none.
-pub async fn run(
-    client: Client,
-    node: NodeName,
-    events: mpsc::Sender<Event>,
-    stats: Arc<SourceStats>,
-) {
+/// before anything else of their kind, also when the API holds none. ServiceCIDRs may
+/// never come: API servers before Kubernetes 1.33 have no such kind.
+pub async fn run(client: Client, node: NodeName, outlet: Outlet, announced: Announced) {
     let services = Pump::<Services>::new(
         Api::all(client.clone()),
         Selectors::labels(SELECT_SERVICES),
-        events.clone(),
-        Arc::clone(&stats),
+        outlet.clone(),
     );
     let slices = Pump::<Slices>::new(
         Api::all(client.clone()),
         Selectors::labels(SELECT_SLICES),
-        events.clone(),
-        Arc::clone(&stats),
+        outlet.clone(),
     );
     let nodes = Pump::<Nodes>::new(
-        Api::all(client),
+        Api::all(client.clone()),
         Selectors::fields(format!("metadata.name={node}")),
-        events,
-        stats,
+        outlet.clone(),
     );
-    tokio::join!(services.run(), slices.run(), nodes.run());
+    let service_cidrs =
+        Pump::<ServiceCidrs>::new(Api::all(client.clone()), Selectors::default(), outlet);
+    let sources = async {
+        tokio::join!(services.run(), slices.run(), nodes.run(), service_cidrs.run());
+    };
+    tokio::select! {
+        () = sources => {}
+        () = events::publish(client, node, announced) => {}
+    }
 }
 
 #[cfg(test)]

@@ -6,22 +6,19 @@
 //! ever from a version that the server answered with HTTP 410.
 
 use std::pin::pin;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use kube::api::{ListParams, WatchEvent, WatchParams};
 use kube::{Api, Resource};
-use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 use super::failure::{Failure, Halt};
 use super::lenient::Lenient;
-use crate::model::Event;
-use crate::watch::intake::{Intake, Kind, Listing};
+use crate::watch::intake::{Intake, Kind, Listing, Outlet};
 use crate::watch::outage::{Backoff, Outage, random};
-use crate::watch::stats::{Cause, SourceStats};
+use crate::watch::stats::Cause;
 
 /// client-go's page size: bounds the memory of a list on both sides.
 const PAGE: u32 = 500;
@@ -37,6 +34,9 @@ const SETTLE: Duration = Duration::from_secs(1);
 /// Versions can become useless without a 410, as after a restore of the server's
 /// database from a backup: after so many failures in a row the list is made anew.
 const GIVE_UP: u32 = 5;
+
+/// How often an API server without a kind is asked for it again: it may be upgraded.
+const PROBE: Duration = Duration::from_secs(300);
 
 /// What the server shall select.
 #[derive(Debug, Clone, Default)]
@@ -75,16 +75,11 @@ impl<K: Kind> Pump<K>
 where
     K::Object: Resource<DynamicType = ()>,
 {
-    pub(super) fn new(
-        api: Api<Lenient<K::Object>>,
-        selectors: Selectors,
-        events: mpsc::Sender<Event>,
-        stats: Arc<SourceStats>,
-    ) -> Self {
+    pub(super) fn new(api: Api<Lenient<K::Object>>, selectors: Selectors, outlet: Outlet) -> Self {
         Self {
             api,
             selectors,
-            intake: Intake::new(events, stats),
+            intake: Intake::new(outlet),
             outage: Outage::default(),
             backoff: Backoff::default(),
             answer: ANSWER,
@@ -117,6 +112,9 @@ where
     }
 
     async fn retry_later(&mut self, doing: &str, failure: &Failure) {
+        if K::OPTIONAL && failure.cause == Cause::Absent {
+            return self.probe_later().await;
+        }
         self.intake.stats().count_failure(failure.cause);
         self.intake.stats().disconnected();
         let delay = self.backoff.next(Instant::now(), random());
@@ -135,6 +133,18 @@ where
             debug!(%kind, "cannot {doing}: {message}; next attempt in {delay:.1?}");
         }
         tokio::time::sleep(delay).await;
+    }
+
+    /// No trouble: what it has told before stays, and it may never have told anything.
+    async fn probe_later(&mut self) {
+        if !self.intake.stats().is_absent() {
+            let kind = K::KIND.label();
+            info!(%kind, "the API server has no such kind, which is fine; asking every {PROBE:?}");
+        }
+        self.intake.stats().absent();
+        // Between a half and the whole, so that nodes do not ask in step.
+        let jitter = Duration::from_millis(random() % 150_000);
+        tokio::time::sleep(PROBE - jitter).await;
     }
 
     fn well(&mut self) {

@@ -1,15 +1,18 @@
 //! The source against a scripted server that speaks just enough HTTP.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::*;
-use crate::model::{Change, Rejected};
+use crate::model::{Change, Event, Rejected};
+use crate::watch::SourceStats;
+use crate::watch::announce::Announcer;
 use crate::watch::stats::{Cause, ObjectKind};
 
 /// What the server does with one request.
@@ -33,9 +36,11 @@ struct Server {
 const EMPTY: &str =
     r#"{"kind":"List","apiVersion":"v1","metadata":{"resourceVersion":"1"},"items":[]}"#;
 
+const SERVICE_CIDRS: &str = "/apis/networking.k8s.io/v1/servicecidrs";
+
 impl Server {
     /// `script` answers for Services (`watch`, how often asked before); the other kinds
-    /// are empty and quiet.
+    /// are empty and quiet, but for ServiceCIDRs, which it does not have.
     async fn start(script: Script) -> (Arc<Self>, String) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let url = format!("http://{}", listener.local_addr().expect("an address"));
@@ -94,6 +99,7 @@ impl Server {
         };
         match (path.as_str(), watch) {
             ("/api/v1/services", _) => (self.script)(target, nth),
+            (SERVICE_CIDRS, _) => Reply::Whole(404, "404 page not found".to_owned()),
             (_, false) => Reply::Whole(200, EMPTY.to_owned()),
             (_, true) => Reply::Hold(vec![]),
         }
@@ -121,7 +127,9 @@ async fn start(script: impl Fn(&str, usize) -> Reply + Send + Sync + 'static) ->
     let client = client(None, Some(&url)).await.expect("a client");
     let (sender, events) = mpsc::channel(64);
     let stats = Arc::new(SourceStats::default());
-    tokio::spawn(run(client, NodeName::new("node-a"), sender, Arc::clone(&stats)));
+    let (announcer, announced) = Announcer::new();
+    let outlet = Outlet { events: sender, stats: Arc::clone(&stats), announcer };
+    tokio::spawn(run(client, NodeName::new("node-a"), outlet, announced));
     Run { server, events, stats }
 }
 
@@ -138,7 +146,7 @@ impl Run {
                 Event::Rejected(Rejected { name, reason, .. }) => {
                     return format!("rejected {name}: {reason}");
                 }
-                Event::Slices(_) | Event::Node(_) => {}
+                Event::Slices(_) | Event::Node(_) | Event::ServiceCidrs(_) => {}
             }
         }
     }
@@ -396,6 +404,29 @@ async fn a_watch_that_keeps_failing_is_given_up_for_a_new_list() {
 }
 
 #[tokio::test]
+async fn a_server_without_service_cidrs_is_no_trouble_and_is_not_asked_again_soon() {
+    let mut run = start(|target, nth| match (is_watch(target), nth) {
+        (false, _) => list(1, &[service("a", 1)]),
+        (true, 0) => Reply::End(vec![]),
+        (true, _) => Reply::Hold(vec![]),
+    })
+    .await;
+    assert_eq!(run.next().await, "reset [shop/a] rejected []");
+    // By then the Services' watch was tried again, after the first delay.
+    while run.stats.kind(ObjectKind::Service).watches() < 2 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let stats = run.stats.kind(ObjectKind::ServiceCidr);
+    for cause in Cause::ALL {
+        assert_eq!(stats.failures(cause), 0, "{cause:?}");
+    }
+    assert_eq!(stats.connected_since(), None);
+    assert!(stats.is_absent() && !run.stats.kind(ObjectKind::Service).is_absent());
+    let asked = run.server.requests.lock().expect("lock");
+    assert_eq!(asked.iter().filter(|target| target.starts_with(SERVICE_CIDRS)).count(), 1);
+}
+
+#[tokio::test]
 async fn the_source_ends_when_nobody_listens() {
     let (_server, url) =
         Server::start(Box::new(
@@ -408,6 +439,8 @@ async fn the_source_ends_when_nobody_listens() {
     let (sender, events) = mpsc::channel(64);
     drop(events);
     let stats = Arc::new(SourceStats::default());
-    let done = run(client, NodeName::new("node-a"), sender, stats);
+    let (announcer, announced) = Announcer::new();
+    let outlet = Outlet { events: sender, stats, announcer };
+    let done = run(client, NodeName::new("node-a"), outlet, announced);
     timeout(Duration::from_secs(20), done).await.expect("an end");
 }

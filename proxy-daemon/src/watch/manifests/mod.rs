@@ -22,7 +22,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
-use super::intake::{Closed, Intake, Kind, Listing, Nodes, Services, Slices};
+use super::announce::Announcer;
+use super::intake::{Closed, Intake, Kind, Listing, Nodes, Outlet, ServiceCidrs, Services, Slices};
 use super::outage::Outage;
 use super::stats::{Cause, ObjectKind, SourceStats};
 use crate::model::{Event, Node, NodeName, ObjectName};
@@ -259,6 +260,8 @@ impl Manifests {
         deliver.services.listed(services).await?;
         let slices = collect(&mut deliver.slices, self.of(Object::slice));
         deliver.slices.listed(slices).await?;
+        let service_cidrs = collect(&mut deliver.service_cidrs, self.of(Object::service_cidr));
+        deliver.service_cidrs.listed(service_cidrs).await?;
         let mut own = self.of(Object::node);
         own.retain(|(_, metadata, _)| metadata.name.as_deref() == Some(&*self.node.0));
         if !own.is_empty() {
@@ -325,15 +328,20 @@ struct Delivery {
     services: Intake<Services>,
     slices: Intake<Slices>,
     nodes: Intake<Nodes>,
+    service_cidrs: Intake<ServiceCidrs>,
     events: mpsc::Sender<Event>,
 }
 
 impl Delivery {
     fn new(events: mpsc::Sender<Event>, stats: &Arc<SourceStats>) -> Self {
+        // There is no API to publish announcements.
+        let announcer = Announcer::default();
+        let outlet = Outlet { events: events.clone(), stats: Arc::clone(stats), announcer };
         Self {
-            services: Intake::new(events.clone(), Arc::clone(stats)),
-            slices: Intake::new(events.clone(), Arc::clone(stats)),
-            nodes: Intake::new(events.clone(), Arc::clone(stats)),
+            services: Intake::new(outlet.clone()),
+            slices: Intake::new(outlet.clone()),
+            nodes: Intake::new(outlet.clone()),
+            service_cidrs: Intake::new(outlet),
             events,
         }
     }

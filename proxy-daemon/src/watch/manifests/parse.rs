@@ -3,7 +3,9 @@
 use std::fmt;
 use std::path::Path;
 
-use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
+use k8s_openapi::api::{
+    core::v1 as core, discovery::v1 as discovery, networking::v1 as networking,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, Deserializer};
@@ -15,6 +17,7 @@ pub(super) enum Object {
     Service(Box<core::Service>),
     Slice(Box<discovery::EndpointSlice>),
     Node(Box<core::Node>),
+    ServiceCidr(Box<networking::ServiceCIDR>),
 }
 
 impl Object {
@@ -35,6 +38,13 @@ impl Object {
     pub(super) const fn node(&self) -> Option<(&ObjectMeta, &core::Node)> {
         match self {
             Self::Node(object) => Some((&object.metadata, object)),
+            _ => None,
+        }
+    }
+
+    pub(super) const fn service_cidr(&self) -> Option<(&ObjectMeta, &networking::ServiceCIDR)> {
+        match self {
+            Self::ServiceCidr(object) => Some((&object.metadata, object)),
             _ => None,
         }
     }
@@ -73,6 +83,7 @@ enum Known {
     Service,
     Slice,
     Node,
+    ServiceCidr,
     List,
 }
 
@@ -82,8 +93,10 @@ impl Head {
             ("v1", "Service") => Some(Known::Service),
             ("discovery.k8s.io/v1", "EndpointSlice") => Some(Known::Slice),
             ("v1", "Node") => Some(Known::Node),
+            ("networking.k8s.io/v1", "ServiceCIDR") => Some(Known::ServiceCidr),
             ("v1", "List" | "ServiceList" | "NodeList")
-            | ("discovery.k8s.io/v1", "EndpointSliceList") => Some(Known::List),
+            | ("discovery.k8s.io/v1", "EndpointSliceList")
+            | ("networking.k8s.io/v1", "ServiceCIDRList") => Some(Known::List),
             _ => None,
         }
     }
@@ -108,7 +121,7 @@ fn default_namespace(object: &mut Object) {
     let metadata: &mut ObjectMeta = match object {
         Object::Service(object) => &mut object.metadata,
         Object::Slice(object) => &mut object.metadata,
-        Object::Node(_) => return,
+        Object::Node(_) | Object::ServiceCidr(_) => return,
     };
     metadata.namespace.get_or_insert_with(|| "default".to_owned());
 }
@@ -231,6 +244,7 @@ fn list_item(list: &Value, item: &Value, objects: &mut Vec<Object>) -> Result<()
             Some("ServiceList") => Some(Known::Service),
             Some("EndpointSliceList") => Some(Known::Slice),
             Some("NodeList") => Some(Known::Node),
+            Some("ServiceCIDRList") => Some(Known::ServiceCidr),
             _ => None,
         }
     };
@@ -254,6 +268,7 @@ fn typed<'de, D: Deserializer<'de>>(
         Known::Service => Some(Object::Service(Box::new(read(body)?))),
         Known::Slice => Some(Object::Slice(Box::new(read(body)?))),
         Known::Node => Some(Object::Node(Box::new(read(body)?))),
+        Known::ServiceCidr => Some(Object::ServiceCidr(Box::new(read(body)?))),
         Known::List => None,
     })
 }

@@ -117,7 +117,9 @@ impl Bed {
         loop {
             match self.event().await {
                 Event::Services(Change::Reset { objects, .. }) => services = Some(objects),
-                Event::Slices(Change::Reset { .. }) | Event::Rejected(_) => {}
+                Event::Slices(Change::Reset { .. })
+                | Event::ServiceCidrs(Change::Reset { .. })
+                | Event::Rejected(_) => {}
                 Event::Node(node) => return (services.expect("Services first"), node),
                 other => panic!("{other:?}"),
             }
@@ -127,6 +129,24 @@ impl Bed {
     async fn names(&mut self) -> Vec<String> {
         let (services, _) = self.next().await;
         services.iter().map(|service| service.name.to_string()).collect()
+    }
+}
+
+#[tokio::test]
+async fn service_cidrs_are_taken_from_documents_and_lists() {
+    let one = "apiVersion: networking.k8s.io/v1\nkind: ServiceCIDR\nmetadata: {name: kubernetes}\n\
+               spec: {cidrs: [10.96.0.0/12]}\n";
+    let list = "apiVersion: networking.k8s.io/v1\nkind: ServiceCIDRList\nitems:\n\
+                - metadata: {name: more}\n  spec: {cidrs: ['fd00:10:96::/108']}\n";
+    let mut bed = start(&[("a.yaml", one), ("b.yaml", list)]);
+    loop {
+        if let Event::ServiceCidrs(change) = bed.event().await {
+            let Change::Reset { objects, rejected } = change else { panic!("{change:?}") };
+            let names: Vec<String> = objects.iter().map(|o| o.name.name.to_string()).collect();
+            assert_eq!(names, ["kubernetes", "more"]);
+            assert_eq!(rejected, []);
+            return;
+        }
     }
 }
 

@@ -10,14 +10,14 @@
 #[cfg(test)]
 mod prop_tests;
 
-use std::collections::{BTreeSet, HashMap, HashSet};
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::num::NonZeroU16;
 
-use super::objects::Key;
+use super::objects::{Key, Value};
+use super::ruleset::Set;
 use super::{FrontendKey, OpError};
 use crate::kernel::conntrack::Flow;
-use crate::model::{Family, Protocol};
+use crate::model::{Family, HostPort, Protocol};
 use crate::plan::Op;
 
 /// Changes kept while the kernel cannot be asked. Beyond that they are forgotten: an
@@ -27,14 +27,14 @@ const LIMIT: usize = 100_000;
 /// What has changed since stale entries were last deleted, and where frontends lead.
 #[derive(Debug, Default)]
 pub struct StaleFlows {
-    removed: HashSet<(FrontendKey, SocketAddr)>,
+    removed: HashSet<(FrontendKey, HostPort)>,
     /// New virtual servers with the real servers they have now.
-    created: HashMap<FrontendKey, HashSet<SocketAddr>>,
+    created: HashMap<FrontendKey, HashSet<HostPort>>,
     /// Frontends that lead elsewhere than before.
     redirected: HashSet<FrontendKey>,
-    /// All frontends whose packets are sent to other frontends, with these. Their entries
+    /// All frontends whose packets are sent to other virtual servers, by map. Their entries
     /// have the first as destination and a real server of the second as endpoint.
-    redirects: HashMap<FrontendKey, Vec<FrontendKey>>,
+    redirects: HashMap<FrontendKey, BTreeMap<Set, FrontendKey>>,
 }
 
 impl StaleFlows {
@@ -71,30 +71,33 @@ impl StaleFlows {
                     servers.remove(at);
                 }
             }
+            (Op::Create(_, value) | Op::Update(_, value), Key::Redirect(map, from))
+                if is_udp(from) =>
+            {
+                if let Some(to) = target(value) {
+                    self.redirects.entry(*from).or_default().insert(*map, to);
+                    self.redirected.insert(*from);
+                }
+            }
+            (Op::Delete(_), Key::Redirect(map, from)) if is_udp(from) => {
+                if let Some(targets) = self.redirects.get_mut(from) {
+                    targets.remove(map);
+                    if targets.is_empty() {
+                        self.redirects.remove(from);
+                    }
+                }
+                self.redirected.insert(*from);
+            }
             _ => {}
         }
     }
 
-    /// From now on (`present`) or no longer, `from` leads to `to`.
-    pub fn redirect(&mut self, from: FrontendKey, to: FrontendKey, present: bool) {
-        if !is_udp(&from) {
-            return;
-        }
-        let targets = self.redirects.entry(from).or_default();
-        targets.retain(|target| *target != to);
-        if present {
-            targets.push(to);
-        } else if targets.is_empty() {
-            self.redirects.remove(&from);
-        }
-        self.redirected.insert(from);
-    }
-
-    /// Redirects as the kernel was found to have them.
-    pub fn found(&mut self, redirects: impl IntoIterator<Item = (FrontendKey, FrontendKey)>) {
-        self.redirects.clear();
-        for (from, to) in redirects.into_iter().filter(|(from, _)| is_udp(from)) {
-            self.redirects.entry(from).or_default().push(to);
+    /// The kernel was found to hold this.
+    pub fn found(&mut self, key: &Key, value: &Value) {
+        if let (Key::Redirect(map, from), Some(to)) = (key, target(value))
+            && is_udp(from)
+        {
+            self.redirects.entry(*from).or_default().insert(*map, to);
         }
     }
 
@@ -125,8 +128,8 @@ impl StaleFlows {
         if self.redirected.contains(&frontend) {
             return true;
         }
-        let endpoint = flow.reply.source;
-        let elsewhere = self.redirects.get(&frontend).map_or(&[][..], Vec::as_slice);
+        let endpoint = HostPort::from(flow.reply.source);
+        let elsewhere = self.redirects.get(&frontend).into_iter().flat_map(BTreeMap::values);
         let mut in_new_server = None;
         for server in std::iter::once(&frontend).chain(elsewhere) {
             if self.removed.contains(&(*server, endpoint)) {
@@ -139,6 +142,13 @@ impl StaleFlows {
         }
         in_new_server == Some(false)
     }
+}
+
+/// The UDP virtual server that a redirect leads to.
+fn target(value: &Value) -> Option<FrontendKey> {
+    let Value::Redirect(to) = value else { return None };
+    let port = NonZeroU16::new(to.port)?;
+    Some(FrontendKey { address: to.address, protocol: Protocol::Udp, port })
 }
 
 fn is_udp(frontend: &FrontendKey) -> bool {

@@ -1,7 +1,8 @@
 //! Random histories of virtual servers: what is stale follows from what they had and
 //! have, whatever way they got there.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::prelude::*;
@@ -10,7 +11,7 @@ use super::*;
 use crate::dataplane::ipvs::codec::{Netmask, SchedulerName, ServiceFlags};
 use crate::dataplane::ipvs::objects::{Forward, ServerConfig, Value};
 use crate::kernel::conntrack::Tuple;
-use crate::plan::{Objects, diff};
+use crate::plan::{Ledger, diff};
 
 /// Virtual servers of one protocol, by number, with their real servers.
 type Servers = BTreeMap<u8, BTreeSet<u8>>;
@@ -52,9 +53,9 @@ fn objects(servers: &Servers, protocol: Protocol) -> Vec<(FrontendKey, Vec<(Key,
         let key = frontend(*number, protocol);
         let real = |number: &u8| {
             let value = Value::RealServer(Forward { weight: 1, masquerading: true });
-            (Key::RealServer(key, endpoint(*number)), value)
+            (Key::RealServer(key, endpoint(*number).into()), value)
         };
-        let server = (Key::VirtualServer(key), Value::VirtualServer(config.clone()));
+        let server = (Key::VirtualServer(key), Value::VirtualServer(config.clone().into()));
         (key, std::iter::once(server).chain(endpoints.iter().map(real)).collect())
     };
     servers.iter().map(lowered).collect()
@@ -62,14 +63,16 @@ fn objects(servers: &Servers, protocol: Protocol) -> Vec<(FrontendKey, Vec<(Key,
 
 /// The operations that the engine would give from one state to the next.
 fn ops(before: &Servers, after: &Servers, protocol: Protocol) -> Vec<Op<Key>> {
-    let applied: HashMap<Key, Value> =
-        objects(before, protocol).into_iter().flat_map(|(_, objects)| objects).collect();
-    let mut wanted = Objects::default();
-    let mut touched: BTreeSet<Key> = applied.keys().cloned().collect();
-    for (key, objects) in objects(after, protocol) {
-        wanted.replace(key, objects, &mut touched);
+    let mut ledger = Ledger::default();
+    let mut touched: BTreeSet<Key> = BTreeSet::new();
+    for (key, value) in objects(before, protocol).into_iter().flat_map(|(_, objects)| objects) {
+        ledger.hold(&key, value);
+        touched.insert(key);
     }
-    diff(&touched, &wanted, &applied)
+    for (key, objects) in objects(after, protocol) {
+        ledger.replace(key, objects, &mut touched);
+    }
+    diff(&touched, &ledger)
 }
 
 fn take_in(stale: &mut StaleFlows, ops: &[Op<Key>]) {
@@ -129,7 +132,8 @@ proptest! {
         let mut stale = StaleFlows::default();
         // Frontend 9 has no server of its own.
         let udp = |number| frontend(number, Protocol::Udp);
-        stale.found([(udp(9), udp(1))]);
+        let (key, value) = redirect(udp(9), 1);
+        stale.found(&key, &value);
         for pair in history.windows(2) {
             take_in(&mut stale, &ops(&pair[0], &pair[1], Protocol::Udp));
         }
@@ -138,6 +142,11 @@ proptest! {
             prop_assert!(!stale.is_stale(&flow(8, at)));
         }
     }
+}
+
+fn redirect(from: FrontendKey, to: u8) -> (Key, Value) {
+    let to = SocketAddr::from(([10, 96, 0, to], 53));
+    (Key::Redirect(Set::Shared, from), Value::Redirect(to.into()))
 }
 
 fn web(endpoints: &[u8]) -> Servers {
@@ -157,9 +166,10 @@ fn refused_operations_change_nothing_and_lost_answers_count_as_done() {
 
 #[test]
 fn a_changed_redirect_releases_every_flow_of_its_frontend() {
-    let udp = |number| frontend(number, Protocol::Udp);
+    let (key, to_1) = redirect(frontend(9, Protocol::Udp), 1);
+    let (_, to_2) = redirect(frontend(9, Protocol::Udp), 2);
     let mut stale = StaleFlows::default();
-    stale.redirect(udp(9), udp(1), true);
+    take_in(&mut stale, &[Op::Create(key.clone(), to_1)]);
     assert!(stale.is_stale(&flow(9, endpoint(1))) && !stale.is_stale(&flow(1, endpoint(1))));
     assert_eq!(stale.families(), BTreeSet::from([Family::V4]));
     stale.clear();
@@ -167,11 +177,15 @@ fn a_changed_redirect_releases_every_flow_of_its_frontend() {
     take_in(&mut stale, &ops(&web(&[1, 2]), &web(&[2]), Protocol::Udp));
     assert!(stale.is_stale(&flow(9, endpoint(1))), "where it leads is remembered");
     stale.clear();
-    stale.redirect(udp(9), udp(1), false);
+    take_in(&mut stale, &[Op::Update(key.clone(), to_2)]);
     assert!(stale.is_stale(&flow(9, endpoint(2))));
     stale.clear();
     take_in(&mut stale, &ops(&web(&[2]), &web(&[]), Protocol::Udp));
     assert!(!stale.is_stale(&flow(9, endpoint(2))), "it leads there no longer");
-    stale.redirect(frontend(9, Protocol::Tcp), frontend(1, Protocol::Tcp), true);
-    assert_eq!(stale.redirects, HashMap::new());
+    take_in(&mut stale, &[Op::Delete(key)]);
+    assert!(stale.is_stale(&flow(9, endpoint(2))) && stale.redirects.is_empty());
+    stale.clear();
+    let (key, value) = redirect(frontend(9, Protocol::Tcp), 1);
+    take_in(&mut stale, &[Op::Create(key.clone(), value), Op::Delete(key)]);
+    assert!(stale.families().is_empty() && stale.redirects.is_empty());
 }

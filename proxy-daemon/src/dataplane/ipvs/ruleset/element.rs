@@ -1,12 +1,12 @@
 //! What the ruleset's sets and maps hold, and its encoding.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
 
 use crate::kernel::nftables::{ElementBytes, Field, SetLayout, Shape};
-use crate::model::{Family, Protocol};
+use crate::model::{Family, HostPort, Protocol};
 
 /// The sets and maps of one family's table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -131,7 +131,7 @@ pub enum ElementKey {
     /// In [`Set::Allowed`]: a frontend, and a range without host bits.
     Range { address: IpAddr, protocol: Protocol, port: u16, from: IpNetwork },
     /// In the maps: a frontend, and another of the same family and protocol.
-    Redirect { address: IpAddr, protocol: Protocol, port: u16, to: SocketAddr },
+    Redirect { address: IpAddr, protocol: Protocol, port: u16, to: HostPort },
 }
 
 /// One element of one set.
@@ -185,8 +185,8 @@ impl Element {
             }
             (_, Shape::Data, ElementKey::Redirect { address, protocol, port, to }) => {
                 put_port(key, address, protocol, port);
-                put_address(&mut bytes.more, to.ip());
-                bytes.more.extend(to.port().to_be_bytes());
+                put_address(&mut bytes.more, to.address);
+                bytes.more.extend(to.port.to_be_bytes());
                 bytes.more.extend([0, 0]);
             }
             _ => return None,
@@ -220,7 +220,7 @@ impl Element {
             Shape::Data => {
                 let (to, port_bytes) = take_address(family, &bytes.more)?;
                 let &[high, low, _, _] = port_bytes else { return None };
-                let to = SocketAddr::new(to, u16::from_be_bytes([high, low]));
+                let to = HostPort::new(to, u16::from_be_bytes([high, low]));
                 rest.is_empty().then_some(ElementKey::Redirect { address, protocol, port, to })?
             }
         };

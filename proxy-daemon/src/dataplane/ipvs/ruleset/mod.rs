@@ -7,22 +7,24 @@
 
 mod apply;
 mod element;
+mod read;
 mod rules;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::collections::BTreeMap;
+
+use ipnetwork::IpNetwork;
 
 use crate::kernel::netlink::{Errno, Message, Netlink, NetlinkError};
 use crate::kernel::nftables::{
-    Field, SetInfo, SetLayout, Shape, Table, batch, decode_chain, decode_elements, decode_rule,
-    decode_set,
+    Field, SetInfo, SetLayout, Shape, Table, batch, decode_chain, decode_rule, decode_set,
 };
 use crate::model::{Family, LocalDetect};
 
 pub use crate::kernel::nftables::Operation;
 pub use element::{Element, ElementKey, Set};
+pub use read::read_elements;
 
 use rules::{Chain, chains, requests};
 
@@ -34,10 +36,6 @@ pub const TABLE: &str = "proxy-daemon";
 /// in `nft list`.
 const MARKER_PREFIX: &str = "proxy-daemon-";
 
-/// A resize of a set of 100,000 elements takes some milliseconds.
-const RESIZE_PAUSE: Duration = Duration::from_millis(20);
-const READ_ATTEMPTS: u32 = 10;
-
 /// `masqueradeBit` of kube-proxy's configuration when absent.
 pub const DEFAULT_MASQUERADE_BIT: u8 = 14;
 
@@ -48,6 +46,8 @@ pub struct RulesetConfig {
     /// Which bit of the packet mark asks for masquerading, 0 to 31.
     pub masquerade_bit: u8,
     pub local_detect: LocalDetect,
+    /// What is in these and no Service is dropped.
+    pub service_cidrs: Vec<IpNetwork>,
     pub families: Vec<Family>,
 }
 
@@ -153,18 +153,20 @@ impl<N: Netlink> Ruleset<N> {
         Ok(())
     }
 
-    /// All elements of all sets: one dump per set.
-    ///
-    /// # Errors
-    /// When a dump fails.
-    pub fn elements(&mut self) -> Result<BTreeSet<Element>, RulesetError> {
-        let mut found = BTreeSet::new();
-        for family in self.families.clone() {
-            for set in Set::ALL {
-                self.read_set(family, set, &mut found)?;
-            }
-        }
+    /// All elements of all sets.
+    #[cfg(test)]
+    pub fn elements(&mut self) -> Result<std::collections::BTreeSet<Element>, RulesetError> {
+        let mut found = std::collections::BTreeSet::new();
+        let families = self.families.clone();
+        read_elements(&mut self.netlink, &families, &mut |element| {
+            found.insert(element);
+        })?;
         Ok(found)
+    }
+
+    /// Those that [`Ruleset::ensure`] was last asked for, or [`Ruleset::find`] found.
+    pub fn families(&self) -> &[Family] {
+        &self.families
     }
 
     /// Deletes our tables with everything in them, in all families.
@@ -260,47 +262,6 @@ impl<N: Netlink> Ruleset<N> {
             }
         }
         Ok(counts)
-    }
-
-    /// The kernel counts its way through a set from one part of a dump to the next
-    /// (`nf_tables_dump_set`), so while the hash is being resized behind a large
-    /// addition, some elements come twice and as many not at all. Then it is
-    /// read again; what was seen once stays seen, since nobody else writes.
-    fn read_set(
-        &mut self,
-        family: Family,
-        set: Set,
-        found: &mut BTreeSet<Element>,
-    ) -> Result<(), RulesetError> {
-        let mut keys = BTreeSet::new();
-        for attempt in 0..READ_ATTEMPTS {
-            if attempt > 0 {
-                std::thread::sleep(RESIZE_PAUSE);
-            }
-            let mut listed = 0;
-            let mut seen = BTreeSet::new();
-            for part in self.netlink.dump(&table(family).list_elements(set.name()))? {
-                let part = decode_elements(&part).map_err(NetlinkError::from)?;
-                listed += part.len();
-                seen.extend(part);
-            }
-            let torn = seen.len() != listed;
-            keys.append(&mut seen);
-            if !torn {
-                break;
-            }
-        }
-        let total = keys.len();
-        let known = keys.iter().filter_map(|bytes| Element::decode(set, family, bytes));
-        let before = found.len();
-        found.extend(known);
-        let unknown = total - (found.len() - before);
-        if unknown > 0 {
-            let family = table_family(family);
-            let set = set.name();
-            tracing::warn!(family, set, unknown, "set elements that we never write are ignored");
-        }
-        Ok(())
     }
 
     fn transact(

@@ -57,6 +57,7 @@ const ARRIVING_CHAIN: &str = "arriving";
 const FROM_HOST_CHAIN: &str = "from-host";
 const GUARD_CHAIN: &str = "source-ranges";
 const INSIDE_CHAIN: &str = "inside";
+const NO_SERVICE_CHAIN: &str = "no-service";
 
 /// A chain with its rules.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,7 +73,7 @@ pub(super) fn chains(family: Family, config: &RulesetConfig, mark: u32) -> Vec<C
     let plain = |name, rules| Chain { name, base: None, rules };
     let new = |chain| vec![if_new(chain)];
     let [filter, nat] = [ChainKind::Filter, ChainKind::Nat];
-    vec![
+    let mut chains = vec![
         plain(MARK_CHAIN, vec![set_mark(mark)]),
         plain(REJECT_CHAIN, rules.reject()),
         plain(VIP_PORT_CHAIN, rules.vip_port()),
@@ -95,7 +96,17 @@ pub(super) fn chains(family: Family, config: &RulesetConfig, mark: u32) -> Vec<C
         base("refuse-output", filter, Hook::Output, AFTER_NAT, new(REFUSE_CHAIN)),
         base("input", filter, Hook::Input, FILTER, new(REFUSE_CHAIN)),
         base("postrouting", nat, Hook::Postrouting, SOURCE_NAT, rules.postrouting(mark)),
-    ]
+    ];
+    let no_service = rules.no_service(config);
+    if !no_service.is_empty() {
+        let filter = |name, hook| base(name, filter, hook, FILTER, new(NO_SERVICE_CHAIN));
+        chains.extend([
+            plain(NO_SERVICE_CHAIN, no_service),
+            filter("forward", Hook::Forward),
+            filter("output-filter", Hook::Output),
+        ]);
+    }
+    chains
 }
 
 /// The messages that create them.
@@ -263,7 +274,32 @@ impl Rules {
         }
     }
 
+    /// Drops what goes to an address of the Service CIDRs that is no Service's. After
+    /// destination NAT and IPVS, where the packets of Services (those of other proxies on
+    /// this node too) have their endpoint's address or, as long as the address is on the
+    /// node, are not forwarded.
+    fn no_service(&self, config: &RulesetConfig) -> Vec<Vec<Expression>> {
+        let drop = || Expression::Verdict(Verdict::Drop);
+        let cidrs = config.service_cidrs.iter();
+        let mut rules: Vec<Vec<Expression>> = cidrs
+            .filter_map(|cidr| self.address_in(Direction::Destination, *cidr))
+            .map(|matches| rule(matches, drop()))
+            .collect();
+        if !rules.is_empty() {
+            let vip = [
+                self.load_address(Direction::Destination, 0),
+                Expression::Lookup { set: Set::Vips.name(), key: R0 },
+            ];
+            rules.insert(0, rule(vip, Expression::Verdict(Verdict::Return)));
+        }
+        rules
+    }
+
     fn source_in(&self, cidr: IpNetwork) -> Option<Vec<Expression>> {
+        self.address_in(Direction::Source, cidr)
+    }
+
+    fn address_in(&self, direction: Direction, cidr: IpNetwork) -> Option<Vec<Expression>> {
         let (family, network, mask) = match cidr {
             IpNetwork::V4(cidr) => {
                 (Family::V4, cidr.network().octets().to_vec(), cidr.mask().octets().to_vec())
@@ -275,7 +311,7 @@ impl Rules {
         let xor = vec![0; mask.len()];
         (family == self.family).then(|| {
             vec![
-                self.load_address(Direction::Source, 0),
+                self.load_address(direction, 0),
                 Expression::Bitwise { register: R0, mask, xor },
                 Expression::Compare { register: R0, op: CompareOp::Equal, value: network },
             ]

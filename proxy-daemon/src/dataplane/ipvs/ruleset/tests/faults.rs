@@ -21,7 +21,7 @@ fn the_refused_elements_are_found_and_the_others_applied() {
     let netlink = FakeNetlink::new({
         let accepted = accepted.clone();
         move |message| {
-            let keys = decode_elements(message).unwrap();
+            let keys = decode_elements(&message.payload).unwrap();
             if keys.iter().any(|key| bad_keys.iter().any(|bad| bad == key)) {
                 return Err(Errno(ENFILE));
             }

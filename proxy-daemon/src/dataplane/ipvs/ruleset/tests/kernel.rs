@@ -1,7 +1,7 @@
 //! What the kernel has after a call, and how many requests that took.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr};
 
 use super::{Set, config, ensured, in_namespace, ip, open, run, tcp};
 use crate::dataplane::ipvs::ruleset::{
@@ -9,7 +9,7 @@ use crate::dataplane::ipvs::ruleset::{
 };
 use crate::kernel::netlink::{Counters, Netlink, Socket};
 use crate::kernel::nftables::Shape;
-use crate::model::{Family, LocalDetect, Protocol};
+use crate::model::{Family, HostPort, LocalDetect, Protocol};
 
 fn listing() -> String {
     run("nft", &["list", "ruleset"])
@@ -61,7 +61,7 @@ fn element(set: Set, address: IpAddr, protocol: Protocol) -> Element {
         Shape::Key => return Element::port(set, address, protocol, port),
         Shape::Interval => ElementKey::Range { address, protocol, port, from: address.into() },
         Shape::Data => {
-            ElementKey::Redirect { address, protocol, port, to: SocketAddr::new(address, 80) }
+            ElementKey::Redirect { address, protocol, port, to: HostPort::new(address, 80) }
         }
     };
     Element { set, key }

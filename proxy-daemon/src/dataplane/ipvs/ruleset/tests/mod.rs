@@ -47,6 +47,7 @@ fn config() -> RulesetConfig {
             "10.244.0.0/16".parse().unwrap(),
             "fd00:10:244::/56".parse().unwrap(),
         ]),
+        service_cidrs: Vec::new(),
         families: Family::ALL.to_vec(),
     }
 }
@@ -84,7 +85,7 @@ fn any_element() -> impl Strategy<Value = Element> {
                 _ if set == Set::Vips => ElementKey::Address(address),
                 Shape::Key => ElementKey::Port { address, protocol, port },
                 Shape::Data => {
-                    let to = std::net::SocketAddr::new(other, port ^ 0x55);
+                    let to = crate::model::HostPort::new(other, port ^ 0x55);
                     ElementKey::Redirect { address, protocol, port, to }
                 }
                 Shape::Interval => {

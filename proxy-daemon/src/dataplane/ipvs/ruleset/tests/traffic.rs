@@ -12,7 +12,7 @@ use nix::sched::{CloneFlags, unshare};
 use super::{Set, config, in_namespace, ip, open, run};
 use crate::dataplane::ipvs::ruleset::{Element, ElementKey, Operation, Ruleset};
 use crate::kernel::netlink::Socket;
-use crate::model::{LocalDetect, Protocol};
+use crate::model::{HostPort, LocalDetect, Protocol};
 
 /// Enough for a SYN that was lost to be sent again (after 1 s), little enough to wait for
 /// an answer that does not come.
@@ -87,6 +87,8 @@ impl Net {
 struct Addresses {
     family: &'static str,
     vip: &'static str,
+    /// Of ClusterIPs: `vip` is in it.
+    service_cidr: &'static str,
     node: &'static str,
     client: Net,
     server: Net,
@@ -96,6 +98,7 @@ struct Addresses {
 const V4: Addresses = Addresses {
     family: "ip",
     vip: "10.96.0.1",
+    service_cidr: "10.96.0.0/16",
     node: "192.0.2.1",
     client: Net { router: "10.1.0.1", peer: "10.1.0.2", prefix: 24 },
     server: Net { router: "10.2.0.1", peer: "10.2.0.2", prefix: 24 },
@@ -104,6 +107,7 @@ const V4: Addresses = Addresses {
 const V6: Addresses = Addresses {
     family: "ip6",
     vip: "fd00:96::1",
+    service_cidr: "fd00:96::/112",
     node: "2001:db8::1",
     client: Net { router: "fd01::1", peer: "fd01::2", prefix: 64 },
     server: Net { router: "fd02::1", peer: "fd02::2", prefix: 64 },
@@ -315,7 +319,7 @@ fn redirects(addresses: &'static Addresses) {
         ruleset.ensure(&config()).unwrap();
         own_address(vip);
         let _listener = endpoint.listen(8080);
-        let to = SocketAddr::new(ip(server.peer), 8080);
+        let to = HostPort::new(ip(server.peer), 8080);
         let redirect = |set, to| {
             let key =
                 ElementKey::Redirect { address: ip(vip), protocol: Protocol::Tcp, port: 80, to };
@@ -332,7 +336,7 @@ fn redirects(addresses: &'static Addresses) {
         ruleset.ensure(&config()).unwrap();
         assert_refused(outside.connect(vip, 80));
 
-        let elsewhere = redirect(Set::Shared, SocketAddr::new(ip(server.peer), 9));
+        let elsewhere = redirect(Set::Shared, HostPort::new(ip(server.peer), 9));
         add(&mut ruleset, &[elsewhere]);
         assert_refused(outside.connect(vip, 80));
         change(&mut ruleset, Operation::Replace, &[redirect(Set::Shared, to)]);
@@ -362,7 +366,7 @@ fn redirects(addresses: &'static Addresses) {
             "{kept:?}"
         );
 
-        remove(&mut ruleset, &[redirect(Set::Shared, SocketAddr::new(ip(vip), 0))]);
+        remove(&mut ruleset, &[redirect(Set::Shared, HostPort::new(ip(vip), 0))]);
         // One that is there no more, beside one that is.
         let both = [redirect(Set::Shared, to), redirect(Set::ShortCircuit, to)];
         remove(&mut ruleset, &both);
@@ -380,6 +384,52 @@ fn hairpin(ruleset: &mut Ruleset<Socket>, pod: &Peer, addresses: &Addresses) {
     add(ruleset, &[endpoint]);
     pod.connect(vip, 81).unwrap();
     assert_eq!(accept_from(&listener), ip(client.router));
+}
+
+/// Another host has the address, and the way there leads through here.
+fn unused_cluster_ips(addresses: &'static Addresses) {
+    in_namespace(|| {
+        let Addresses { vip, service_cidr, ref client, ref server, .. } = *addresses;
+        let (outside, elsewhere) = (Peer::new(), Peer::new());
+        outside.link("client", client);
+        elsewhere.link("server", server);
+        std::fs::write(addresses.forwarding, "1").unwrap();
+        run("ip", &["route", "add", service_cidr, "via", server.peer]);
+        elsewhere.run(move || own_address(vip));
+        let listener = elsewhere.listen(8080);
+        let mut ruleset = open();
+        ruleset.ensure(&config()).unwrap();
+        let early = outside.connect(vip, 8080).expect("nothing speaks against it yet");
+        let (mut other_end, _) = listener.accept().unwrap();
+        connect(vip, 8080).expect("from the host neither");
+
+        let cidrs = ["10.200.0.0/16", "fd00:200::/112", service_cidr];
+        let service_cidrs = cidrs.map(|cidr| cidr.parse().unwrap()).to_vec();
+        let with_cidrs = super::RulesetConfig { service_cidrs, ..config() };
+        ruleset.ensure(&with_cidrs).unwrap();
+        assert_unanswered(outside.connect(vip, 8080));
+        assert_unanswered(connect(vip, 8080));
+        outside.connect(server.peer, 8080).expect("not a Service address");
+        connect(server.peer, 8080).expect("not a Service address");
+        add(&mut ruleset, &[Element::vip(ip(vip))]);
+        outside.connect(vip, 8080).expect("a Service has it");
+        remove(&mut ruleset, &[Element::vip(ip(vip))]);
+        other_end.write_all(b"still there").unwrap();
+        outside.run(move || (&early).read_exact(&mut [0; 11])).expect("from before all this");
+
+        ruleset.ensure(&config()).unwrap();
+        outside.connect(vip, 8080).expect("no range any more");
+    });
+}
+
+#[test]
+fn cluster_ips_of_no_service_are_dropped_v4() {
+    unused_cluster_ips(&V4);
+}
+
+#[test]
+fn cluster_ips_of_no_service_are_dropped_v6() {
+    unused_cluster_ips(&V6);
 }
 
 #[test]

@@ -1,40 +1,40 @@
 //! One round after another: take in changes, lower what is dirty, apply the difference,
 //! fold the results back.
 
+mod resync;
+
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use ipnetwork::IpNetwork;
 use tracing::{debug, info, warn};
 
+use super::node_ports::{NodePortAddresses, node_port_addresses, usable_for_node_ports};
 use super::queue::{Queue, Taken, Urgency};
+use super::reading::{Background, Reading, Threads};
 use super::report::{HealthCheck, Observer, SyncKind, SyncReport, Totals, Work};
 use super::retry::{Retry, backoff};
 use super::runner::Input;
-use crate::dataplane::{Dataplane, OpError, Readback, WorkDone};
+use crate::dataplane::{Dataplane, OpError, Surroundings, WorkDone};
 use crate::model::{Event, Family, NodeName, ObjectName};
-use crate::plan::{Claims, Conflict, Drain, ObjectKey, Objects, Op, diff};
+use crate::plan::{Claims, Conflict, Drain, Ledger, ObjectKey, Op, diff};
 use crate::policy::{NodeView, lower};
 use crate::state::State;
+
+use resync::Comparison;
 
 /// Services lowered in one round. Large enough that requests are pipelined well, small
 /// enough that a change waits for a few milliseconds of a full resync at most.
 const ROUND: usize = 512;
 
+/// Objects compared in one round of a full comparison, for the same reason.
+const SLICE: usize = 4096;
+
+/// How often it is seen what a readback under way has brought.
+const READING_POLL: Duration = Duration::from_millis(5);
+
 /// How often retired backends are asked for their connections.
 const DRAIN_POLL: Duration = Duration::from_secs(5);
-
-/// `--nodeport-addresses`.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub enum NodePortAddresses {
-    /// Every address of the node except loopback and link-local ones.
-    #[default]
-    All,
-    /// The addresses of the Node object.
-    Primary,
-    Cidrs(Vec<IpNetwork>),
-}
 
 #[derive(Debug, Clone)]
 pub struct EngineConfig {
@@ -58,6 +58,21 @@ struct Summary {
     health_check: Option<HealthCheck>,
 }
 
+/// What became of operations.
+#[derive(Debug, Clone, Copy, Default)]
+struct Outcome {
+    applied: usize,
+    failed: usize,
+}
+
+impl std::ops::Add for Outcome {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { applied: self.applied + other.applied, failed: self.failed + other.failed }
+    }
+}
+
 type Picture<K> = HashMap<K, <K as ObjectKey>::Value>;
 
 pub struct Engine<D: Dataplane, O> {
@@ -69,19 +84,24 @@ pub struct Engine<D: Dataplane, O> {
     local_addresses: Option<Vec<IpAddr>>,
     queue: Queue,
     claims: Claims,
-    objects: Objects<D::Key>,
-    applied: Picture<D::Key>,
-    /// In the kernel, but not of our making; never touched unless wanted.
+    ledger: Ledger<D::Key>,
+    /// In the kernel, but not of our making; touched only when wanted, or when left by
+    /// an earlier proxy.
     foreign: Picture<D::Key>,
+    /// Those that the readback under way has found so far.
+    foreign_found: Picture<D::Key>,
     retry: Retry<D::Key>,
     drain: Drain<D::Key>,
     summaries: HashMap<ObjectName, Summary>,
     totals: Totals,
-    /// The kernel must be read back before the next operation.
+    background: Box<dyn Background>,
     readback_due: Option<Instant>,
     readback_attempts: u32,
-    /// Every object is to be compared once the queue is empty.
-    full_diff_due: bool,
+    reading: Option<Reading<D::Key>>,
+    /// The kernel has been read back once.
+    was_read: bool,
+    /// Every object is being compared with what was read back.
+    sweep: Option<Comparison<D::Key>>,
     reported_work: WorkDone,
     next_resync: Option<Instant>,
     next_drain_poll: Option<Instant>,
@@ -113,19 +133,29 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
             local_addresses: None,
             queue: Queue::default(),
             claims: Claims::default(),
-            objects: Objects::default(),
-            applied: HashMap::new(),
+            ledger: Ledger::default(),
             foreign: HashMap::new(),
+            foreign_found: HashMap::new(),
             retry: Retry::default(),
             summaries: HashMap::new(),
             totals: Totals::default(),
             readback_due: Some(now),
+            background: Box::new(Threads),
             readback_attempts: 0,
-            full_diff_due: false,
+            reading: None,
+            was_read: false,
+            sweep: None,
             reported_work: WorkDone::default(),
             next_resync: None,
             next_drain_poll: None,
         }
+    }
+
+    /// Reads the kernel back elsewhere than on threads of its own.
+    #[must_use]
+    pub fn with_background(mut self, background: Box<dyn Background>) -> Self {
+        self.background = background;
+        self
     }
 
     /// Takes in a batch and does one round. Returns when to be called next if nothing
@@ -135,13 +165,9 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
         if !self.state.is_complete() || self.local_addresses.is_none() {
             return None;
         }
-        if self.next_resync.is_some_and(|at| at <= now) {
-            self.readback_due.get_or_insert(now);
-        }
-        if self.readback_due.is_some_and(|at| at <= now) {
-            self.read_back(now);
-        }
-        if self.readback_due.is_none() {
+        self.start_readback(now);
+        self.fold_readback(now);
+        if self.was_read {
             self.round(now);
         }
         self.next_wake(now)
@@ -169,10 +195,21 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
         if dirty.node_changed {
             let node = self.state.node();
             self.observer.node(node.map(|node| !node.deleting && !node.scaling_down));
-            if self.plane.node_changed(node) {
+            node_changed = true;
+        }
+        if dirty.node_changed || dirty.service_cidrs_changed {
+            for (range, host) in self.state.shared_cidrs().filter(|_| dirty.service_cidrs_changed) {
+                warn!(
+                    %range, %host,
+                    "a host has an address in a range of Services: addresses of the range that no \
+                     Service holds are not dropped"
+                );
+            }
+            let service_cidrs = self.state.service_cidrs();
+            let now_are = Surroundings { node: self.state.node(), service_cidrs: &service_cidrs };
+            if self.plane.surroundings_changed(now_are) {
                 self.readback_due.get_or_insert(now);
             }
-            node_changed = true;
         }
         self.queue.changed(dirty, now);
         if node_changed {
@@ -192,7 +229,9 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
                 local,
                 primary,
             ),
-            own_addresses: local.to_vec(),
+            // Every pod's interface comes with a link-local address: if those counted, each
+            // pod would have all Services compared again.
+            own_addresses: local.iter().copied().filter(usable_for_node_ports).collect(),
             ..self.node.clone()
         };
         if view == self.node {
@@ -205,62 +244,6 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
         }
     }
 
-    /// Makes the picture of the kernel anew. Until that works nothing is written.
-    fn read_back(&mut self, now: Instant) {
-        let result = self.plane.prepare().and_then(|()| self.plane.readback());
-        match result {
-            Ok(readback) => {
-                let Readback { ours, foreign } = readback;
-                self.applied = ours;
-                self.foreign = foreign;
-                if self.readback_attempts > 0 {
-                    info!("the kernel answers again");
-                }
-                self.readback_attempts = 0;
-                self.readback_due = None;
-                self.full_diff_due = true;
-                self.next_resync =
-                    (!self.config.sync_period.is_zero()).then(|| now + self.config.sync_period);
-            }
-            Err(error) => {
-                self.readback_attempts += 1;
-                let delay = backoff(self.readback_attempts);
-                warn!(%error, retry_in = ?delay, "cannot prepare or read the kernel");
-                self.readback_due = Some(now + delay);
-                self.next_resync = None;
-            }
-        }
-    }
-
-    /// Objects that are not ours become ours when they are wanted (what an earlier proxy
-    /// left): they are then updated in place instead of made twice.
-    fn adopt(&mut self, touched: &BTreeSet<D::Key>) {
-        if self.foreign.is_empty() {
-            return;
-        }
-        for key in touched.iter().filter(|key| self.objects.get(key).is_some()) {
-            if let Some(value) = self.foreign.remove(key) {
-                self.applied.insert(key.clone(), value);
-            }
-        }
-    }
-
-    /// What stands inside an adopted object was made for it, and is ours too.
-    fn adopt_children(&mut self) {
-        let applied = &self.applied;
-        let children: Vec<D::Key> = self
-            .foreign
-            .keys()
-            .filter(|key| key.parent().is_some_and(|parent| applied.contains_key(&parent)))
-            .cloned()
-            .collect();
-        for key in children {
-            if let Some(value) = self.foreign.remove(&key) {
-                self.applied.insert(key, value);
-            }
-        }
-    }
-
     fn round(&mut self, now: Instant) {
         let started = Instant::now();
         let taken = self.queue.take(ROUND);
@@ -268,40 +251,35 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
         for name in &taken.services {
             self.lower_service(name, &mut touched);
         }
-        let full = self.full_diff_due && self.queue.is_empty();
         touched.extend(self.retry.due(now));
-        if full {
-            touched.extend(self.divergent());
+        // What changed goes first; then the comparison goes on.
+        let comparing = self.sweep.is_some() && self.queue.is_empty();
+        if comparing && let Some(comparison) = &mut self.sweep {
+            let mut diverged = self.ledger.sweep(&mut comparison.sweep, SLICE);
+            diverged.retain(|key| !touched.contains(key));
+            comparison.diverged.extend(diverged.iter().cloned());
+            touched.extend(diverged);
         }
         self.adopt(&touched);
-        if full {
-            self.full_diff_due = false;
-            self.adopt_children();
-            touched.extend(self.unwanted());
-            self.resume_drains(now);
-        }
-        let mut ops = diff(&touched, &self.objects, &self.applied);
+        let mut ops = diff(&touched, &self.ledger);
         ops.extend(self.drained(now));
-        let nothing = ops.is_empty() && taken.services.is_empty() && !full;
-        let (applied, failed) = self.apply(&ops, now);
-        self.retry.retain(|key| {
-            self.objects.get(key) != self.applied.get(key) && !self.drain.contains(key)
-        });
-        if !nothing {
-            let kind = if full { SyncKind::Full } else { SyncKind::Partial };
-            self.report(kind, started, taken, applied, failed);
+        let nothing = ops.is_empty() && taken.services.is_empty();
+        let outcome = self.apply(&ops, now);
+        self.settle_retries();
+        match self.sweep.take_if(|comparison| comparing && comparison.sweep.over) {
+            Some(comparison) => {
+                let started = comparison.started;
+                let outcome = outcome + self.finish_comparison(comparison, now);
+                self.report(SyncKind::Full, started, taken, outcome);
+            }
+            None if !nothing => self.report(SyncKind::Partial, started, taken, outcome),
+            None => {}
         }
     }
 
-    /// Wanted otherwise than the kernel has it. Sorting everything would take longer than
-    /// to compare it.
-    fn divergent(&self) -> impl Iterator<Item = D::Key> {
-        let differs = |(key, value): &(&D::Key, _)| self.applied.get(*key) != Some(*value);
-        self.objects.iter().filter(differs).map(|(key, _)| key.clone())
-    }
-
-    fn unwanted(&self) -> impl Iterator<Item = D::Key> {
-        self.applied.keys().filter(|key| self.objects.get(key).is_none()).cloned()
+    fn settle_retries(&mut self) {
+        let (ledger, drain) = (&self.ledger, &self.drain);
+        self.retry.retain(|key| !ledger.agrees(key) && !drain.contains(key));
     }
 
     fn lower_service(&mut self, name: &ObjectName, touched: &mut BTreeSet<D::Key>) {
@@ -336,7 +314,7 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
                 .get(&key)
                 .map(|frontend| self.plane.lower(&key, frontend))
                 .unwrap_or_default();
-            self.objects.replace(key, objects, touched);
+            self.ledger.replace(key, objects, touched);
         }
     }
 
@@ -358,15 +336,6 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
         }
     }
 
-    /// Retired objects found in the kernel (after a restart) wait like any other.
-    fn resume_drains(&mut self, now: Instant) {
-        for (key, value) in &self.applied {
-            if self.objects.get(key).is_none() && key.retired(value).as_ref() == Some(value) {
-                self.drain.begin(key.clone(), now);
-            }
-        }
-    }
-
     /// Deletions of retired objects whose wait is over.
     fn drained(&mut self, now: Instant) -> Vec<Op<D::Key>> {
         let mut over: BTreeSet<D::Key> = self.drain.expired(now).cloned().collect();
@@ -383,16 +352,16 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
         }
         // Some went otherwise: deleted with their parent, or by somebody else.
         let (there, gone): (Vec<_>, Vec<_>) =
-            over.into_iter().partition(|key| self.applied.contains_key(key));
+            over.into_iter().partition(|key| self.ledger.held(key).is_some());
         for key in &gone {
             self.drain.end(key);
         }
         there.into_iter().map(Op::Delete).collect()
     }
 
-    fn apply(&mut self, ops: &[Op<D::Key>], now: Instant) -> (usize, usize) {
+    fn apply(&mut self, ops: &[Op<D::Key>], now: Instant) -> Outcome {
         if ops.is_empty() {
-            return (0, 0);
+            return Outcome::default();
         }
         let results = self.plane.apply(ops);
         debug_assert_eq!(results.len(), ops.len());
@@ -411,26 +380,19 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
                 }
             }
         }
-        (ops.len() - failed, failed)
+        Outcome { applied: ops.len() - failed, failed }
     }
 
     /// Only what the kernel confirmed becomes part of the picture.
     fn fold(&mut self, op: &Op<D::Key>, now: Instant) {
         let key = op.key();
         self.retry.succeeded(key);
+        self.ledger.applied(op);
         match op {
-            Op::Create(_, value) | Op::Update(_, value) => {
-                self.applied.insert(key.clone(), value.clone());
-                self.drain.end(key);
-            }
-            Op::Retire(_, value) => {
-                self.applied.insert(key.clone(), value.clone());
+            Op::Create(..) | Op::Update(..) | Op::Delete(_) => self.drain.end(key),
+            Op::Retire(..) => {
                 self.drain.begin(key.clone(), now);
                 self.next_drain_poll.get_or_insert(now + DRAIN_POLL);
-            }
-            Op::Delete(_) => {
-                self.applied.remove(key);
-                self.drain.end(key);
             }
         }
         if self.drain.is_empty() {
@@ -443,8 +405,7 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
         kind: SyncKind,
         started: Instant,
         taken: Taken,
-        ops_applied: usize,
-        ops_failed: usize,
+        Outcome { applied: ops_applied, failed: ops_failed }: Outcome,
     ) {
         // Since the last report, so that a readback counts to the round it made possible.
         let after = self.plane.work();
@@ -493,52 +454,24 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
     }
 
     fn next_wake(&self, now: Instant) -> Option<Instant> {
-        if self.readback_due.is_none() && (!self.queue.is_empty() || self.full_diff_due) {
+        if self.was_read && (!self.queue.is_empty() || self.sweep.is_some()) {
             return Some(now);
         }
-        if let Some(at) = self.readback_due {
-            return Some(at);
-        }
-        [self.retry.next(), self.next_resync, self.next_drain_poll, self.drain.next_deadline()]
-            .into_iter()
-            .flatten()
-            .min()
+        [
+            self.reading.as_ref().map(|_| now + READING_POLL),
+            self.readback_due.filter(|_| self.reading.is_none()),
+            self.retry.next().filter(|_| self.was_read),
+            self.next_resync,
+            self.next_drain_poll,
+            self.drain.next_deadline(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// The data plane, when the engine is done with it.
     pub fn into_plane(self) -> D {
         self.plane
-    }
-}
-
-/// The addresses on which node ports listen: pure, so that every case is a unit test.
-fn node_port_addresses(
-    choice: &NodePortAddresses,
-    local: &[IpAddr],
-    primary: &[IpAddr],
-) -> Vec<IpAddr> {
-    let mut addresses: Vec<IpAddr> = match choice {
-        NodePortAddresses::All => local.iter().copied().filter(usable_for_node_ports).collect(),
-        NodePortAddresses::Primary => [Family::V4, Family::V6]
-            .into_iter()
-            .filter_map(|family| primary.iter().find(|a| Family::of(**a) == family).copied())
-            .collect(),
-        NodePortAddresses::Cidrs(cidrs) => local
-            .iter()
-            .copied()
-            .filter(|address| cidrs.iter().any(|cidr| cidr.contains(*address)))
-            .collect(),
-    };
-    addresses.sort_unstable();
-    addresses.dedup();
-    addresses
-}
-
-/// Loopback is never a node-port address in IPVS mode: IPVS cannot send a packet with a
-/// loopback source to another host. Link-local addresses are not unique on the node.
-fn usable_for_node_ports(address: &IpAddr) -> bool {
-    match address {
-        IpAddr::V4(v4) => !v4.is_loopback() && !v4.is_link_local() && !v4.is_unspecified(),
-        IpAddr::V6(v6) => !v6.is_loopback() && !v6.is_unicast_link_local() && !v6.is_unspecified(),
     }
 }
