@@ -73,6 +73,9 @@ pub fn decide(
         work.to = work.known.to;
         return carry_on(tables, arrival, &work.known);
     }
+    if arrival.device & Device::PORT != 0 {
+        return Verdict::Pass;
+    }
     begin(tables, network, config, arrival, work)
 }
 
@@ -128,6 +131,9 @@ fn carry_on(tables: &impl Tables, arrival: &Arrival, flow: &Flow) -> Verdict {
     let Some(forward) = way(arrival.hook, flow.flags) else {
         return Verdict::Pass;
     };
+    if arrival.device & Device::PORT != 0 && flow.flags & Flow::REPLY == 0 {
+        return Verdict::Pass;
+    }
     if counts(arrival, forward) {
         let reply = flow.flags & Flow::REPLY != 0;
         count(tables, flow.frontend, flow.backend, arrival.traffic, reply);
@@ -374,7 +380,7 @@ pub fn unmatched(tables: &impl Tables, config: &Config, destination: &Address) -
         if config.service_prefixes[i].contains(destination) {
             return match tables.frontend(&address_key(*destination)) {
                 Some(_) => Unmatched::UnusedPort,
-                None if config.features & Config::DROP_UNUSED != 0 => Unmatched::UnusedAddress,
+                None if (i as u64) < u64::from(config.dropping) => Unmatched::UnusedAddress,
                 None => Unmatched::Foreign,
             };
         }

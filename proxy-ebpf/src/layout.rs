@@ -42,7 +42,7 @@ pub use flow::{
 };
 
 /// Part of the path maps are pinned under, and of the object's [`Mark`].
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// A port of a Service: what affinity and source ranges belong to, across its frontends.
 ///
@@ -343,7 +343,7 @@ layout! {
         udp_replied @ 16, sctp @ 20 }
     Prefix [32] { address @ 0, mask @ 16 }
     Config [208] { features @ 0, seed @ 4, source4 @ 8, source6 @ 24, port_low @ 40,
-        port_high @ 42, prefixes @ 44, service_prefixes @ 48, timeouts @ 176, pad @ 200 }
+        port_high @ 42, prefixes @ 44, service_prefixes @ 48, timeouts @ 176, dropping @ 200, pad @ 204 }
     Device [40] { source4 @ 0, source6 @ 16, flags @ 32, pad @ 36 }
     OptOut [16] { id @ 0, kind @ 8, pad @ 12 }
     RangeData [24] { service @ 0, address @ 8 }

@@ -260,10 +260,24 @@ fn the_service_range_holds_nothing_but_services() {
     assert_eq!(node.syn(to(VIP, 80)).0, Fate::Next);
     assert_eq!(node.syn(to(VIP, 22)).0, Fate::Redirect, "a reset");
     assert_eq!(node.syn(to("198.51.100.2", 80)).0, Fate::Next, "perhaps somebody else's");
-    node.tables.config.features = Config::DROP_UNUSED;
+    node.tables.config.dropping = 1;
     assert_eq!(node.syn(to("198.51.100.2", 80)).0, Fate::Drop);
     assert_eq!(node.syn(to("198.51.101.2", 80)), (Fate::Next, Some(to("198.51.101.2", 80))));
     assert_eq!(node.drops(), [Reason::UnusedPort, Reason::UnusedAddress]);
+}
+
+/// Bridged from the backend to the client, which the bridge itself never sees.
+#[test]
+fn a_bridges_port_undoes_what_the_bridge_did_and_nothing_else() {
+    let mut node = Node::new();
+    node.frontend(VIP, TCP, 0, 0..1);
+    let request = client(4000);
+    let seen = node.syn(request).1.unwrap();
+    node.hook = Hook::Egress;
+    node.device = Device::PORT;
+    assert_eq!(node.send(&Frame::new(seen.inverse(), b"")).1, Some(request.inverse()));
+    assert_eq!(node.send(&Frame::new(request, b"")), (Fate::Next, Some(request)));
+    assert_eq!(node.syn(client(4001)), (Fate::Next, Some(client(4001))));
 }
 
 #[test]

@@ -22,7 +22,10 @@ pub struct Config {
     /// Where addresses of Services are.
     pub service_prefixes: [Prefix; Self::MAX_PREFIXES],
     pub timeouts: Timeouts,
-    pub pad: u64,
+    /// How many of `service_prefixes`, the first ones, hold nothing but Services: what is
+    /// nobody's there goes nowhere. The others only say where to look for a Service's address.
+    pub dropping: u32,
+    pub pad: u32,
 }
 
 impl Config {
@@ -30,10 +33,6 @@ impl Config {
     pub const OPT_OUTS: u32 = 1;
     /// TCP peers are recorded, so that `getpeername(2)` tells the Service's address.
     pub const TCP_PEER_NAMES: u32 = 1 << 1;
-
-    /// What is in `service_prefixes` and no Service's goes nowhere. Without it the ranges are
-    /// only where to look for a Service's address.
-    pub const DROP_UNUSED: u32 = 1 << 2;
 
     pub const MAX_PREFIXES: usize = 4;
 }
@@ -118,6 +117,9 @@ pub struct Device {
 impl Device {
     /// Pods of this node are behind it (local detection by interface).
     pub const PODS: u32 = 1;
+    /// A bridge's port. What leaves by it without having been routed is a reply of a flow
+    /// that began at the bridge itself, or nothing of ours.
+    pub const PORT: u32 = 1 << 1;
 }
 
 /// Values of `PREFIXES`: what kind of client has such an address.

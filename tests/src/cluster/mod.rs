@@ -70,6 +70,7 @@ pub struct ClusterBuilder {
     nodes: u8,
     pods: Vec<u8>,
     outside: bool,
+    sockets: bool,
     families: Families,
 }
 
@@ -98,6 +99,13 @@ impl ClusterBuilder {
         self
     }
 
+    /// Threads of the caller enter the cgroup of a host together with its namespace, so that
+    /// programs at the cgroups see their sockets.
+    pub fn with_sockets(mut self) -> Self {
+        self.sockets = true;
+        self
+    }
+
     pub fn dual_stack(mut self) -> Self {
         self.families = Families::Dual;
         self
@@ -120,7 +128,7 @@ impl ClusterBuilder {
             self.pods.iter().all(|number| (2..=254).contains(number)),
             "pod host numbers are 2 to 254 (1 is the gateway)"
         );
-        let cgroup = ClusterCgroup::create()?;
+        let cgroup = ClusterCgroup::create(self.sockets)?;
         let families = self.families;
         load_bridge_netfilter();
         let fabric = host("fabric", &cgroup, families.fabric(1))?;
@@ -141,8 +149,7 @@ impl ClusterBuilder {
 }
 
 fn host(name: &str, cgroup: &ClusterCgroup, address: layout::Pair) -> Result<Host> {
-    let (v4, v6) = address;
-    Host::create(name.to_owned(), cgroup.child(name)?, v4, v6)
+    Host::create(name.to_owned(), cgroup.child(name)?, cgroup.is_threaded(), address)
 }
 
 /// Built into some kernels, a module in others; where it is missing a test that needs it
@@ -195,15 +202,16 @@ impl Deref for Node {
 impl Node {
     fn create(index: u8, pods: &[u8], families: Families, cgroup: &ClusterCgroup) -> Result<Self> {
         let name = format!("node-{}", char::from(b'a' + index));
-        let (v4, v6) = families.fabric(layout::FIRST_NODE_NUMBER + index);
+        let threaded = cgroup.is_threaded();
+        let address = families.fabric(layout::FIRST_NODE_NUMBER + index);
         let host_cgroup = cgroup.child(&format!("{name}/host"))?;
-        let host = Host::create(name.clone(), host_cgroup, v4, v6)?;
+        let host = Host::create(name.clone(), host_cgroup, threaded, address)?;
         let mut made = Vec::new();
         for &number in pods {
-            let (v4, v6) = families.pod(index, number);
+            let address = families.pod(index, number);
             let pod_name = format!("{name}-pod-{number}");
             let pod_cgroup = cgroup.child(&format!("{name}/pod-{number}"))?;
-            let host = Host::create(pod_name, pod_cgroup, v4, v6)?;
+            let host = Host::create(pod_name, pod_cgroup, threaded, address)?;
             made.push(Pod { host, number });
         }
         let zone = format!("z{}", index + 1);
@@ -269,7 +277,13 @@ pub struct Cluster {
 impl Cluster {
     /// One dual-stack node without pods, unless told otherwise.
     pub fn builder() -> ClusterBuilder {
-        ClusterBuilder { nodes: 1, pods: Vec::new(), outside: false, families: Families::Dual }
+        ClusterBuilder {
+            nodes: 1,
+            pods: Vec::new(),
+            outside: false,
+            sockets: false,
+            families: Families::Dual,
+        }
     }
 
     pub fn nodes(&self) -> &[Node] {

@@ -14,6 +14,7 @@ mod affinity;
 mod clients;
 mod connections;
 mod context;
+mod ebpf;
 mod endpoints;
 mod frontends;
 mod health;
@@ -78,8 +79,11 @@ impl Variant {
 pub struct Settings {
     /// The daemon's program.
     pub daemon: PathBuf,
-    /// `ipvs` adds the chapter of its particulars.
+    /// Each adds the chapter of its particulars.
     pub mode: &'static str,
+    /// Programs at the nodes' cgroups see the clients' sockets. Otherwise, in ebpf mode, all
+    /// clients are of the kind that bypasses these: virtual machines, other kernels.
+    pub sockets: bool,
     /// What the kernel can carry; a kernel without SCTP says so by leaving it out here.
     pub protocols: Vec<Protocol>,
     /// Only cases whose chapter and name contain this.
@@ -108,8 +112,10 @@ fn chapters(mode: &str) -> Vec<(&'static str, &'static [Case])> {
         ("connections", connections::CASES),
         ("health", health::CASES),
     ];
-    if mode == "ipvs" {
-        chapters.push(("ipvs", ipvs::CASES));
+    match mode {
+        "ipvs" => chapters.push(("ipvs", ipvs::CASES)),
+        "ebpf" => chapters.push(("ebpf", ebpf::CASES)),
+        _ => {}
     }
     chapters
 }
@@ -162,6 +168,7 @@ fn build(variant: Variant, settings: &Settings, directory: PathBuf) -> Result<Be
         daemon: settings.daemon.clone(),
         mode: settings.mode,
         families: variant.families(),
+        sockets: settings.sockets,
         nodes: 2,
         pods_per_node: PODS_PER_NODE,
         directory,

@@ -116,6 +116,7 @@ impl Stage {
         let mut bed = Bed::build(bed::Settings {
             daemon: settings.daemon.clone(),
             mode: "ipvs",
+            sockets: false,
             families: Families::Dual,
             nodes: 2,
             pods_per_node: 4,

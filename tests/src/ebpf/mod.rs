@@ -366,7 +366,7 @@ pub fn refusals() -> Result<()> {
 
         let mut programs = load()?;
         for result in [
-            programs.attach_tc("nonesuch0").map(drop),
+            programs.attach_tc("nonesuch0", true).map(drop),
             programs.attach_xdp("nonesuch0", XdpMode::Auto).map(drop),
         ] {
             let Err(error) = result else { bail!("attached to no interface") };

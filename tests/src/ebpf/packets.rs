@@ -86,8 +86,8 @@ impl Pair {
             source6: ip(FAMILIES[1].node)?,
             port_low: 50_000,
             port_high: 50_255,
-            features: Config::DROP_UNUSED,
             prefixes: 2,
+            dropping: 2,
             timeouts: Timeouts::default(),
             ..Config::default()
         };

@@ -138,10 +138,10 @@ impl Wire {
 
     fn attach(&mut self, links: &[&str]) -> Result<()> {
         for link in links {
-            let (hook, attachments) = self.programs.attach_tc(link)?;
+            let (hook, attachments) = self.programs.attach_tc(link, true)?;
             let expected = if has_tcx()? { TcHook::Tcx } else { TcHook::Clsact };
             ensure!(hook == expected, "attached by {hook:?} on a kernel with {expected:?}");
-            self.attachments.extend(attachments);
+            self.attachments.extend(attachments.into_iter().map(|(_, attachment)| attachment));
         }
         Ok(())
     }

@@ -8,6 +8,7 @@ fn ipvs(variant: Variant) {
     let settings = Settings {
         daemon: binary("proxy-daemon"),
         mode: "ipvs",
+        sockets: false,
         protocols: vec![Protocol::Tcp, Protocol::Udp, Protocol::Sctp],
         filter: std::env::var("PROXY_CASE").ok(),
     };

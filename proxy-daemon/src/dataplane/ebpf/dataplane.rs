@@ -7,16 +7,18 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use proxy_ebpf::layout::config::client;
-use proxy_ebpf::layout::{Config, Device, Timeouts};
+use proxy_ebpf::layout::{Config, Device, Timeouts, names};
 use proxy_ebpf::order::Address;
 use tracing::{info, warn};
 
 use super::pins::Pins;
 use super::plane::{Table, prefix};
+use super::readback::{Found, Reading};
+use super::spans::Spans;
 use super::value::{Key, Lowering, Value};
-use super::{Capacity, LoadError, Programs, TableError, XdpMode};
-use crate::dataplane::{Dataplane, OpError, PlaneError, Readback, WorkDone};
-use crate::kernel::links::Links;
+use super::{Capacity, LoadError, Programs, TableError, Tables, XdpMode};
+use crate::dataplane::{Dataplane, OpError, Pieces, PlaneError, Reader, Surroundings, WorkDone};
+use crate::kernel::links::{self, Enslaved, Links};
 use crate::kernel::sysctl::Sysctls;
 use crate::model::{LocalDetect, Node};
 use crate::plan::Op;
@@ -58,10 +60,12 @@ pub struct EbpfPlane {
     node_addresses: Vec<IpAddr>,
     /// With our programs: index to what the map says.
     devices: BTreeMap<u32, Device>,
-    /// ClusterIPs: the addresses least and greatest, for each family.
-    service_span: BTreeMap<bool, (IpAddr, IpAddr)>,
+    /// Where addresses of Services are.
+    spans: Spans,
     written: Option<Config>,
     attached: bool,
+    /// The table's picture was made from the maps.
+    adopted: bool,
     complained: BTreeSet<String>,
 }
 
@@ -92,9 +96,10 @@ impl EbpfPlane {
             detect,
             node_addresses: Vec::new(),
             devices: BTreeMap::new(),
-            service_span: BTreeMap::new(),
+            spans: Spans::default(),
             written: None,
             attached: false,
+            adopted: false,
             complained: BTreeSet::new(),
         }
     }
@@ -134,10 +139,7 @@ impl EbpfPlane {
             timeouts: Timeouts::default(),
             ..Config::default()
         };
-        for (place, (least, greatest)) in self.service_span.values().enumerate() {
-            config.service_prefixes[place] = common_prefix(*least, *greatest);
-            config.prefixes += 1;
-        }
+        self.spans.write(&mut config);
         if self.written != Some(config) {
             self.table.store().tables().set_config(config)?;
             self.written = Some(config);
@@ -180,33 +182,37 @@ impl EbpfPlane {
     /// Attaches to the devices that there are now.
     fn attach_devices(&mut self) -> Result<(), PlaneError> {
         let addresses = self.links.addresses().map_err(|e| PlaneError::new("addresses", e))?;
-        let names: BTreeMap<u32, String> = nix::net::if_::if_nameindex()
-            .map_err(|errno| PlaneError::new("network devices", errno))?
-            .iter()
-            .map(|device| (device.index(), device.name().to_string_lossy().into_owned()))
-            .collect();
-        let mut wanted: BTreeMap<u32, Device> = BTreeMap::new();
-        for (index, name) in &names {
-            let own = addresses.iter().filter(|a| a.link == *index).map(|a| a.address);
+        let devices = self.links.devices().map_err(|e| PlaneError::new("network devices", e))?;
+        let mut wanted: BTreeMap<u32, (links::Device, Device)> = BTreeMap::new();
+        for device in devices {
+            let own = addresses.iter().filter(|a| a.link == device.index).map(|a| a.address);
             let own: Vec<IpAddr> = own.filter(|address| !address.is_loopback()).collect();
-            if self.wants_device(name, &own) {
-                wanted.insert(*index, self.device(name, &own));
+            if wants_device(&self.config.devices, &device) {
+                let in_map = self.device(&device, &own);
+                wanted.insert(device.index, (device, in_map));
             }
         }
-        for (index, device) in &wanted {
-            if !self.devices.contains_key(index) {
-                let name = &names[index];
-                if let Err(error) = self.attach_device(*index, name) {
-                    // A device may go at any time; the others must not wait for it.
-                    self.complain(&format!("programs at device {name}"), &error);
-                    continue;
-                }
+        for (index, (device, in_map)) in &wanted {
+            let before = self.devices.get(index);
+            if before == Some(in_map) {
+                continue;
             }
-            if self.devices.get(index) != Some(device) {
-                let tables = self.table.store().tables();
-                tables.set_device(*index, *device).map_err(|e| table(&e))?;
-                self.devices.insert(*index, *device);
+            if before.is_some_and(|before| (before.flags ^ in_map.flags) & Device::PORT != 0) {
+                // It became a port, or is none any more: other programs.
+                self.pins.remove_links(|place, _| place == *index).map_err(|e| load(&e))?;
+                self.devices.remove(index);
             }
+            // Before the programs, which would take a port for a device of its own.
+            let tables = self.table.store().tables();
+            tables.set_device(*index, *in_map).map_err(|e| table(&e))?;
+            if !self.devices.contains_key(index)
+                && let Err(error) = self.attach_device(device)
+            {
+                // A device may go at any time; the others must not wait for it.
+                self.complain(&format!("programs at device {}", device.name), &error);
+                continue;
+            }
+            self.devices.insert(*index, *in_map);
         }
         let gone: Vec<u32> =
             self.devices.keys().filter(|index| !wanted.contains_key(index)).copied().collect();
@@ -221,18 +227,7 @@ impl EbpfPlane {
         Ok(())
     }
 
-    fn wants_device(&self, name: &str, addresses: &[IpAddr]) -> bool {
-        if self.config.devices.is_empty() {
-            // The dummy that another proxy leaves behind has addresses and no packets.
-            return !addresses.is_empty() && name != "kube-ipvs0";
-        }
-        self.config.devices.iter().any(|pattern| match pattern.strip_suffix('*') {
-            Some(start) => name.starts_with(start),
-            None => name == pattern,
-        })
-    }
-
-    fn device(&self, name: &str, addresses: &[IpAddr]) -> Device {
+    fn device(&self, device: &links::Device, addresses: &[IpAddr]) -> Device {
         let first = |v4: bool| {
             let usable = |address: &&IpAddr| {
                 address.is_ipv4() == v4
@@ -241,25 +236,28 @@ impl EbpfPlane {
             addresses.iter().find(usable).map(|a| Address::from(*a)).unwrap_or_default()
         };
         let pods = match &self.detect {
-            LocalDetect::Bridge(bridge) => name == &**bridge,
-            LocalDetect::InterfacePrefix(prefix) => name.starts_with(&**prefix),
+            LocalDetect::Bridge(bridge) => *device.name == **bridge,
+            LocalDetect::InterfacePrefix(prefix) => device.name.starts_with(&**prefix),
             LocalDetect::Unknown | LocalDetect::Cidrs(_) => false,
         };
-        let flags = if pods { Device::PODS } else { 0 };
+        let flag = |is: bool, flag| if is { flag } else { 0 };
+        let flags = flag(pods, Device::PODS) | flag(is_port(device), Device::PORT);
         Device { source4: first(true), source6: first(false), flags, pad: 0 }
     }
 
-    fn attach_device(&mut self, index: u32, name: &str) -> Result<(), LoadError> {
+    fn attach_device(&mut self, device: &links::Device) -> Result<(), LoadError> {
+        let (name, index) = (&*device.name, device.index);
         let programs = self.table.store();
-        let (hook, attachments) = programs.attach_tc(name)?;
-        for (attachment, program) in attachments.into_iter().zip(["tc_egress", "tc_ingress"]) {
+        let (hook, attachments) = programs.attach_tc(name, !is_port(device))?;
+        for (program, attachment) in attachments {
             attachment.pin(&self.pins.link(program, index))?;
         }
-        if let Some(mode) = self.config.xdp {
+        let xdp = self.config.xdp.filter(|_| !is_port(device));
+        if let Some(mode) = xdp {
             let attachment = programs.attach_xdp(name, mode)?;
-            attachment.pin(&self.pins.link("xdp_ingress", index))?;
+            attachment.pin(&self.pins.link(names::XDP_INGRESS, index))?;
         }
-        info!(device = name, ?hook, xdp = ?self.config.xdp, "attached");
+        info!(device = name, ?hook, ?xdp, port = is_port(device), "attached");
         Ok(())
     }
 
@@ -272,25 +270,35 @@ impl EbpfPlane {
         Ok(())
     }
 
-    fn note_cluster_ip(&mut self, address: IpAddr) -> Result<(), TableError> {
-        let span = self.service_span.entry(address.is_ipv4()).or_insert((address, address));
-        let wider = (span.0.min(address), span.1.max(address));
-        if *span == wider && self.written.is_some_and(|config| config.prefixes > 0) {
-            return Ok(());
-        }
-        *span = wider;
-        self.write_config()
+    fn note_address(&mut self, address: IpAddr) -> Result<(), TableError> {
+        if self.spans.note(address) { self.write_config() } else { Ok(()) }
+    }
+
+    /// The first look through the maps, at once: nothing was written before it.
+    fn adopt(&mut self) -> Result<Vec<(Key, Value)>, TableError> {
+        let objects = self.table.adopt_all()?;
+        self.adopted = true;
+        Ok(objects)
     }
 }
 
-/// The longest prefix with both in it.
-fn common_prefix(least: IpAddr, greatest: IpAddr) -> proxy_ebpf::layout::Prefix {
-    let bits = |address: IpAddr| match address {
-        IpAddr::V4(v4) => v4.to_ipv6_mapped().to_bits(),
-        IpAddr::V6(v6) => v6.to_bits(),
-    };
-    let length = (bits(least) ^ bits(greatest)).leading_zeros();
-    proxy_ebpf::layout::Prefix::new(least.into(), length)
+fn wants_device(patterns: &[String], device: &links::Device) -> bool {
+    // Others have no header that could be looked at, or exchanged.
+    if !device.ethernet {
+        return false;
+    }
+    if patterns.is_empty() {
+        // No packet goes by a dummy.
+        return device.kind.as_deref() != Some("dummy") && device.enslaved != Some(Enslaved::Other);
+    }
+    patterns.iter().any(|pattern| match pattern.strip_suffix('*') {
+        Some(start) => device.name.starts_with(start),
+        None => device.name == *pattern,
+    })
+}
+
+fn is_port(device: &links::Device) -> bool {
+    device.enslaved == Some(Enslaved::Bridge)
 }
 
 impl Dataplane for EbpfPlane {
@@ -300,10 +308,11 @@ impl Dataplane for EbpfPlane {
         self.lowering.lower(key, frontend)
     }
 
-    fn node_changed(&mut self, node: Option<&Node>) -> bool {
-        let detect = (self.config.local_detection)(node);
-        let addresses = node.map_or_else(Vec::new, |node| node.addresses.clone());
-        let changed = detect != self.detect || addresses != self.node_addresses;
+    fn surroundings_changed(&mut self, now: Surroundings<'_>) -> bool {
+        let detect = (self.config.local_detection)(now.node);
+        let addresses = now.node.map_or_else(Vec::new, |node| node.addresses.clone());
+        let other_ranges = self.spans.set_ranges(now.service_cidrs);
+        let changed = other_ranges || detect != self.detect || addresses != self.node_addresses;
         self.detect = detect;
         self.node_addresses = addresses;
         changed
@@ -338,14 +347,36 @@ impl Dataplane for EbpfPlane {
         Ok(())
     }
 
-    fn readback(&mut self) -> Result<Readback<Key>, PlaneError> {
-        let readback = self.table.readback(self.config.capacity)?;
-        for key in readback.ours.keys() {
-            if let Key::Address(address) = key {
-                self.note_cluster_ip(*address).map_err(|error| table(&error))?;
-            }
+    fn reader(&mut self) -> Result<Reader<Key>, PlaneError> {
+        if !self.adopted {
+            let objects = self.adopt().map_err(|error| table(&error))?;
+            return Ok(Box::new(move |give| {
+                let mut pieces = Pieces::new(give);
+                objects.into_iter().for_each(|(key, value)| pieces.put(true, key, value));
+                pieces.end();
+                Ok(())
+            }));
         }
-        Ok(readback)
+        let maps = Tables::open(&self.pins).map_err(|error| load(&error))?;
+        Ok(Box::new(move |give| {
+            let mut pieces = Pieces::new(give);
+            Reading::new(&maps)
+                .run(|Found { key, value, .. }| pieces.put(true, key, value))
+                .map_err(|error| table(&error))?;
+            pieces.end();
+            Ok(())
+        }))
+    }
+
+    fn found(&mut self, key: &Key, value: &Value) {
+        let result = match key {
+            Key::Address(address) => self.note_address(*address),
+            Key::Frontend(_) => self.table.found(key, value),
+        };
+        if let Err(error) = result {
+            // The next readback finds it again.
+            warn!(%error, ?key, "what was found in the maps");
+        }
     }
 
     fn apply(&mut self, ops: &[Op<Key>]) -> Vec<Result<(), OpError>> {
@@ -355,7 +386,7 @@ impl Dataplane for EbpfPlane {
                 self.table.apply(op, now)?;
                 match op {
                     Op::Create(Key::Address(address), _) => self
-                        .note_cluster_ip(*address)
+                        .note_address(*address)
                         .map_err(|error| OpError::Refused(error.to_string())),
                     _ => Ok(()),
                 }

@@ -224,19 +224,28 @@ impl Programs {
         names::CGROUP.into_iter().map(&mut attach).collect()
     }
 
-    /// For packets that come in and go out by `interface` of the current network namespace.
+    /// For packets that go out and, with `both`, come in by `interface` of the current network
+    /// namespace; each with the program's name.
     ///
     /// # Errors
     /// No such interface, or the kernel refuses.
-    pub fn attach_tc(&mut self, interface: &str) -> Result<(TcHook, [Attachment; 2]), LoadError> {
+    pub fn attach_tc(
+        &mut self,
+        interface: &str,
+        both: bool,
+    ) -> Result<(TcHook, Vec<(&'static str, Attachment)>), LoadError> {
         let hook = tc_hook(interface)?;
         if hook == TcHook::Clsact {
             add_clsact(interface)?;
         }
         // First what undoes translations, then what makes them.
         let egress = self.attach_tc_at(interface, hook, TcAttachType::Egress)?;
-        let ingress = self.attach_tc_at(interface, hook, TcAttachType::Ingress)?;
-        Ok((hook, [egress, ingress]))
+        let mut attached = vec![(names::TC_EGRESS, egress)];
+        if both {
+            let ingress = self.attach_tc_at(interface, hook, TcAttachType::Ingress)?;
+            attached.push((names::TC_INGRESS, ingress));
+        }
+        Ok((hook, attached))
     }
 
     fn attach_tc_at(

@@ -2,9 +2,9 @@
 //!
 //! Order within one change, so that a program meets the old set or the new one: backends,
 //! then the slots of a fresh range, then the frontend's value, then what nobody names any
-//! more. The picture of what is where is made from the maps alone, at every readback.
+//! more. The picture of what is where is made from the maps, once, at the first readback.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,10 +14,11 @@ use proxy_ebpf::layout::{self, BackendId, FrontendId, RangeData, ServiceId, Slot
 use proxy_ebpf::order::{Address, Be16};
 
 use super::ids::Ranges;
+use super::readback::{Found, Reading};
 use super::store::Store;
-use super::value::{Key, Member, Programmed, Set, Value, from_map_key, map_key};
+use super::value::{Key, Member, Programmed, Set, Value, map_key};
 use super::{Capacity, TableError};
-use crate::dataplane::{OpError, PlaneError, Readback};
+use crate::dataplane::OpError;
 use crate::plan::Op;
 
 /// The daemon's side of the service table.
@@ -336,88 +337,80 @@ impl<S: Store> Table<S> {
         }
     }
 
-    /// Makes the picture anew from the maps. Ids that rest keep resting only in time: a
-    /// readback comes at start, or minutes after the last.
-    pub fn readback(&mut self, capacity: Capacity) -> Result<Readback<Key>, PlaneError> {
-        let failed = |error: TableError| PlaneError::new("read the eBPF maps", error);
-        let frontends = self.store.frontends().map_err(failed)?;
-        let ranges = self.store.source_ranges().map_err(failed)?;
-        self.slots = Ranges::new(capacity.slots);
-        self.frontend_ids = Ranges::new(capacity.frontends);
-        self.backend_ids = Ranges::new(capacity.backends);
-        self.frontends.clear();
-        self.sets.clear();
-        self.backends.clear();
-        self.source_ranges.clear();
-        let mut by_service: HashMap<ServiceId, BTreeSet<IpNetwork>> = HashMap::new();
-        for (data, length) in ranges {
-            if let Some(range) = network(data.address, length) {
-                by_service.entry(data.service).or_default().insert(range);
-            }
+    /// Makes the picture from the maps, once: before anything is written. From then on what
+    /// is believed here is what was written, and later readbacks are compared with it.
+    ///
+    /// # Errors
+    /// The kernel refuses; there is no picture then.
+    pub fn adopt_all(&mut self) -> Result<Vec<(Key, Value)>, TableError> {
+        let mut reading = Reading::new(&self.store);
+        let mut all = Vec::new();
+        reading.run(|found| all.push(found))?;
+        for (id, backend) in reading.backends.into_iter().filter(|(_, b)| b.in_use()) {
+            self.backend_ids.claim(id.0, 1);
+            let member = member_of(&backend);
+            self.backends
+                .entry((backend.service, member.address, member.port))
+                .or_insert(HeldBackend { id, member, cluster: 0, local: 0 });
         }
-        let mut readback = Readback::default();
-        let mut seen: HashMap<(ServiceId, SlotRange), Arc<Set>> = HashMap::new();
-        for (map_key, in_map) in frontends {
-            let Some(key) = from_map_key(&map_key) else { continue };
-            if matches!(key, Key::Address(_)) {
-                self.frontends.insert(key, Held { id: None, value: None });
-                readback.ours.insert(key, Value::Address);
-                continue;
-            }
-            let mut set = |range| self.read_set(in_map.service, range, &mut seen).map_err(failed);
-            let (node, outside) = (set(in_map.node)?, set(in_map.outside)?);
-            let guarded = in_map.flags & layout::Frontend::SOURCE_RANGES != 0;
-            let source_ranges = by_service.get(&in_map.service).filter(|_| guarded);
-            let value = Arc::new(Programmed {
-                service: in_map.service,
-                affinity: in_map.affinity,
-                flags: in_map.flags,
-                node,
-                outside,
-                source_ranges: source_ranges.cloned().unwrap_or_default(),
-            });
-            // An id twice would be a fault of ours; counters are then mixed, nothing else.
-            self.frontend_ids.claim(in_map.id.0, 1);
-            self.adopt(&value, [in_map.node, in_map.outside]);
-            self.frontends
-                .insert(key, Held { id: Some(in_map.id), value: Some(Arc::clone(&value)) });
-            readback.ours.insert(key, Value::Frontend(value));
-        }
-        Ok(readback)
-    }
-
-    fn read_set(
-        &mut self,
-        service: ServiceId,
-        range: SlotRange,
-        seen: &mut HashMap<(ServiceId, SlotRange), Arc<Set>>,
-    ) -> Result<Arc<Set>, TableError> {
-        if let Some(set) = seen.get(&(service, range)) {
-            return Ok(Arc::clone(set));
-        }
-        let mut members = Vec::new();
-        let mut known: HashMap<BackendId, Member> = HashMap::new();
-        for id in self.store.slots(range.base, range.len)? {
-            let member = match known.get(&id) {
-                Some(member) => *member,
-                None => {
-                    let backend = self.store.backend(id)?;
-                    let member = member_of(&backend);
-                    let key = (service, member.address, member.port);
-                    if !self.backends.contains_key(&key) {
-                        self.backend_ids.claim(id.0, 1);
-                        let held = HeldBackend { id, member, cluster: 0, local: 0 };
-                        self.backends.insert(key, held);
-                    }
-                    known.insert(id, member);
-                    member
+        let mut objects = Vec::with_capacity(all.len());
+        for Found { key, value, in_map } in all {
+            let held = match &value {
+                Value::Address => Held { id: None, value: None },
+                Value::Frontend(value) => {
+                    // An id twice would be a fault of ours; counters are then mixed, nothing
+                    // else.
+                    self.frontend_ids.claim(in_map.id.0, 1);
+                    self.adopt(value, [in_map.node, in_map.outside]);
+                    Held { id: Some(in_map.id), value: Some(Arc::clone(value)) }
                 }
             };
-            members.push(member);
+            self.frontends.insert(key, held);
+            objects.push((key, value));
         }
-        let set = Arc::new(Set::from_slots(&members));
-        seen.insert((service, range), Arc::clone(&set));
-        Ok(set)
+        Ok(objects)
+    }
+
+    /// A readback found this. When it is not what was written, somebody else wrote to the
+    /// maps: slots and source ranges are written again, where they are; the frontend and its
+    /// backends are the engine's to repair, by an update.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn found(&mut self, key: &Key, value: &Value) -> Result<(), TableError> {
+        let believed = self.frontends.get(key).and_then(|held| held.value.clone());
+        let (Some(believed), Value::Frontend(found)) = (believed, value) else { return Ok(()) };
+        if believed == *found {
+            return Ok(());
+        }
+        for (set, _) in sets_of(&believed) {
+            let shared = self.sets.get(&(believed.service, Arc::clone(set))).copied();
+            let Some(SharedRange { range, .. }) = shared.filter(|shared| shared.range.len > 0)
+            else {
+                continue;
+            };
+            let id = |slot: &u32| {
+                let member = &set.members[*slot as usize];
+                let held = self.backends.get(&(believed.service, member.address, member.port));
+                held.map_or_else(BackendId::default, |held| held.id)
+            };
+            let slots: Vec<BackendId> = set.slots.iter().map(id).collect();
+            self.writes += 1;
+            self.store.set_slots(range.base, &slots)?;
+        }
+        for range in &believed.source_ranges {
+            self.writes += 1;
+            let (data, length) = range_data(believed.service, range);
+            self.store.set_source_range(data, length)?;
+        }
+        for range in found.source_ranges.difference(&believed.source_ranges) {
+            if !self.source_ranges.contains_key(&(found.service, *range)) {
+                self.writes += 1;
+                let (data, length) = range_data(found.service, range);
+                self.store.remove_source_range(data, length)?;
+            }
+        }
+        Ok(())
     }
 
     /// Counts what a frontend that was read names.
@@ -453,7 +446,7 @@ fn sets_of(value: &Programmed) -> [(&Arc<Set>, bool); 2] {
     ]
 }
 
-fn member_of(backend: &layout::Backend) -> Member {
+pub fn member_of(backend: &layout::Backend) -> Member {
     Member {
         address: backend.address.into(),
         port: backend.port.to_host(),
@@ -474,7 +467,7 @@ fn range_data(service: ServiceId, network: &IpNetwork) -> (RangeData, u32) {
 }
 
 /// The inverse of [`prefix`].
-fn network(address: Address, length: u32) -> Option<IpNetwork> {
+pub fn network(address: Address, length: u32) -> Option<IpNetwork> {
     let address = IpAddr::from(address);
     let before = if address.is_ipv4() { 96 } else { 0 };
     IpNetwork::new(address, u8::try_from(length.checked_sub(before)?).ok()?).ok()

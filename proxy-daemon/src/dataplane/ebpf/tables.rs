@@ -15,6 +15,7 @@ use proxy_ebpf::order::Address;
 use proxy_ebpf::verdict::Reason;
 
 use super::LoadError;
+use super::pins::Pins;
 use crate::kernel::netlink::Errno;
 
 /// One access to one map failed.
@@ -76,21 +77,35 @@ impl fmt::Debug for Tables {
 
 impl Tables {
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, LoadError> {
+        Self::of(&mut |name| {
+            ebpf.take_map(name).ok_or_else(|| LoadError::Object(format!("it has no map {name}")))
+        })
+    }
+
+    /// Handles of their own to maps that are pinned: for another thread.
+    pub(super) fn open(pins: &Pins) -> Result<Self, LoadError> {
+        Self::of(&mut |name| {
+            let data = MapData::from_pin(pins.map(name)).and_then(Map::from_map_data);
+            data.map_err(|e| LoadError::from_aya(format!("open map {name}"), &e))
+        })
+    }
+
+    fn of(map: &mut dyn FnMut(&'static str) -> Result<Map, LoadError>) -> Result<Self, LoadError> {
         Ok(Self {
-            config: take(ebpf, names::CONFIG)?,
-            frontends: take(ebpf, names::FRONTENDS)?,
-            slots: take(ebpf, names::SLOTS)?,
-            backends: take(ebpf, names::BACKENDS)?,
-            frontend_counters: take(ebpf, names::FRONTEND_COUNTERS)?,
-            backend_counters: take(ebpf, names::BACKEND_COUNTERS)?,
-            drops: take(ebpf, names::DROPS)?,
-            flows: take(ebpf, names::FLOWS)?,
-            affinity: take(ebpf, names::AFFINITY)?,
-            sockets: take(ebpf, names::SOCKETS)?,
-            prefixes: take(ebpf, names::PREFIXES)?,
-            source_ranges: take(ebpf, names::SOURCE_RANGES)?,
-            devices: take(ebpf, names::DEVICES)?,
-            opt_outs: take(ebpf, names::OPT_OUTS)?,
+            config: typed(map, names::CONFIG)?,
+            frontends: typed(map, names::FRONTENDS)?,
+            slots: typed(map, names::SLOTS)?,
+            backends: typed(map, names::BACKENDS)?,
+            frontend_counters: typed(map, names::FRONTEND_COUNTERS)?,
+            backend_counters: typed(map, names::BACKEND_COUNTERS)?,
+            drops: typed(map, names::DROPS)?,
+            flows: typed(map, names::FLOWS)?,
+            affinity: typed(map, names::AFFINITY)?,
+            sockets: typed(map, names::SOCKETS)?,
+            prefixes: typed(map, names::PREFIXES)?,
+            source_ranges: typed(map, names::SOURCE_RANGES)?,
+            devices: typed(map, names::DEVICES)?,
+            opt_outs: typed(map, names::OPT_OUTS)?,
         })
     }
 
@@ -312,13 +327,11 @@ impl Tables {
     }
 }
 
-fn take<T: TryFrom<Map, Error = MapError>>(
-    ebpf: &mut Ebpf,
+fn typed<T: TryFrom<Map, Error = MapError>>(
+    map: &mut dyn FnMut(&'static str) -> Result<Map, LoadError>,
     name: &'static str,
 ) -> Result<T, LoadError> {
-    let map =
-        ebpf.take_map(name).ok_or_else(|| LoadError::Object(format!("it has no map {name}")))?;
-    T::try_from(map).map_err(|e| LoadError::Object(format!("map {name}: {e}")))
+    T::try_from(map(name)?).map_err(|e| LoadError::Object(format!("map {name}: {e}")))
 }
 
 pub(super) fn failed(

@@ -19,7 +19,7 @@ use crate::policy::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Key {
     Frontend(FrontendKey),
-    /// A ClusterIP: its other ports are refused.
+    /// A Service's own: its other ports are refused.
     Address(IpAddr),
 }
 
@@ -149,7 +149,8 @@ impl Lowering {
         }
         let programmed = Value::Frontend(Arc::new(self.programmed(key, frontend)));
         let mut objects = vec![(Key::Frontend(*key), programmed)];
-        if frontend.kind == FrontendKind::ClusterIp {
+        // An address of the node has processes behind its other ports.
+        if frontend.kind != FrontendKind::NodePort && !frontend.on_node_address {
             objects.push((Key::Address(key.address), Value::Address));
         }
         objects

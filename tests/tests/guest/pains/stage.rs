@@ -47,6 +47,7 @@ impl Stage {
         let settings = Settings {
             daemon: binary("proxy-daemon"),
             mode: "ipvs",
+            sockets: false,
             families: Families::Dual,
             nodes: 2,
             pods_per_node: 2,

@@ -1,0 +1,37 @@
+//! The contract of a Service in ebpf mode, on the kernel of the machine that runs the tests.
+//! Needs root, and the object in `PROXY_EBPF_OBJECT`, as `cargo xtask test` passes it.
+
+use anyhow::Result;
+use proxy_tests::binary::binary;
+use proxy_tests::conformance::{Settings, Variant, run};
+use proxy_tests::traffic::Protocol;
+
+fn ebpf(variant: Variant, sockets: bool) -> Result<()> {
+    run(
+        variant,
+        &Settings {
+            daemon: binary("proxy-daemon"),
+            mode: "ebpf",
+            sockets,
+            // The machines that build this have no SCTP.
+            protocols: vec![Protocol::Tcp, Protocol::Udp],
+            filter: std::env::var("PROXY_CASE").ok(),
+        },
+    )
+}
+
+#[test]
+fn conformance_ebpf_1_ipv4() -> Result<()> {
+    ebpf(Variant::Ipv4, true)
+}
+
+/// Clients whose sockets the programs do not see: every packet is translated at a device.
+#[test]
+fn conformance_ebpf_2_ipv6_by_devices() -> Result<()> {
+    ebpf(Variant::Ipv6, false)
+}
+
+#[test]
+fn conformance_ebpf_3_dual_stack() -> Result<()> {
+    ebpf(Variant::Dual, true)
+}
