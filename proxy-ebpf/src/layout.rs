@@ -425,7 +425,7 @@ mod tests {
     /// `LAYOUT_VERSION` and put both new numbers here.
     #[test]
     fn a_changed_layout_has_a_new_version() {
-        assert_eq!((LAYOUT_VERSION, FINGERPRINT), (2, 4_765_070_188_449_195_031));
+        assert_eq!((LAYOUT_VERSION, FINGERPRINT), (3, 11_209_545_094_935_017_018));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `connect(2)`, `sendmsg(2)` and what undoes them, in the socket layer of this node.
 
 use crate::device::{Unmatched, unmatched};
+use crate::layout::config::client;
 use crate::layout::{
     AffinityKey, Backend, BackendId, Config, Frontend, FrontendKey, OptOut, SocketKey, SocketPeer,
 };
@@ -72,8 +73,7 @@ fn decide(
     let Some(frontend) = tables.frontend(key) else {
         return refuse_unmatched(tables, config, key);
     };
-    // Whose ranges they are compared with is not known before there is a packet.
-    if frontend.flags & Frontend::SOURCE_RANGES != 0 || is_opted_out(tables, config, caller) {
+    if needs_packets(tables, &frontend, key) || is_opted_out(tables, config, caller) {
         return SocketVerdict::Pass;
     }
     let affinity = AffinityKey::of_namespace(caller.namespace, frontend.service);
@@ -95,6 +95,18 @@ fn decide(
             SocketVerdict::Refuse(reason)
         }
     }
+}
+
+/// What cannot be decided before there is a packet: whose source ranges count, and what becomes
+/// of the source.
+#[inline(always)]
+fn needs_packets(tables: &impl Tables, frontend: &Frontend, key: &FrontendKey) -> bool {
+    if frontend.flags & Frontend::SOURCE_RANGES != 0 {
+        return true;
+    }
+    // The node's packets to its own address never come by a device, and have its address.
+    frontend.flags & Frontend::MASQUERADE_ALL != 0
+        && tables.client(&key.address()) & client::NODE == 0
 }
 
 #[inline(always)]

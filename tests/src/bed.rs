@@ -12,7 +12,9 @@ use nix::sched::{CloneFlags, unshare};
 use serde_json::{Value, json};
 
 use crate::apiserver::{ApiServer, Options};
-use crate::cluster::{API_SERVER_V4, API_SERVER_V6, Cluster, Families, Host, Node, Spawned};
+use crate::cluster::{
+    API_SERVER_V4, API_SERVER_V6, Cluster, Families, Host, Node, Sockets, Spawned,
+};
 use crate::traffic::{Listen, Protocol, Server};
 
 /// 10.96.0.0 to 10.97.255.255.
@@ -30,8 +32,8 @@ pub struct Settings {
     /// `--proxy-mode`.
     pub mode: &'static str,
     pub families: Families,
-    /// Programs at the nodes' cgroups see the clients' sockets.
-    pub sockets: bool,
+    /// Programs at the nodes' cgroups see these.
+    pub sockets: Sockets,
     pub nodes: u8,
     pub pods_per_node: u8,
     /// Where logs and the kubeconfig go.
@@ -65,8 +67,8 @@ impl Bed {
         let builder = Cluster::builder()
             .nodes(settings.nodes)
             .pods_per_node(settings.pods_per_node)
-            .outside_client();
-        let builder = if settings.sockets { builder.with_sockets() } else { builder };
+            .outside_client()
+            .sockets(settings.sockets);
         let cluster = match settings.families {
             Families::V4 => builder.ipv4_only(),
             Families::V6 => builder.ipv6_only(),
@@ -96,6 +98,12 @@ impl Bed {
     #[must_use]
     pub fn mode(&self) -> &'static str {
         self.settings.mode
+    }
+
+    /// Pods are translated as they connect, and not packet by packet.
+    #[must_use]
+    pub fn by_sockets(&self) -> bool {
+        self.settings.mode == "ebpf" && self.settings.sockets == Sockets::Everybodys
     }
 
     fn kubeconfig(&self) -> PathBuf {

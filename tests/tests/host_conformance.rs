@@ -3,10 +3,11 @@
 
 use anyhow::Result;
 use proxy_tests::binary::binary;
+use proxy_tests::cluster::Sockets;
 use proxy_tests::conformance::{Settings, Variant, run};
 use proxy_tests::traffic::Protocol;
 
-fn ebpf(variant: Variant, sockets: bool) -> Result<()> {
+fn ebpf(variant: Variant, sockets: Sockets) -> Result<()> {
     run(
         variant,
         &Settings {
@@ -22,16 +23,16 @@ fn ebpf(variant: Variant, sockets: bool) -> Result<()> {
 
 #[test]
 fn conformance_ebpf_1_ipv4() -> Result<()> {
-    ebpf(Variant::Ipv4, true)
+    ebpf(Variant::Ipv4, Sockets::Everybodys)
 }
 
-/// Clients whose sockets the programs do not see: every packet is translated at a device.
+/// Pods whose sockets the programs do not see: their packets are translated at the devices.
 #[test]
 fn conformance_ebpf_2_ipv6_by_devices() -> Result<()> {
-    ebpf(Variant::Ipv6, false)
+    ebpf(Variant::Ipv6, Sockets::OfNodes)
 }
 
 #[test]
 fn conformance_ebpf_3_dual_stack() -> Result<()> {
-    ebpf(Variant::Dual, true)
+    ebpf(Variant::Dual, Sockets::Everybodys)
 }

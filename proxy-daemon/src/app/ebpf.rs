@@ -1,5 +1,6 @@
 //! Building the eBPF data plane on the real kernel.
 
+use std::path::Path;
 use std::time::Duration;
 
 use tracing::{info, warn};
@@ -8,10 +9,12 @@ use super::Fatal;
 use crate::config::Config;
 use crate::dataplane::ebpf::pins::Pins;
 use crate::dataplane::ebpf::{
-    Capacity, EbpfConfig, EbpfPlane, FlowTable, Programs, cgroup2_mount, object,
+    Capacity, EbpfConfig, EbpfPlane, FlowTable, Programs, SocketRelease, Tables, cgroup2_mount,
+    object,
 };
 use crate::kernel::links::NetlinkLinks;
 use crate::kernel::netlink::{Socket, Subsystem};
+use crate::kernel::sockets::AllNamespaces;
 
 /// How often flows that have timed out are removed. The table makes room by itself before;
 /// this keeps the gauge honest and ports free.
@@ -28,6 +31,9 @@ pub fn plane(config: &Config) -> Result<EbpfPlane, Fatal> {
         Some(path) => path.clone(),
         None => cgroup2_mount().map_err(|e| text(&e))?,
     };
+    let peers = Tables::open(&pins).map_err(|e| text(&e))?;
+    let sockets = SocketRelease::start(peers, AllNamespaces::at(Path::new("/proc")))
+        .map_err(|error| format!("cannot start the thread for sockets: {error}"))?;
     let socket = Socket::open(Subsystem::Route).map_err(|e| text(&e))?;
     let detection = config.clone();
     let config = EbpfConfig {
@@ -39,7 +45,7 @@ pub fn plane(config: &Config) -> Result<EbpfPlane, Fatal> {
         xdp: None,
         sysctl_root: config.sysctl_root.clone(),
     };
-    Ok(EbpfPlane::new(config, programs, pins, Box::new(NetlinkLinks::new(socket))))
+    Ok(EbpfPlane::new(config, programs, pins, Box::new(NetlinkLinks::new(socket)), sockets))
 }
 
 /// `--cleanup`.

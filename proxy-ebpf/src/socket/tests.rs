@@ -112,8 +112,12 @@ fn who_opted_out_and_whose_range_counts_goes_by_the_device() {
     }
     tables.opt_outs = [OptOut { id: CALLER.cgroup, kind: OptOut::NAMESPACE, pad: 0 }].into();
     assert!(!opted_out(&tables), "a namespace is no cgroup");
-    change(&mut tables, |frontend| frontend.flags = Frontend::SOURCE_RANGES);
-    assert!(opted_out(&tables));
+    for flag in [Frontend::SOURCE_RANGES, Frontend::MASQUERADE_ALL] {
+        change(&mut tables, |frontend| frontend.flags = flag);
+        assert!(opted_out(&tables));
+    }
+    tables.clients.insert(key(TCP).address(), client::NODE);
+    assert!(!opted_out(&tables), "to the node itself no packet leaves by a device");
 }
 
 #[test]

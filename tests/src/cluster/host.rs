@@ -77,8 +77,8 @@ impl Host {
 
     /// Runs `work` on a thread of its own inside the namespace. Sockets and threads made
     /// there stay in it. A panic of `work` goes on in the caller. The thread stays in the
-    /// caller's cgroup unless the cluster is one of [`super::ClusterBuilder::with_sockets`]:
-    /// use `command` where the cgroup matters.
+    /// caller's cgroup unless the cluster was asked for [`super::Sockets`]: use `command`
+    /// where the cgroup matters.
     pub fn in_netns<R: Send>(&self, work: impl FnOnce() -> R + Send) -> io::Result<R> {
         thread::scope(|scope| {
             let thread = thread::Builder::new().name(format!("netns {}", self.name)).spawn_scoped(

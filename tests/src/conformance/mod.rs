@@ -33,7 +33,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow};
 
 use crate::bed::{self, Bed};
-use crate::cluster::Families;
+use crate::cluster::{Families, Sockets};
 use crate::traffic::Protocol;
 
 use context::Context;
@@ -81,9 +81,8 @@ pub struct Settings {
     pub daemon: PathBuf,
     /// Each adds the chapter of its particulars.
     pub mode: &'static str,
-    /// Programs at the nodes' cgroups see the clients' sockets. Otherwise, in ebpf mode, all
-    /// clients are of the kind that bypasses these: virtual machines, other kernels.
-    pub sockets: bool,
+    /// Programs at the nodes' cgroups see these; others' packets are translated at devices.
+    pub sockets: Sockets,
     /// What the kernel can carry; a kernel without SCTP says so by leaving it out here.
     pub protocols: Vec<Protocol>,
     /// Only cases whose chapter and name contain this.

@@ -16,8 +16,10 @@ use super::plane::{Table, prefix};
 use super::readback::{Found, Reading};
 use super::spans::Spans;
 use super::value::{Key, Lowering, Value};
-use super::{Capacity, LoadError, Programs, TableError, Tables, XdpMode};
-use crate::dataplane::{Dataplane, OpError, Pieces, PlaneError, Reader, Surroundings, WorkDone};
+use super::{Capacity, LoadError, Programs, SocketRelease, TableError, Tables, XdpMode};
+use crate::dataplane::{
+    Dataplane, FlowRelease, OpError, Pieces, PlaneError, Reader, Surroundings, WorkDone,
+};
 use crate::kernel::links::{self, Enslaved, Links};
 use crate::kernel::sysctl::Sysctls;
 use crate::model::{LocalDetect, Node};
@@ -54,6 +56,7 @@ pub struct EbpfPlane {
     table: Table<Programs>,
     pins: Pins,
     links: Box<dyn Links>,
+    sockets: SocketRelease,
     config: EbpfConfig,
     lowering: Lowering,
     detect: LocalDetect,
@@ -85,13 +88,20 @@ fn table(error: &TableError) -> PlaneError {
 
 impl EbpfPlane {
     #[must_use]
-    pub fn new(config: EbpfConfig, programs: Programs, pins: Pins, links: Box<dyn Links>) -> Self {
+    pub fn new(
+        config: EbpfConfig,
+        programs: Programs,
+        pins: Pins,
+        links: Box<dyn Links>,
+        sockets: SocketRelease,
+    ) -> Self {
         let detect = (config.local_detection)(None);
         Self {
             table: Table::new(programs, config.capacity),
             lowering: Lowering { masquerade_all: config.masquerade_all, own: BTreeSet::new() },
             pins,
             links,
+            sockets,
             config,
             detect,
             node_addresses: Vec::new(),
@@ -340,8 +350,8 @@ impl Dataplane for EbpfPlane {
         if !self.attached {
             self.attach_sockets().map_err(|error| load(&error))?;
             // What the daemon before this one attached has been in place until now.
-            let ours = std::process::id();
-            self.pins.remove_links(|_, process| process != ours).map_err(|e| load(&e))?;
+            let ours = self.pins.start();
+            self.pins.remove_links(|_, start| start != ours).map_err(|e| load(&e))?;
             self.attached = true;
         }
         Ok(())
@@ -381,7 +391,8 @@ impl Dataplane for EbpfPlane {
 
     fn apply(&mut self, ops: &[Op<Key>]) -> Vec<Result<(), OpError>> {
         let now = Instant::now();
-        ops.iter()
+        let results = ops
+            .iter()
             .map(|op| {
                 self.table.apply(op, now)?;
                 match op {
@@ -391,12 +402,18 @@ impl Dataplane for EbpfPlane {
                     _ => Ok(()),
                 }
             })
-            .collect()
+            .collect();
+        self.sockets.release(self.table.take_gone());
+        results
     }
 
     fn unused(&mut self, retired: &[Key]) -> Result<Vec<Key>, PlaneError> {
         // Nothing is retired: connections live in the table of flows.
         Ok(retired.to_vec())
+    }
+
+    fn take_releases(&mut self) -> Vec<FlowRelease> {
+        self.sockets.take_done()
     }
 
     fn work(&self) -> WorkDone {

@@ -2,12 +2,13 @@
 //!
 //! ```text
 //! ROOT/proxy-daemon/v2/maps/FLOWS          as long as the layout stays the same
-//!                     /links/connect4-0-PID       of the daemon that attached it
-//!                     /links/PROGRAM-IFINDEX-PID  at a device
+//!                     /links/connect4-0-START       of the daemon that attached it
+//!                     /links/PROGRAM-IFINDEX-START  at a device
 //! ```
 //!
 //! A clsact filter (kernels before 6.6) has nothing to pin: a directory named
-//! `PROGRAM-PRIORITY-HANDLE-IFINDEX-PID` stands for it.
+//! `PROGRAM-PRIORITY-HANDLE-IFINDEX-START` stands for it. START counts the starts of daemons
+//! (their process ids are all 1 in containers).
 //!
 //! A new daemon takes over the maps, attaches its own programs, and then removes the links
 //! of the one before. In between both are attached: what one has translated the other does
@@ -34,6 +35,8 @@ const OURS: &str = "proxy-daemon";
 #[derive(Debug)]
 pub struct Pins {
     directory: PathBuf,
+    /// More than that of any link there was.
+    start: u32,
     /// Held as long as the process lives; the kernel releases it even after a crash.
     _lock: Flock<File>,
 }
@@ -61,7 +64,12 @@ impl Pins {
                 operation: format!("lock {}", ours.display()),
                 reason: "another daemon in ebpf mode runs here (`fuser` tells which)".into(),
             })?;
-        Ok(Self { directory, _lock: lock })
+        let last = fs::read_dir(directory.join("links"))
+            .map_err(failed(&directory))?
+            .filter_map(|entry| numbers_of(&entry.ok()?.path()))
+            .map(|(_, start)| start)
+            .max();
+        Ok(Self { directory, start: last.unwrap_or(0).wrapping_add(1), _lock: lock })
     }
 
     #[must_use]
@@ -69,13 +77,19 @@ impl Pins {
         self.directory.join("maps").join(name)
     }
 
+    /// Which start this is.
+    #[must_use]
+    pub const fn start(&self) -> u32 {
+        self.start
+    }
+
     /// Where this process pins the link of `program` at `place`: a device's index, or 0.
     #[must_use]
     pub fn link(&self, program: &str, place: u32) -> PathBuf {
-        self.directory.join("links").join(format!("{program}-{place}-{}", std::process::id()))
+        self.directory.join("links").join(format!("{program}-{place}-{}", self.start))
     }
 
-    /// Removes the links for which `is_stale` holds, given the place and the process.
+    /// Removes the links for which `is_stale` holds, given the place and the start.
     ///
     /// # Errors
     /// The directory cannot be read or changed.
@@ -83,12 +97,8 @@ impl Pins {
         let links = self.directory.join("links");
         for entry in fs::read_dir(&links).map_err(failed(&links))? {
             let path = entry.map_err(failed(&links))?.path();
-            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            let mut numbers = name.rsplit('-').map(str::parse::<u32>);
-            let (Some(Ok(process)), Some(Ok(place))) = (numbers.next(), numbers.next()) else {
-                continue;
-            };
-            if is_stale(place, process) {
+            let Some((place, start)) = numbers_of(&path) else { continue };
+            if is_stale(place, start) {
                 remove(&path)?;
             }
         }
@@ -125,6 +135,14 @@ impl Pins {
         }
         Ok(removed)
     }
+}
+
+/// The place and the start in a link's name.
+fn numbers_of(path: &Path) -> Option<(u32, u32)> {
+    let name = path.file_name().and_then(|name| name.to_str())?;
+    let mut numbers = name.rsplit('-').map(str::parse::<u32>);
+    let (start, place) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
+    Some((place, start))
 }
 
 /// The name of the directory that stands for a clsact filter whose link would be at `path`.

@@ -19,6 +19,7 @@ use super::store::Store;
 use super::value::{Key, Member, Programmed, Set, Value, map_key};
 use super::{Capacity, TableError};
 use crate::dataplane::OpError;
+use crate::model::Protocol;
 use crate::plan::Op;
 
 /// The daemon's side of the service table.
@@ -33,7 +34,19 @@ pub struct Table<S> {
     sets: HashMap<(ServiceId, Arc<Set>), SharedRange>,
     backends: HashMap<(ServiceId, IpAddr, u16), HeldBackend>,
     source_ranges: BTreeMap<(ServiceId, IpNetwork), u32>,
+    /// Backends that nothing leads to any more since the operation began.
+    freed: Vec<Gone>,
+    /// The same of UDP, until somebody asks.
+    gone: Vec<Gone>,
     writes: u64,
+}
+
+/// A backend that is none any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gone {
+    pub id: BackendId,
+    pub address: IpAddr,
+    pub port: u16,
 }
 
 /// What a frontend's value in the map names.
@@ -94,8 +107,15 @@ impl<S: Store> Table<S> {
             sets: HashMap::new(),
             backends: HashMap::new(),
             source_ranges: BTreeMap::new(),
+            freed: Vec::new(),
+            gone: Vec::new(),
             writes: 0,
         }
+    }
+
+    /// UDP backends that went since the last call of this.
+    pub fn take_gone(&mut self) -> Vec<Gone> {
+        std::mem::take(&mut self.gone)
     }
 
     pub const fn store(&mut self) -> &mut S {
@@ -117,14 +137,19 @@ impl<S: Store> Table<S> {
     }
 
     pub fn apply(&mut self, op: &Op<Key>, now: Instant) -> Result<(), OpError> {
-        match op {
+        let result = match op {
             Op::Create(key, value) | Op::Update(key, value) | Op::Retire(key, value) => match value
             {
                 Value::Address => self.set_address(key),
                 Value::Frontend(value) => self.set_frontend(key, value, now),
             },
             Op::Delete(key) => self.delete(key, now),
+        };
+        let freed = std::mem::take(&mut self.freed);
+        if matches!(op.key(), Key::Frontend(key) if key.protocol == Protocol::Udp) {
+            self.gone.extend(freed);
         }
+        result
     }
 
     fn set_address(&mut self, key: &Key) -> Result<(), OpError> {
@@ -333,6 +358,8 @@ impl<S: Store> Table<S> {
             self.backends.remove(&key);
             if held.id.0 != u32::MAX {
                 self.backend_ids.release(held.id.0, 1, now);
+                let Member { address, port, .. } = held.member;
+                self.freed.push(Gone { id: held.id, address, port });
             }
         }
     }

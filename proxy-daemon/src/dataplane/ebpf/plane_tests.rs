@@ -156,6 +156,28 @@ fn a_full_map_refuses_the_new_and_keeps_the_old() {
     plane.set(key(2), &frontend("b", vec![backend(9, false)])).unwrap();
 }
 
+/// Their clients' sockets have to be ended; TCP connections live on.
+#[test]
+fn udp_backends_that_nothing_leads_to_are_told() {
+    let mut plane = Plane::new();
+    let udp = |last| FrontendKey { protocol: Protocol::Udp, ..key(last) };
+    let both = frontend("a", vec![backend(1, false), backend(2, false)]);
+    let one = frontend("a", vec![backend(2, false)]);
+    for key in [udp(1), udp(2), key(3)] {
+        plane.set(key, &both).unwrap();
+    }
+    plane.set(udp(1), &one).unwrap();
+    plane.set(key(3), &one).unwrap();
+    assert_eq!(plane.table.take_gone(), [], "another frontend leads there");
+    plane.set(udp(2), &one).unwrap();
+    let gone = plane.table.take_gone();
+    let addresses: Vec<_> = gone.iter().map(|gone| (gone.address, gone.port)).collect();
+    assert_eq!(addresses, [([10, 244, 0, 1].into(), 8080)]);
+    plane.delete(udp(1));
+    plane.delete(udp(2));
+    assert_eq!(plane.table.take_gone().len(), 1);
+}
+
 #[test]
 fn source_ranges_come_and_go_with_their_frontends() {
     let mut plane = Plane::new();
@@ -201,7 +223,7 @@ fn what_somebody_else_wrote_is_repaired_where_it_is() {
         |maps| maps.slots.values_mut().for_each(|slot| *slot = BackendId(9)),
         |maps| maps.backends.values_mut().for_each(|backend| *backend = layout::Backend::default()),
         |maps| maps.source_ranges.clear(),
-        |maps| maps.source_ranges[0].1 = 96,
+        |maps| maps.source_ranges[0].0.address = IpAddr::from([198, 51, 100, 0]).into(),
     ];
     for (nth, spoil) in spoil.into_iter().enumerate() {
         spoil(&mut plane.maps.maps());

@@ -83,7 +83,10 @@ impl Tables {
     }
 
     /// Handles of their own to maps that are pinned: for another thread.
-    pub(super) fn open(pins: &Pins) -> Result<Self, LoadError> {
+    ///
+    /// # Errors
+    /// One is not pinned there.
+    pub fn open(pins: &Pins) -> Result<Self, LoadError> {
         Self::of(&mut |name| {
             let data = MapData::from_pin(pins.map(name)).and_then(Map::from_map_data);
             data.map_err(|e| LoadError::from_aya(format!("open map {name}"), &e))
