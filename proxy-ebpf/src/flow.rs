@@ -211,8 +211,12 @@ fn is_ours_or_over(tables: &impl Tables, config: &Config, opening: &Opening) -> 
         return true;
     }
     let request = to.inverse();
-    let (request_seen, request_flags) =
-        tables.flow(&request, |flow| (flow.seen, flow.flags)).unwrap_or((0, flags));
+    let other = tables.flow(&request, |flow| (flow.seen, flow.flags));
+    // Its other half may be entered by another CPU right now. If not, the daemon's sweep finds it.
+    if other.is_none() && seen == 0 {
+        return false;
+    }
+    let (request_seen, request_flags) = other.unwrap_or((0, flags));
     let last = if seen > request_seen { seen } else { request_seen };
     let limit = timeout(key.protocol, request_flags, &config.timeouts);
     if opening.request.seen.saturating_sub(last) < u64::from(limit) * SECOND {

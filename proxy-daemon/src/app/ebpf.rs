@@ -6,11 +6,11 @@ use std::time::Duration;
 use tracing::{info, warn};
 
 use super::Fatal;
-use crate::config::Config;
+use crate::config::{Config, Xdp};
 use crate::dataplane::ebpf::pins::Pins;
 use crate::dataplane::ebpf::{
-    Capacity, EbpfConfig, EbpfPlane, FlowTable, Programs, SocketRelease, Tables, cgroup2_mount,
-    object,
+    Capacity, EbpfConfig, EbpfPlane, FlowTable, Programs, SocketRelease, Tables, XdpMode,
+    cgroup2_mount, object,
 };
 use crate::kernel::links::NetlinkLinks;
 use crate::kernel::netlink::{Socket, Subsystem};
@@ -42,7 +42,13 @@ pub fn plane(config: &Config) -> Result<EbpfPlane, Fatal> {
         local_detection: Box::new(move |node| detection.local_detect(node)),
         cgroup,
         devices: config.devices.clone(),
-        xdp: None,
+        opt_outs: config.socket_opt_outs.clone(),
+        xdp: match config.xdp {
+            Xdp::Off => None,
+            Xdp::Auto => Some(XdpMode::Auto),
+            Xdp::Native => Some(XdpMode::Native),
+            Xdp::Generic => Some(XdpMode::Generic),
+        },
         sysctl_root: config.sysctl_root.clone(),
     };
     Ok(EbpfPlane::new(config, programs, pins, Box::new(NetlinkLinks::new(socket)), sockets))

@@ -13,7 +13,7 @@ use super::flags::{
 use super::value::{self, Expected};
 use super::{
     Config, Conntrack, DetectLocal, Ipvs, LogFormat, Logging, Masquerade, NodePortAddresses,
-    ProxyMode, Serving, Source,
+    ProxyMode, Serving, Source, Xdp,
 };
 use crate::model::NodeName;
 
@@ -103,14 +103,15 @@ pub(super) fn build(flags: &Flags, hostname: &str) -> Result<Config, Problems> {
         serving: serving(p, &flags.serving),
         logging: logging(p, &flags.serving),
         cgroup_root: path(&flags.host.cgroup_root),
-        devices: flags
-            .host
-            .devices
-            .split(',')
-            .map(str::trim)
-            .filter(|name| !name.is_empty())
-            .map(str::to_owned)
-            .collect(),
+        socket_opt_outs: list(&flags.host.socket_opt_out),
+        devices: list(&flags.host.devices),
+        xdp: p.take("--xdp", &flags.host.xdp, |raw| match raw {
+            "off" => Ok(Xdp::Off),
+            "auto" => Ok(Xdp::Auto),
+            "native" => Ok(Xdp::Native),
+            "generic" => Ok(Xdp::Generic),
+            _ => Err("must be off, auto, native or generic".to_owned()),
+        }),
         bpf_root: p.take("--bpf-root", &flags.host.bpf_root, |raw| {
             path(raw).ok_or_else(|| "must be a directory, for example /sys/fs/bpf".to_owned())
         }),
@@ -120,6 +121,10 @@ pub(super) fn build(flags: &Flags, hostname: &str) -> Result<Config, Problems> {
         warnings,
     };
     if problems.0.is_empty() { Ok(config) } else { Err(problems) }
+}
+
+fn list(raw: &str) -> Vec<String> {
+    raw.split(',').map(str::trim).filter(|one| !one.is_empty()).map(str::to_owned).collect()
 }
 
 fn path(raw: &str) -> Option<PathBuf> {

@@ -273,10 +273,23 @@ pub struct HostFlags {
     #[arg(long, value_name = "DIR", default_value = "", hide_default_value = true)]
     pub cgroup_root: String,
 
+    /// cgroups below --cgroup-root whose sockets ebpf mode leaves alone, by comma; * for any part
+    /// of a name
+    ///
+    /// Their packets are translated at the devices instead. For clients that must see a Service's
+    /// own address. Example: kubepods.slice/*/kubepods-*-podUID.slice
+    #[arg(long, value_name = "PATHS", default_value = "", hide_default_value = true)]
+    pub socket_opt_out: String,
+
     /// Devices whose packets ebpf mode translates, by comma; * at the end of a name for any
-    /// [default: every device with an address]
+    /// [default: every Ethernet device that is no part of another]
     #[arg(long, value_name = "NAMES", default_value = "", hide_default_value = true)]
     pub devices: String,
+
+    /// XDP for what comes in from other machines: off, auto (in the driver where it can), native
+    /// (in the driver or not at all), generic
+    #[arg(long, value_name = "MODE", default_value = "off")]
+    pub xdp: String,
 
     /// Where the BPF file system is, or is to be mounted, for what outlives the daemon
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf")]

@@ -48,13 +48,27 @@ pub struct Config {
     pub logging: Logging,
     /// `None`: find the cgroup2 mount.
     pub cgroup_root: Option<PathBuf>,
-    /// Names and patterns; none: every device with an address.
+    /// Patterns of cgroups.
+    pub socket_opt_outs: Vec<String>,
+    /// Names and patterns; none: every Ethernet device that is no part of another.
     pub devices: Vec<String>,
+    pub xdp: Xdp,
     pub bpf_root: PathBuf,
     /// `/proc/sys`, or where the host's is mounted writable.
     pub sysctl_root: PathBuf,
     /// Accepted, but probably not what was meant: for the log.
     pub warnings: Vec<String>,
+}
+
+/// Where ebpf mode attaches its program at XDP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Xdp {
+    #[default]
+    Off,
+    /// In the driver where it can, else generic.
+    Auto,
+    Native,
+    Generic,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -78,7 +78,9 @@ fn defaults_are_those_of_kube_proxy() {
             },
             logging: Logging { verbosity: 0, format: LogFormat::Text },
             cgroup_root: None,
+            socket_opt_outs: Vec::new(),
             devices: Vec::new(),
+            xdp: Xdp::Off,
             bpf_root: PathBuf::from("/sys/fs/bpf"),
             sysctl_root: PathBuf::from("/proc/sys"),
             warnings: config.warnings.clone(),
@@ -346,6 +348,10 @@ fn host() {
     assert_eq!(config.devices, ["eth0", "cali*"]);
     assert_eq!(config.bpf_root, PathBuf::from("/run/bpf"));
     assert_eq!(bad(&["--sysctl-root="]), ["--sysctl-root="]);
+    let config = good(&["--socket-opt-out=kubepods/*, system", "--xdp=native"]);
+    assert_eq!(config.socket_opt_outs, ["kubepods/*", "system"]);
+    assert_eq!(config.xdp, Xdp::Native);
+    assert_eq!(bad(&["--xdp=yes"]), ["--xdp=yes"]);
 }
 
 #[test]

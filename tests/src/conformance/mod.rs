@@ -144,7 +144,7 @@ pub fn run(variant: Variant, settings: &Settings) -> Result<()> {
             let started = Instant::now();
             let result = run_one(case, number, &mut bed, &settings.protocols);
             let took = started.elapsed();
-            table::record(variant, number, &name, result.is_ok(), took);
+            table::record((settings.mode, variant), number, &name, result.is_ok(), took);
             let word = if result.is_ok() { "pass" } else { "FAIL" };
             let at = begun.elapsed().as_secs();
             table::note(&format!("[{at:3} s] {} {word} {name}", variant.name()));
@@ -154,7 +154,7 @@ pub fn run(variant: Variant, settings: &Settings) -> Result<()> {
             }
         }
     }
-    table::print(begun.elapsed());
+    table::print(settings.mode, begun.elapsed());
     if failed.is_empty() {
         return Ok(());
     }

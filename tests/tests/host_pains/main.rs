@@ -12,6 +12,7 @@
 mod connections;
 #[path = "../guest/pains/frontends.rs"]
 mod frontends;
+mod opt_out;
 mod restart;
 #[path = "../guest/pains/stage.rs"]
 mod stage;

@@ -7,10 +7,11 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use proxy_ebpf::layout::config::client;
-use proxy_ebpf::layout::{Config, Device, Timeouts, names};
+use proxy_ebpf::layout::{Config, Device, OptOut, Timeouts, names};
 use proxy_ebpf::order::Address;
 use tracing::{info, warn};
 
+use super::opt_out;
 use super::pins::Pins;
 use super::plane::{Table, prefix};
 use super::readback::{Found, Reading};
@@ -42,6 +43,8 @@ pub struct EbpfConfig {
     pub cgroup: PathBuf,
     /// Names, `*` at the end for any; none: every device with an address.
     pub devices: Vec<String>,
+    /// Patterns of cgroups below `cgroup` whose sockets are left alone.
+    pub opt_outs: Vec<String>,
     pub xdp: Option<XdpMode>,
     pub sysctl_root: PathBuf,
 }
@@ -66,6 +69,8 @@ pub struct EbpfPlane {
     /// Where addresses of Services are.
     spans: Spans,
     written: Option<Config>,
+    /// Some cgroup opted out.
+    opted_out: bool,
     attached: bool,
     /// The table's picture was made from the maps.
     adopted: bool,
@@ -108,6 +113,7 @@ impl EbpfPlane {
             devices: BTreeMap::new(),
             spans: Spans::default(),
             written: None,
+            opted_out: false,
             attached: false,
             adopted: false,
             complained: BTreeSet::new(),
@@ -140,7 +146,7 @@ impl EbpfPlane {
                 .unwrap_or_default()
         };
         let mut config = Config {
-            features: Config::TCP_PEER_NAMES,
+            features: Config::TCP_PEER_NAMES | if self.opted_out { Config::OPT_OUTS } else { 0 },
             seed: 0,
             source4: source(true),
             source6: source(false),
@@ -155,6 +161,30 @@ impl EbpfPlane {
             self.written = Some(config);
         }
         Ok(())
+    }
+
+    /// Pods' cgroups come and go: with every readback, and with the node's addresses.
+    fn write_opt_outs(&mut self) -> Result<(), TableError> {
+        let ids = match opt_out::ids(&self.config.cgroup, &self.config.opt_outs) {
+            Ok(ids) => ids,
+            Err(error) => {
+                self.complain("cgroups that opt out", &error);
+                return Ok(());
+            }
+        };
+        let wanted: BTreeSet<(u64, u32)> = ids.into_iter().map(|id| (id, OptOut::CGROUP)).collect();
+        let tables = self.table.store().tables();
+        let held: BTreeSet<(u64, u32)> =
+            tables.opt_outs()?.into_iter().map(|who| (who.id, who.kind)).collect();
+        let entry = |&(id, kind): &(u64, u32)| OptOut { id, kind, pad: 0 };
+        for who in wanted.difference(&held).map(entry) {
+            tables.set_opt_out(who)?;
+        }
+        for who in held.difference(&wanted).map(entry) {
+            tables.remove_opt_out(&who)?;
+        }
+        self.opted_out = !wanted.is_empty();
+        self.write_config()
     }
 
     /// What kind of client an address is: the node's own, and pods as local detection says.
@@ -335,7 +365,8 @@ impl Dataplane for EbpfPlane {
         }
         let result = self
             .attach_devices()
-            .and_then(|()| self.write_prefixes().map_err(|error| table(&error)));
+            .and_then(|()| self.write_prefixes().map_err(|error| table(&error)))
+            .and_then(|()| self.write_opt_outs().map_err(|error| table(&error)));
         if let Err(error) = result {
             // The next resync tries again.
             warn!(%error, "the node's addresses changed");
@@ -344,7 +375,7 @@ impl Dataplane for EbpfPlane {
 
     fn prepare(&mut self) -> Result<(), PlaneError> {
         self.set_sysctls();
-        self.write_config().map_err(|error| table(&error))?;
+        self.write_opt_outs().map_err(|error| table(&error))?;
         self.write_prefixes().map_err(|error| table(&error))?;
         self.attach_devices()?;
         if !self.attached {

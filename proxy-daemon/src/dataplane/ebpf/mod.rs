@@ -10,6 +10,7 @@ mod flows;
 pub mod ids;
 mod loader;
 mod object;
+mod opt_out;
 pub mod pins;
 pub mod plane;
 mod readback;

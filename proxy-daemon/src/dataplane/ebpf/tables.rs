@@ -167,6 +167,15 @@ impl Tables {
         self.devices.remove(&ifindex).map_err(failed(names::DEVICES, "remove"))
     }
 
+    /// All of them.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn opt_outs(&self) -> Result<Vec<OptOut>, TableError> {
+        let all: Result<_, _> = self.opt_outs.keys().collect();
+        all.map_err(failed(names::OPT_OUTS, "read"))
+    }
+
     /// # Errors
     /// The map is full, or the kernel refuses.
     pub fn set_opt_out(&mut self, who: OptOut) -> Result<(), TableError> {
