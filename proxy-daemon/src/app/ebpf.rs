@@ -23,9 +23,19 @@ const SWEEP: Duration = Duration::from_secs(30);
 pub fn plane(config: &Config) -> Result<EbpfPlane, Fatal> {
     let text = |error: &dyn std::fmt::Display| error.to_string();
     let pins = Pins::open(&config.bpf_root).map_err(|e| text(&e))?;
-    let capacity = Capacity::default();
+    let sizes = config.map_sizes;
+    let capacity = Capacity {
+        frontends: sizes.frontends,
+        backends: sizes.backends,
+        slots: sizes.slots,
+        ..Capacity::default()
+    };
     let object = object().map_err(|e| text(&e))?;
     let programs = Programs::load_pinned(&object, capacity, &pins).map_err(|e| text(&e))?;
+    let made = capacity.as_made(&pins).map_err(|e| text(&e))?;
+    if made != capacity {
+        warn!(?made, asked = ?capacity, "the maps keep the size they were made with until --cleanup");
+    }
     sweep(FlowTable::open(&pins).map_err(|e| text(&e))?)?;
     let cgroup = match &config.cgroup_root {
         Some(path) => path.clone(),
@@ -37,7 +47,7 @@ pub fn plane(config: &Config) -> Result<EbpfPlane, Fatal> {
     let socket = Socket::open(Subsystem::Route).map_err(|e| text(&e))?;
     let detection = config.clone();
     let config = EbpfConfig {
-        capacity,
+        capacity: made,
         masquerade_all: config.masquerade.all,
         local_detection: Box::new(move |node| detection.local_detect(node)),
         cgroup,

@@ -286,6 +286,17 @@ pub struct HostFlags {
     #[arg(long, value_name = "NAMES", default_value = "", hide_default_value = true)]
     pub devices: String,
 
+    /// Entries of ebpf mode's maps, by comma, when they are made: frontends (an address and port),
+    /// backends (an endpoint of a Service port), slots (an endpoint of a frontend's set)
+    ///
+    /// Maps that are there keep their size until --cleanup.
+    #[arg(
+        long,
+        value_name = "SIZES",
+        default_value = "frontends=16384,backends=65536,slots=262144"
+    )]
+    pub ebpf_map_sizes: String,
+
     /// XDP for what comes in from other machines: off, auto (in the driver where it can), native
     /// (in the driver or not at all), generic
     #[arg(long, value_name = "MODE", default_value = "off")]

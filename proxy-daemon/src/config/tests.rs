@@ -81,6 +81,7 @@ fn defaults_are_those_of_kube_proxy() {
             socket_opt_outs: Vec::new(),
             devices: Vec::new(),
             xdp: Xdp::Off,
+            map_sizes: MapSizes::default(),
             bpf_root: PathBuf::from("/sys/fs/bpf"),
             sysctl_root: PathBuf::from("/proc/sys"),
             warnings: config.warnings.clone(),
@@ -352,6 +353,11 @@ fn host() {
     assert_eq!(config.socket_opt_outs, ["kubepods/*", "system"]);
     assert_eq!(config.xdp, Xdp::Native);
     assert_eq!(bad(&["--xdp=yes"]), ["--xdp=yes"]);
+    let sizes = MapSizes { backends: 7, ..MapSizes::default() };
+    assert_eq!(good(&["--ebpf-map-sizes=backends=7"]).map_sizes, sizes);
+    for wrong in ["--ebpf-map-sizes=backends", "--ebpf-map-sizes=slots=0"] {
+        assert_eq!(bad(&[wrong]), [wrong]);
+    }
 }
 
 #[test]

@@ -61,6 +61,14 @@ pub struct FlowRelease {
     pub released: Option<usize>,
 }
 
+/// How much of a kernel table of fixed size is in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fill {
+    pub table: &'static str,
+    pub used: u32,
+    pub capacity: u32,
+}
+
 /// What the Services stand in.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Surroundings<'a> {
@@ -115,6 +123,11 @@ pub trait Dataplane: Send {
     }
 
     fn work(&self) -> WorkDone;
+
+    /// Tables that can be full.
+    fn fill(&self) -> Vec<Fill> {
+        Vec::new()
+    }
 
     /// What was done about flows of endpoints that are gone, since the last call of this.
     fn take_releases(&mut self) -> Vec<FlowRelease> {

@@ -13,6 +13,7 @@ mod connections;
 #[path = "../guest/pains/frontends.rs"]
 mod frontends;
 mod opt_out;
+mod overflow;
 mod restart;
 #[path = "../guest/pains/stage.rs"]
 mod stage;

@@ -21,7 +21,7 @@ use tally::{Report, Tally};
 const HOST_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// All guest tests on one kernel, under emulation, on a busy machine.
-const GUEST_TIMEOUT: Duration = Duration::from_secs(1800);
+const GUEST_TIMEOUT: Duration = Duration::from_secs(2700);
 
 /// Run every test: unit, property, namespace, and in guests on each kernel
 ///

@@ -19,7 +19,7 @@ use super::spans::Spans;
 use super::value::{Key, Lowering, Value};
 use super::{Capacity, LoadError, Programs, SocketRelease, TableError, Tables, XdpMode};
 use crate::dataplane::{
-    Dataplane, FlowRelease, OpError, Pieces, PlaneError, Reader, Surroundings, WorkDone,
+    Dataplane, Fill, FlowRelease, OpError, Pieces, PlaneError, Reader, Surroundings, WorkDone,
 };
 use crate::kernel::links::{self, Enslaved, Links};
 use crate::kernel::sysctl::Sysctls;
@@ -441,6 +441,10 @@ impl Dataplane for EbpfPlane {
     fn unused(&mut self, retired: &[Key]) -> Result<Vec<Key>, PlaneError> {
         // Nothing is retired: connections live in the table of flows.
         Ok(retired.to_vec())
+    }
+
+    fn fill(&self) -> Vec<Fill> {
+        self.table.fill().to_vec()
     }
 
     fn take_releases(&mut self) -> Vec<FlowRelease> {

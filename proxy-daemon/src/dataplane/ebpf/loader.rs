@@ -57,6 +57,21 @@ impl Default for Capacity {
     }
 }
 
+impl Capacity {
+    /// What the maps have: those that were there already keep their size.
+    ///
+    /// # Errors
+    /// They are not pinned.
+    pub fn as_made(self, pins: &Pins) -> Result<Self, LoadError> {
+        Ok(Self {
+            frontends: pins.size(names::FRONTENDS)?,
+            slots: pins.size(names::SLOTS)?,
+            backends: pins.size(names::BACKENDS)?,
+            ..self
+        })
+    }
+}
+
 /// Which of the kernel's two ways a tc program is attached by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TcHook {

@@ -18,6 +18,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use aya::maps::MapInfo;
 use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
@@ -75,6 +76,16 @@ impl Pins {
     #[must_use]
     pub fn map(&self, name: &str) -> PathBuf {
         self.directory.join("maps").join(name)
+    }
+
+    /// The size of a map: the one it was made with, whatever is asked for now.
+    ///
+    /// # Errors
+    /// It is not pinned.
+    pub fn size(&self, name: &str) -> Result<u32, LoadError> {
+        let info = MapInfo::from_pin(self.map(name));
+        let info = info.map_err(|e| LoadError::from_aya(format!("ask about map {name}"), &e))?;
+        Ok(info.max_entries())
     }
 
     /// Which start this is.

@@ -18,7 +18,7 @@ use super::readback::{Found, Reading};
 use super::store::Store;
 use super::value::{Key, Member, Programmed, Set, Value, map_key};
 use super::{Capacity, TableError};
-use crate::dataplane::OpError;
+use crate::dataplane::{Fill, OpError};
 use crate::model::Protocol;
 use crate::plan::Op;
 
@@ -126,9 +126,9 @@ impl<S: Store> Table<S> {
         self.writes
     }
 
-    /// Name, entries in use and capacity of each map that can be full.
-    pub fn fill(&self) -> [(&'static str, u32, u32); 3] {
-        let with = |name, (used, capacity)| (name, used, capacity);
+    /// Of each map that can be full.
+    pub fn fill(&self) -> [Fill; 3] {
+        let with = |table, (used, capacity)| Fill { table, used, capacity };
         [
             with(layout::names::FRONTENDS, self.frontend_ids.fill()),
             with(layout::names::SLOTS, self.slots.fill()),

@@ -136,11 +136,11 @@ fn frontends_of_a_service_share_a_range_and_others_do_not() {
         plane.set(key(last), &frontend("a", vec![backend(1, false)])).unwrap();
     }
     plane.set(key(4), &frontend("b", vec![backend(1, false)])).unwrap();
-    assert_eq!(plane.table.fill().map(|(_, used, _)| used), [4, 2, 2]);
+    assert_eq!(plane.table.fill().map(|fill| fill.used), [4, 2, 2]);
     for last in 1..=4 {
         plane.delete(key(last));
     }
-    assert_eq!(plane.table.fill().map(|(_, used, _)| used), [0, 0, 0]);
+    assert_eq!(plane.table.fill().map(|fill| fill.used), [0, 0, 0]);
     assert!(plane.maps.maps().backends.values().all(|b| !b.in_use()));
 }
 
@@ -152,7 +152,7 @@ fn a_full_map_refuses_the_new_and_keeps_the_old() {
     let error = plane.set(key(1), &frontend("a", many)).unwrap_err();
     assert!(error.to_string().contains("BACKENDS is full: 32 of 32"), "{error}");
     assert_eq!(plane.reaches(key(1)), [addresses(&[1]), addresses(&[1])]);
-    assert_eq!(plane.table.fill().map(|(_, used, _)| used), [1, 1, 1]);
+    assert_eq!(plane.table.fill().map(|fill| fill.used), [1, 1, 1]);
     plane.set(key(2), &frontend("b", vec![backend(9, false)])).unwrap();
 }
 
@@ -237,7 +237,7 @@ fn what_somebody_else_wrote_is_repaired_where_it_is() {
             plane.table.apply(&Op::Update(*key, value.clone()), plane.now).unwrap();
         }
         assert_eq!(read(&plane.maps), good, "{nth}");
-        assert_eq!(plane.table.fill().map(|(_, used, _)| used), [1, 2, 2], "{nth}");
+        assert_eq!(plane.table.fill().map(|fill| fill.used), [1, 2, 2], "{nth}");
     }
     assert!(plane.maps.maps().writes > before);
 }
@@ -308,7 +308,7 @@ proptest! {
         for key in wanted.keys() {
             restarted.apply(&Op::Delete(*key), plane.now).unwrap();
         }
-        prop_assert_eq!(restarted.fill().map(|(_, used, _)| used), [0; 3]);
+        prop_assert_eq!(restarted.fill().map(|fill| fill.used), [0; 3]);
         prop_assert!(plane.maps.maps().backends.values().all(|b| !b.in_use()));
     }
 }

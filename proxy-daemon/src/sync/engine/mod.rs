@@ -435,6 +435,7 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
                 sends: after.sends - before.sends,
             },
             releases: self.plane.take_releases(),
+            fills: self.plane.fill(),
             pending: service_changes + slice_changes,
             totals: self.totals,
             failing: self.retry.report(),
