@@ -6,7 +6,7 @@
 //! socket's entry says that it came by a frontend: one that was connected to the endpoint's own
 //! address is its owner's affair.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
@@ -30,9 +30,22 @@ pub trait Peers: Send {
     /// # Errors
     /// The kernel refuses.
     fn peers(&self) -> Result<Vec<(SocketKey, SocketPeer)>, TableError>;
+
+    /// Whether the backend is one again, under the same id: sockets that were sent there since
+    /// must live.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    fn serves(&self, backend: &Gone) -> Result<bool, TableError>;
 }
 
 impl Peers for Tables {
+    fn serves(&self, gone: &Gone) -> Result<bool, TableError> {
+        let backend = self.backend(gone.id)?;
+        let at = (IpAddr::from(backend.address), backend.port.to_host());
+        Ok(backend.in_use() && at == (gone.address, gone.port))
+    }
+
     fn peers(&self) -> Result<Vec<(SocketKey, SocketPeer)>, TableError> {
         Self::peers(self)
     }
@@ -95,10 +108,11 @@ impl<P: Peers, S: Sockets> Worker<P, S> {
     fn release(&mut self, gone: &[Gone], report: &Sender<FlowRelease>) {
         for family in Family::ALL {
             let of_family = |gone: &&Gone| gone.address.is_ipv4() == (family == Family::V4);
-            let gone: HashMap<(IpAddr, u16), BackendId> = gone
+            let gone: HashSet<(IpAddr, u16, BackendId)> = gone
                 .iter()
                 .filter(of_family)
-                .map(|gone| ((gone.address, gone.port), gone.id))
+                .filter(|gone| !self.peers.serves(gone).unwrap_or(false))
+                .map(|gone| (gone.address, gone.port, gone.id))
                 .collect();
             if gone.is_empty() {
                 continue;
@@ -126,13 +140,13 @@ impl<P: Peers, S: Sockets> Worker<P, S> {
         }
     }
 
-    fn release_all(&mut self, gone: &HashMap<(IpAddr, u16), BackendId>) -> Result<usize, String> {
+    fn release_all(&mut self, gone: &HashSet<(IpAddr, u16, BackendId)>) -> Result<usize, String> {
         let peers = self.peers.peers().map_err(|error| error.to_string())?;
         let doomed: HashMap<u64, SocketAddr> = peers
             .into_iter()
             .filter_map(|(key, peer)| {
                 let (address, port) = (IpAddr::from(key.address), key.port.to_host());
-                let is_gone = gone.get(&(address, port)) == Some(&peer.backend);
+                let is_gone = gone.contains(&(address, port, peer.backend));
                 is_gone.then(|| (key.cookie, SocketAddr::new(address, port)))
             })
             .collect();
@@ -154,6 +168,10 @@ mod tests {
     struct Entries(Vec<(SocketKey, SocketPeer)>);
 
     impl Peers for Entries {
+        fn serves(&self, gone: &Gone) -> Result<bool, TableError> {
+            Ok(gone.id == BackendId(9))
+        }
+
         fn peers(&self) -> Result<Vec<(SocketKey, SocketPeer)>, TableError> {
             Ok(self.0.clone())
         }
@@ -171,13 +189,15 @@ mod tests {
         let sockets = FakeSockets::default();
         let peer: SocketAddr = (address, 53).into();
         let elsewhere: SocketAddr = ([10, 244, 0, 2], 53).into();
-        // By the Service, by another Service, by itself, and connected elsewhere since.
+        // By the Service, by another Service, by one that is served again, and elsewhere since.
         let all = [(1, peer), (2, peer), (3, peer), (4, elsewhere)];
         let all = all.map(|(cookie, peer)| UdpSocket { peer, cookie });
         sockets.0.lock().unwrap().extend(all.clone());
-        let entries = Entries(vec![entry(1, 7), entry(2, 8), entry(4, 7)]);
+        let entries = Entries(vec![entry(1, 7), entry(2, 8), entry(3, 9), entry(4, 7)]);
         let release = SocketRelease::start(entries, sockets.clone()).unwrap();
-        release.release(vec![Gone { id: BackendId(7), address, port: 53 }]);
+        let gone = |id| Gone { id: BackendId(id), address, port: 53 };
+        release.release(vec![gone(9)]);
+        release.release(vec![gone(7)]);
         let first = release.done.recv().unwrap();
         assert_eq!((first.family, first.released), (Family::V4, Some(1)));
         assert_eq!(release.done.recv().unwrap().released, Some(0), "looked for once more");
