@@ -1,9 +1,16 @@
 //! The structs in the maps. The only definition of them: programs and daemon compile it.
 //!
 //! ```text
+//! CONFIG     0           -> Config     array; the daemon's, of which FEATURES may change live
 //! FRONTENDS  FrontendKey -> Frontend   hash; names ranges of SLOTS and the counters' index
 //! SLOTS      index       -> BackendId  array; a range of it is one set of backends
 //! BACKENDS   BackendId   -> Backend    array
+//! AFFINITY   AffinityKey -> Affinity   LRU hash
+//! PREFIXES   prefix      -> u32        LPM trie; what kind of client an address is
+//! SOURCE_RANGES  Service and prefix -> u32   LPM trie; clients let in
+//! DEVICES    ifindex     -> Device     hash
+//! OPT_OUTS   OptOut      -> u32        hash; sockets that are left alone
+//! FLOWS, FRAGMENTS, SOCKETS            LRU hashes: see [`crate::layout::flow`]
 //! FRONTEND_COUNTERS  FrontendId -> FrontendCounters   per-CPU array
 //! BACKEND_COUNTERS   BackendId  -> BackendCounters    per-CPU array
 //! DROPS      Reason      -> u64                       per-CPU array
@@ -26,8 +33,32 @@ use core::ops::AddAssign;
 
 use crate::order::{Address, Be16};
 
+pub mod config;
+pub mod flow;
+
+pub use config::{Config, Device, OptOut, Prefix, RangeData, Timeouts};
+pub use flow::{
+    Affinity, AffinityKey, Flow, FragmentKey, FragmentPorts, SocketKey, SocketPeer, Tuple,
+};
+
 /// Part of the path maps are pinned under, and of the object's [`Mark`].
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 3;
+
+/// A port of a Service: what affinity and source ranges belong to, across its frontends.
+///
+/// A hash of its name, so that it is the same after a restart without being kept anywhere.
+/// In two halves, because keys of 4-byte alignment leave no holes.
+#[repr(transparent)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct ServiceId([u32; 2]);
+
+impl ServiceId {
+    #[must_use]
+    #[allow(clippy::cast_possible_truncation, reason = "split into halves")]
+    pub const fn new(hash: u64) -> Self {
+        Self([hash as u32, (hash >> 32) as u32])
+    }
+}
 
 /// Index into `FRONTEND_COUNTERS`. Stays with a frontend while its backends change.
 #[repr(transparent)]
@@ -86,7 +117,8 @@ pub struct SlotRange {
 ///
 /// Two ranges, because a Service with `externalTrafficPolicy: Local` gives clients on the
 /// node (the Cluster set) something else than clients outside (the Local set). In one
-/// value, so that both change in one step; equal for everybody else.
+/// value, so that both change in one step and one lookup finds either; equal for
+/// everybody else.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Frontend {
@@ -95,14 +127,36 @@ pub struct Frontend {
     /// For clients outside the node.
     pub outside: SlotRange,
     pub id: FrontendId,
+    pub service: ServiceId,
     /// ClientIP affinity in seconds; 0: none.
     pub affinity: u32,
-    /// None defined yet; 0.
+    /// `Frontend::NODE_DROPS | ..`
     pub flags: u32,
-    pub pad: u32,
+}
+
+impl Frontend {
+    /// Without a backend, clients of the node meet silence instead of a refusal.
+    pub const NODE_DROPS: u32 = 1;
+    pub const OUTSIDE_DROPS: u32 = 1 << 1;
+    /// The range for clients of the node is the Local set.
+    pub const NODE_LOCAL_SET: u32 = 1 << 2;
+    pub const OUTSIDE_LOCAL_SET: u32 = 1 << 3;
+    /// Only clients in `SOURCE_RANGES` are let in.
+    pub const SOURCE_RANGES: u32 = 1 << 4;
+    /// Every client's address is replaced (`--masquerade-all`).
+    pub const MASQUERADE_ALL: u32 = 1 << 5;
+    /// Every client's, when the backend is on another node: it would reply directly.
+    pub const MASQUERADE_REMOTE: u32 = 1 << 6;
+    /// That of clients outside the cluster.
+    pub const MASQUERADE_OUTSIDE: u32 = 1 << 7;
+    /// A new flow's backend is drawn instead of computed from its addresses and ports.
+    pub const RANDOM: u32 = 1 << 8;
 }
 
 /// Value of `BACKENDS`. All zero (a fresh array) is a backend that does not exist.
+///
+/// An id belongs to one Service port, so that what the flags say of sets is about the sets
+/// of that Service.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Backend {
@@ -110,24 +164,36 @@ pub struct Backend {
     pub port: Be16,
     /// `Backend::IN_USE | ..`
     pub flags: u16,
-    pub pad: u32,
+    pub service: ServiceId,
 }
 
 impl Backend {
-    /// The entry is a backend.
-    pub const IN_USE: u16 = 1;
+    /// In the set that internal and short-circuited clients choose from.
+    pub const IN_CLUSTER_SET: u16 = 1;
+    /// In the set that a Local policy leaves.
+    pub const IN_LOCAL_SET: u16 = 1 << 1;
+    /// The entry is a backend that somebody may choose.
+    pub const IN_USE: u16 = Self::IN_CLUSTER_SET | Self::IN_LOCAL_SET;
     /// On this node: the client's address can be kept.
-    pub const LOCAL: u16 = 1 << 1;
+    pub const LOCAL: u16 = 1 << 2;
+    /// The address is one of the node's own.
+    pub const HOST: u16 = 1 << 3;
 
     #[must_use]
     #[inline(always)]
     pub const fn in_use(&self) -> bool {
         self.flags & Self::IN_USE != 0
     }
+
+    #[must_use]
+    #[inline(always)]
+    pub const fn has(&self, flag: u16) -> bool {
+        self.flags & flag != 0
+    }
 }
 
 /// Packets and bytes as one hook saw them: the frame's length, a GSO packet as the
-/// segments it stands for.
+/// segments it stands for. Counted where the packet is translated, so once.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Traffic {
@@ -135,17 +201,16 @@ pub struct Traffic {
     pub bytes: u64,
 }
 
-/// Per frontend and CPU. One pair for each hook: a packet that XDP passes on is seen at
-/// tc again, and a sum of both would count it twice.
+/// Per frontend and CPU.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct FrontendCounters {
-    /// Connects given a backend in the socket layer.
+    /// Connects and flows given a backend.
     pub connections: u64,
-    /// Connects refused there.
+    /// Connects and packets refused or dropped.
     pub refused: u64,
-    pub tc: Traffic,
-    pub xdp: Traffic,
+    pub requests: Traffic,
+    pub replies: Traffic,
 }
 
 /// Per backend and CPU.
@@ -153,7 +218,8 @@ pub struct FrontendCounters {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct BackendCounters {
     pub connections: u64,
-    pub traffic: Traffic,
+    pub requests: Traffic,
+    pub replies: Traffic,
 }
 
 impl AddAssign for Traffic {
@@ -167,15 +233,16 @@ impl AddAssign for FrontendCounters {
     fn add_assign(&mut self, other: Self) {
         self.connections += other.connections;
         self.refused += other.refused;
-        self.tc += other.tc;
-        self.xdp += other.xdp;
+        self.requests += other.requests;
+        self.replies += other.replies;
     }
 }
 
 impl AddAssign for BackendCounters {
     fn add_assign(&mut self, other: Self) {
         self.connections += other.connections;
-        self.traffic += other.traffic;
+        self.requests += other.requests;
+        self.replies += other.replies;
     }
 }
 
@@ -258,11 +325,28 @@ macro_rules! layout {
 layout! {
     FrontendKey [20] { address @ 0, port @ 16, protocol @ 18, pad @ 19 }
     SlotRange [8] { base @ 0, len @ 4 }
-    Frontend [32] { node @ 0, outside @ 8, id @ 16, affinity @ 20, flags @ 24, pad @ 28 }
-    Backend [24] { address @ 0, port @ 16, flags @ 18, pad @ 20 }
+    Frontend [36] { node @ 0, outside @ 8, id @ 16, service @ 20, affinity @ 28, flags @ 32 }
+    Backend [28] { address @ 0, port @ 16, flags @ 18, service @ 20 }
     Traffic [16] { packets @ 0, bytes @ 8 }
-    FrontendCounters [48] { connections @ 0, refused @ 8, tc @ 16, xdp @ 32 }
-    BackendCounters [24] { connections @ 0, traffic @ 8 }
+    FrontendCounters [48] { connections @ 0, refused @ 8, requests @ 16, replies @ 32 }
+    BackendCounters [40] { connections @ 0, requests @ 8, replies @ 24 }
+    Tuple [40] { source @ 0, destination @ 16, source_port @ 32, destination_port @ 34,
+        protocol @ 36, pad @ 37 }
+    Flow [64] { to @ 0, seen @ 40, backend @ 48, frontend @ 52, flags @ 56, pad @ 60 }
+    FragmentKey [40] { source @ 0, destination @ 16, id @ 32, protocol @ 36, pad @ 37 }
+    FragmentPorts [4] { source_port @ 0, destination_port @ 2 }
+    AffinityKey [24] { client @ 0, service @ 16 }
+    Affinity [16] { seen @ 0, backend @ 8, pad @ 12 }
+    SocketKey [32] { cookie @ 0, address @ 8, port @ 24, pad @ 26 }
+    SocketPeer [24] { address @ 0, port @ 16, pad @ 18, backend @ 20 }
+    Timeouts [24] { tcp_opening @ 0, tcp_established @ 4, tcp_closing @ 8, udp @ 12,
+        udp_replied @ 16, sctp @ 20 }
+    Prefix [32] { address @ 0, mask @ 16 }
+    Config [208] { features @ 0, seed @ 4, source4 @ 8, source6 @ 24, port_low @ 40,
+        port_high @ 42, prefixes @ 44, service_prefixes @ 48, timeouts @ 176, dropping @ 200, pad @ 204 }
+    Device [40] { source4 @ 0, source6 @ 16, flags @ 32, pad @ 36 }
+    OptOut [16] { id @ 0, kind @ 8, pad @ 12 }
+    RangeData [24] { service @ 0, address @ 8 }
     Mark [16] { version @ 0, pad @ 4, fingerprint @ 8 }
 }
 
@@ -271,18 +355,62 @@ layout! {
 #[allow(unsafe_code, reason = "aya asks for the promise that there is no padding")]
 unsafe impl aya::Pod for BackendId {}
 
+// SAFETY: `repr(transparent)` over four u32.
+#[cfg(feature = "user")]
+#[allow(unsafe_code, reason = "aya asks for the promise that there is no padding")]
+unsafe impl aya::Pod for Address {}
+
 /// Names of maps and programs in the object, for the loader.
 pub mod names {
+    pub const CONFIG: &str = "CONFIG";
     pub const FRONTENDS: &str = "FRONTENDS";
     pub const SLOTS: &str = "SLOTS";
     pub const BACKENDS: &str = "BACKENDS";
+    pub const AFFINITY: &str = "AFFINITY";
+    pub const PREFIXES: &str = "PREFIXES";
+    pub const SOURCE_RANGES: &str = "SOURCE_RANGES";
+    pub const DEVICES: &str = "DEVICES";
+    pub const OPT_OUTS: &str = "OPT_OUTS";
+    pub const FLOWS: &str = "FLOWS";
+    pub const FRAGMENTS: &str = "FRAGMENTS";
+    pub const SOCKETS: &str = "SOCKETS";
     pub const FRONTEND_COUNTERS: &str = "FRONTEND_COUNTERS";
     pub const BACKEND_COUNTERS: &str = "BACKEND_COUNTERS";
     pub const DROPS: &str = "DROPS";
 
-    pub const CONNECT4: &str = "connect4";
-    pub const CONNECT6: &str = "connect6";
+    /// Those that outlive the daemon: all but a program's own working memory.
+    pub const PINNED: [&str; 15] = [
+        CONFIG,
+        FRONTENDS,
+        SLOTS,
+        BACKENDS,
+        AFFINITY,
+        PREFIXES,
+        SOURCE_RANGES,
+        DEVICES,
+        OPT_OUTS,
+        FLOWS,
+        FRAGMENTS,
+        SOCKETS,
+        FRONTEND_COUNTERS,
+        BACKEND_COUNTERS,
+        DROPS,
+    ];
+
+    /// At the cgroup, in the order in which they are attached: what undoes a translation
+    /// before what makes one.
+    pub const CGROUP: [&str; 8] = [
+        "getpeername4",
+        "getpeername6",
+        "recvmsg4",
+        "recvmsg6",
+        "sendmsg4",
+        "sendmsg6",
+        "connect4",
+        "connect6",
+    ];
     pub const TC_INGRESS: &str = "tc_ingress";
+    pub const TC_EGRESS: &str = "tc_egress";
     pub const XDP_INGRESS: &str = "xdp_ingress";
 
     /// Read-only global: 1 when the kernel lets a cgroup program choose the errno.
@@ -297,7 +425,7 @@ mod tests {
     /// `LAYOUT_VERSION` and put both new numbers here.
     #[test]
     fn a_changed_layout_has_a_new_version() {
-        assert_eq!((LAYOUT_VERSION, FINGERPRINT), (1, 5_747_164_597_864_548_069));
+        assert_eq!((LAYOUT_VERSION, FINGERPRINT), (3, 11_209_545_094_935_017_018));
     }
 
     #[test]

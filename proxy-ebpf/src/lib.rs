@@ -3,9 +3,13 @@
 //!
 //! * [`layout`]: the structs in the maps, their version, and the limits.
 //! * [`order`]: byte-order newtypes, so that a port cannot be stored the wrong way round.
-//! * [`parse`]: bytes of a frame to the five-tuple.
-//! * [`service`]: frontend lookup, selection and counting, generic over [`service::Tables`].
+//! * [`packet`]: a packet's bytes, read and written; [`checksum`]: the sums over them.
+//! * [`parse`]: bytes of a frame to its tuple.
+//! * [`tables`]: the maps and the network, as the logic sees them.
+//! * [`select`]: which backend; [`flow`]: connection tracking.
+//! * [`socket`], [`device`]: decisions, generic over [`tables`].
 //! * [`verdict`]: what is to become of a packet or a connect, and why.
+//! * [`rewrite`], [`answer`]: a packet made into another one.
 //!
 //! Nothing here knows of eBPF: the same code is compiled into the programs
 //! (`src/programs`, feature `programs`, target `bpfel-unknown-none`) and into unit tests
@@ -15,8 +19,18 @@
 #[cfg(test)]
 extern crate std;
 
+pub mod answer;
+pub mod checksum;
+pub mod device;
+#[cfg(any(test, feature = "host"))]
+pub mod fake;
+pub mod flow;
 pub mod layout;
 pub mod order;
+pub mod packet;
 pub mod parse;
-pub mod service;
+pub mod rewrite;
+pub mod select;
+pub mod socket;
+pub mod tables;
 pub mod verdict;

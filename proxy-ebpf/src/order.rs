@@ -45,6 +45,12 @@ impl Be16 {
     pub const fn to_kernel(self) -> u32 {
         self.0 as u32
     }
+
+    #[must_use]
+    #[inline(always)]
+    pub const fn to_wire(self) -> [u8; 2] {
+        self.0.to_ne_bytes()
+    }
 }
 
 impl fmt::Debug for Be16 {
@@ -88,6 +94,12 @@ impl Be32 {
     #[inline(always)]
     pub const fn to_kernel(self) -> u32 {
         self.0
+    }
+
+    #[must_use]
+    #[inline(always)]
+    pub const fn masked(self, mask: Self) -> Self {
+        Self(self.0 & mask.0)
     }
 }
 
@@ -133,6 +145,14 @@ impl Address {
     #[inline(always)]
     pub const fn words(self) -> [Be32; 4] {
         self.0
+    }
+
+    /// `::`, which a zeroed map value holds where there is no address.
+    #[must_use]
+    #[inline(always)]
+    pub fn is_unset(&self) -> bool {
+        let [a, b, c, d] = self.0;
+        a.0 | b.0 | c.0 | d.0 == 0
     }
 }
 

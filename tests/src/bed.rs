@@ -7,10 +7,14 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 use ipnetwork::{IpNetwork, Ipv4Network};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
 use serde_json::{Value, json};
 
 use crate::apiserver::{ApiServer, Options};
-use crate::cluster::{API_SERVER_V4, API_SERVER_V6, Cluster, Families, Host, Node, Spawned};
+use crate::cluster::{
+    API_SERVER_V4, API_SERVER_V6, Cluster, Families, Host, Node, Sockets, Spawned,
+};
 use crate::traffic::{Listen, Protocol, Server};
 
 /// 10.96.0.0 to 10.97.255.255.
@@ -28,6 +32,8 @@ pub struct Settings {
     /// `--proxy-mode`.
     pub mode: &'static str,
     pub families: Families,
+    /// Programs at the nodes' cgroups see these.
+    pub sockets: Sockets,
     pub nodes: u8,
     pub pods_per_node: u8,
     /// Where logs and the kubeconfig go.
@@ -54,11 +60,15 @@ impl Bed {
     /// When this is not root on a kernel that has what it takes.
     pub fn build(settings: Settings) -> Result<Self> {
         load_modules();
+        if settings.mode == "ebpf" {
+            hide_mounts()?;
+        }
         fs::create_dir_all(&settings.directory)?;
         let builder = Cluster::builder()
             .nodes(settings.nodes)
             .pods_per_node(settings.pods_per_node)
-            .outside_client();
+            .outside_client()
+            .sockets(settings.sockets);
         let cluster = match settings.families {
             Families::V4 => builder.ipv4_only(),
             Families::V6 => builder.ipv6_only(),
@@ -90,8 +100,31 @@ impl Bed {
         self.settings.mode
     }
 
+    /// Pods are translated as they connect, and not packet by packet.
+    #[must_use]
+    pub fn by_sockets(&self) -> bool {
+        self.settings.mode == "ebpf" && self.settings.sockets == Sockets::Everybodys
+    }
+
     fn kubeconfig(&self) -> PathBuf {
         self.settings.directory.join("kubeconfig")
+    }
+
+    /// Where a node's daemon has the BPF file system, in ebpf mode.
+    #[must_use]
+    pub fn bpf_root(&self, node: usize) -> PathBuf {
+        self.settings.directory.join(format!("bpf-{}", self.cluster.node(node).name()))
+    }
+
+    /// What each daemon needs for itself where nodes share a kernel.
+    fn own_arguments(&self, node: usize) -> Vec<String> {
+        if self.settings.mode != "ebpf" {
+            return Vec::new();
+        }
+        vec![
+            format!("--bpf-root={}", self.bpf_root(node).display()),
+            format!("--cgroup-root={}", self.cluster.node(node).node_cgroup().display()),
+        ]
     }
 
     fn log_path(&self, node: usize) -> PathBuf {
@@ -114,6 +147,7 @@ impl Bed {
             .arg(format!("--cluster-cidr={}", self.cluster.families().cluster_cidr()))
             .arg("--kubeconfig")
             .arg(self.kubeconfig())
+            .args(self.own_arguments(node))
             .args(&self.settings.arguments)
             .args(extra)
             .stdout(log.try_clone()?)
@@ -235,6 +269,17 @@ impl Bed {
     }
 }
 
+impl Drop for Bed {
+    /// What was mounted for the daemons goes, or else the directory could not.
+    fn drop(&mut self) {
+        self.daemons.clear();
+        for node in 0..self.cluster.nodes().len() {
+            // Most modes mount nothing.
+            let _ = umount2(&self.bpf_root(node), MntFlags::MNT_DETACH);
+        }
+    }
+}
+
 fn api_options(families: Families) -> Options {
     let listen: IpAddr =
         if families.has_v4() { API_SERVER_V4.into() } else { API_SERVER_V6.into() };
@@ -248,6 +293,14 @@ fn api_options(families: Families) -> Options {
         IpNetwork::V6(_) => families.has_v6(),
     });
     options
+}
+
+/// What is mounted from here on by this thread and those it starts, and by the daemons, goes
+/// with them.
+fn hide_mounts() -> Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS).context("a new mount namespace")?;
+    let none: Option<&str> = None;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("private mounts")
 }
 
 /// Modules that the kernel does not load by itself inside a namespace. What is built in, or

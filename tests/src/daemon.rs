@@ -27,10 +27,23 @@ impl Daemon {
     /// # Errors
     /// When it cannot be started.
     pub fn start(program: &Path, directory: &Path, arguments: &[&str]) -> Result<Self> {
+        Self::start_in("ipvs", program, directory, arguments)
+    }
+
+    /// The same in the mode that is named.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_in(
+        mode: &str,
+        program: &Path,
+        directory: &Path,
+        arguments: &[&str],
+    ) -> Result<Self> {
         let log = directory.join(format!("daemon-{}.log", fs::read_dir(directory)?.count()));
         let file = File::create(&log)?;
         let child = Command::new(program)
-            .arg("--proxy-mode=ipvs")
+            .arg(format!("--proxy-mode={mode}"))
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -2,6 +2,7 @@
 
 mod addresses;
 mod conntrack;
+mod ebpf;
 mod ipvs;
 mod logging;
 mod reload;
@@ -15,6 +16,7 @@ use tokio::sync::mpsc;
 use tracing::{debug, error, info, warn};
 
 use crate::config::{self, Config, ProxyMode, Source};
+use crate::dataplane::Dataplane;
 use crate::kernel::capabilities::check_net_admin;
 use crate::model::{Event, Family, NodeName};
 use crate::serve::{self, Status};
@@ -69,26 +71,41 @@ fn run(config: &Config, hostname: &str) -> Result<(), Fatal> {
         return Ok(());
     }
     check_net_admin().map_err(|error| error.to_string())?;
+    let families = families();
     match config.proxy_mode {
-        ProxyMode::Ipvs => {}
+        ProxyMode::Ipvs if config.cleanup => ipvs::cleanup(config),
+        ProxyMode::Ebpf if config.cleanup => ebpf::cleanup(config),
+        ProxyMode::Ipvs => {
+            let (plane, link) = ipvs::plane(config, &families)?;
+            conntrack::apply(config);
+            drive(config, hostname, plane, link, families)
+        }
         ProxyMode::Ebpf => {
-            return Err("--proxy-mode=ebpf: this version loads and tests its eBPF programs but \
-                        carries no traffic with them yet; use --proxy-mode=ipvs"
-                .to_owned());
+            let plane = ebpf::plane(config)?;
+            drive(config, hostname, plane, NO_LINK, families)
         }
     }
-    if config.cleanup {
-        return ipvs::cleanup(config);
-    }
-    let families = families();
-    let (plane, link) = ipvs::plane(config, &families)?;
-    conntrack::apply(config);
+}
+
+/// No link has this index: all addresses are the node's own.
+const NO_LINK: u32 = 0;
+
+/// Runs until stopped. Addresses of `link` are not the node's.
+fn drive<D>(
+    config: &Config,
+    hostname: &str,
+    plane: D,
+    link: u32,
+    families: Vec<Family>,
+) -> Result<(), Fatal>
+where
+    D: Dataplane + 'static,
+{
     if config.init_only {
         info!("the kernel is prepared; ending, as --init-only asks");
         return Ok(());
     }
     adjust_oom_score(config.oom_score_adj);
-
     let status = Status::new(config, &families);
     let (inputs, engine_inputs) = sync_channel(QUEUE);
     let engine =

@@ -14,8 +14,8 @@ use super::flags::{
 };
 use super::value::{self, Expected};
 use super::{
-    Config, Conntrack, DetectLocal, Ipvs, LogFormat, Logging, Masquerade, NodePortAddresses,
-    ProxyMode, Serving, Source,
+    Config, Conntrack, DetectLocal, Ipvs, LogFormat, Logging, MapSizes, Masquerade,
+    NodePortAddresses, ProxyMode, Serving, Source, Xdp,
 };
 use crate::model::NodeName;
 
@@ -146,6 +146,19 @@ pub(super) fn build(
         serving: serving(p, &flags.serving),
         logging: logging(p, &flags.serving),
         cgroup_root: path(&flags.host.cgroup_root),
+        socket_opt_outs: list(&flags.host.socket_opt_out),
+        devices: list(&flags.host.devices),
+        xdp: p.take("--xdp", &flags.host.xdp, |raw| match raw {
+            "off" => Ok(Xdp::Off),
+            "auto" => Ok(Xdp::Auto),
+            "native" => Ok(Xdp::Native),
+            "generic" => Ok(Xdp::Generic),
+            _ => Err("must be off, auto, native or generic".to_owned()),
+        }),
+        map_sizes: p.take("--ebpf-map-sizes", &flags.host.ebpf_map_sizes, map_sizes),
+        bpf_root: p.take("--bpf-root", &flags.host.bpf_root, |raw| {
+            path(raw).ok_or_else(|| "must be a directory, for example /sys/fs/bpf".to_owned())
+        }),
         sysctl_root: p.take("--sysctl-root", &flags.host.sysctl_root, |raw| {
             path(raw).ok_or_else(|| "must be a directory, for example /proc/sys".to_owned())
         }),
@@ -159,6 +172,30 @@ pub(super) fn build(
         warnings,
     };
     if problems.is_empty() { Ok(config) } else { Err(problems) }
+}
+
+fn map_sizes(raw: &str) -> Result<MapSizes, Expected> {
+    let mut sizes = MapSizes::default();
+    for part in list(raw) {
+        let parsed = part.split_once('=').and_then(|(name, size)| {
+            let size = size.parse::<u32>().ok().filter(|size| (1..=1 << 26).contains(size))?;
+            *match name {
+                "frontends" => &mut sizes.frontends,
+                "backends" => &mut sizes.backends,
+                "slots" => &mut sizes.slots,
+                _ => return None,
+            } = size;
+            Some(())
+        });
+        if parsed.is_none() {
+            return Err("must be like frontends=N,backends=N,slots=N, N up to 67108864".to_owned());
+        }
+    }
+    Ok(sizes)
+}
+
+fn list(raw: &str) -> Vec<String> {
+    raw.split(',').map(str::trim).filter(|one| !one.is_empty()).map(str::to_owned).collect()
 }
 
 fn path(raw: &str) -> Option<PathBuf> {

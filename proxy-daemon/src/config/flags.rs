@@ -374,6 +374,39 @@ pub struct HostFlags {
     #[arg(long, value_name = "DIR", default_value = "", hide_default_value = true)]
     pub cgroup_root: String,
 
+    /// cgroups below --cgroup-root whose sockets ebpf mode leaves alone, by comma; * for any part
+    /// of a name
+    ///
+    /// Their packets are translated at the devices instead. For clients that must see a Service's
+    /// own address. Example: kubepods.slice/*/kubepods-*-podUID.slice
+    #[arg(long, value_name = "PATHS", default_value = "", hide_default_value = true)]
+    pub socket_opt_out: String,
+
+    /// Devices whose packets ebpf mode translates, by comma; * at the end of a name for any
+    /// [default: every Ethernet device that is no part of another]
+    #[arg(long, value_name = "NAMES", default_value = "", hide_default_value = true)]
+    pub devices: String,
+
+    /// Entries of ebpf mode's maps, by comma, when they are made: frontends (an address and port),
+    /// backends (an endpoint of a Service port), slots (an endpoint of a frontend's set)
+    ///
+    /// Maps that are there keep their size until --cleanup.
+    #[arg(
+        long,
+        value_name = "SIZES",
+        default_value = "frontends=16384,backends=65536,slots=262144"
+    )]
+    pub ebpf_map_sizes: String,
+
+    /// XDP for what comes in from other machines: off, auto (in the driver where it can), native
+    /// (in the driver or not at all), generic
+    #[arg(long, value_name = "MODE", default_value = "off")]
+    pub xdp: String,
+
+    /// Where the BPF file system is, or is to be mounted, for what outlives the daemon
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf")]
+    pub bpf_root: String,
+
     /// Directory of the kernel's settings
     ///
     /// A container that is not privileged has /proc/sys read-only. Mount the host's

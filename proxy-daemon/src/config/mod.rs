@@ -73,6 +73,13 @@ pub struct Config {
     pub logging: Logging,
     /// `None`: find the cgroup2 mount.
     pub cgroup_root: Option<PathBuf>,
+    /// Patterns of cgroups.
+    pub socket_opt_outs: Vec<String>,
+    /// Names and patterns; none: every Ethernet device that is no part of another.
+    pub devices: Vec<String>,
+    pub xdp: Xdp,
+    pub map_sizes: MapSizes,
+    pub bpf_root: PathBuf,
     /// `/proc/sys`, or where the host's is mounted writable.
     pub sysctl_root: PathBuf,
     /// -1000 to 1000.
@@ -81,6 +88,31 @@ pub struct Config {
     pub notes: Vec<String>,
     /// Accepted, but probably not what was meant: for the log.
     pub warnings: Vec<String>,
+}
+
+/// Entries of ebpf mode's maps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MapSizes {
+    pub frontends: u32,
+    pub backends: u32,
+    pub slots: u32,
+}
+
+impl Default for MapSizes {
+    fn default() -> Self {
+        Self { frontends: 1 << 14, backends: 1 << 16, slots: 1 << 18 }
+    }
+}
+
+/// Where ebpf mode attaches its program at XDP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Xdp {
+    #[default]
+    Off,
+    /// In the driver where it can, else generic.
+    Auto,
+    Native,
+    Generic,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -83,6 +83,11 @@ fn defaults_are_those_of_kube_proxy() {
             },
             logging: Logging { verbosity: 0, format: LogFormat::Text },
             cgroup_root: None,
+            socket_opt_outs: Vec::new(),
+            devices: Vec::new(),
+            xdp: Xdp::Off,
+            map_sizes: MapSizes::default(),
+            bpf_root: PathBuf::from("/sys/fs/bpf"),
             sysctl_root: PathBuf::from("/proc/sys"),
             oom_score_adj: -999,
             notes: vec![],
@@ -347,7 +352,19 @@ fn host() {
     let config = good(&["--cgroup-root=/run/cg", "--sysctl-root=/host/proc/sys"]);
     assert_eq!(config.cgroup_root, Some("/run/cg".into()));
     assert_eq!(config.sysctl_root, PathBuf::from("/host/proc/sys"));
+    let config = good(&["--devices=eth0, cali*,", "--bpf-root=/run/bpf"]);
+    assert_eq!(config.devices, ["eth0", "cali*"]);
+    assert_eq!(config.bpf_root, PathBuf::from("/run/bpf"));
     assert_eq!(bad(&["--sysctl-root="]), ["--sysctl-root="]);
+    let config = good(&["--socket-opt-out=kubepods/*, system", "--xdp=native"]);
+    assert_eq!(config.socket_opt_outs, ["kubepods/*", "system"]);
+    assert_eq!(config.xdp, Xdp::Native);
+    assert_eq!(bad(&["--xdp=yes"]), ["--xdp=yes"]);
+    let sizes = MapSizes { backends: 7, ..MapSizes::default() };
+    assert_eq!(good(&["--ebpf-map-sizes=backends=7"]).map_sizes, sizes);
+    for wrong in ["--ebpf-map-sizes=backends", "--ebpf-map-sizes=slots=0"] {
+        assert_eq!(bad(&[wrong]), [wrong]);
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The data planes behind one trait.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
@@ -60,6 +61,14 @@ pub struct FlowRelease {
     pub released: Option<usize>,
 }
 
+/// How much of a kernel table of fixed size is in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fill {
+    pub table: &'static str,
+    pub used: u32,
+    pub capacity: u32,
+}
+
 /// What the Services stand in.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Surroundings<'a> {
@@ -83,6 +92,9 @@ pub trait Dataplane: Send {
     /// The surroundings are now these. True when what [`Dataplane::prepare`] makes depends
     /// on what changed, so that it has to be called again.
     fn surroundings_changed(&mut self, now: Surroundings<'_>) -> bool;
+
+    /// The node has these addresses now. Called before frontends are lowered again.
+    fn addresses_changed(&mut self, _addresses: &[IpAddr]) {}
 
     /// Makes what all frontends stand on: links, tables, sysctls. Idempotent.
     fn prepare(&mut self) -> Result<(), PlaneError>;
@@ -111,6 +123,11 @@ pub trait Dataplane: Send {
     }
 
     fn work(&self) -> WorkDone;
+
+    /// Tables that can be full.
+    fn fill(&self) -> Vec<Fill> {
+        Vec::new()
+    }
 
     /// What was done about flows of endpoints that are gone, since the last call of this.
     fn take_releases(&mut self) -> Vec<FlowRelease> {

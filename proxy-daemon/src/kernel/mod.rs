@@ -8,5 +8,6 @@ pub mod listeners;
 pub mod modules;
 pub mod netlink;
 pub mod nftables;
+pub mod sockets;
 pub mod sysctl;
 pub mod xtables;

@@ -180,6 +180,8 @@ mod tests {
             port: PortName { service: service.clone(), port: "".into() },
             kind: FrontendKind::ExternalIp,
             backends: BackendSet::from([]),
+            local_only: false,
+            short_circuit_set: None,
             short_circuit: None,
             shared: None,
             when_empty: WhenEmpty::Reject,

@@ -52,6 +52,8 @@ fn frontend(service: &ObjectName, backends: &BTreeSet<u8>) -> Frontend {
                 weight: 1,
             })
             .collect(),
+        local_only: false,
+        short_circuit_set: None,
         short_circuit: None,
         shared: None,
         when_empty: WhenEmpty::Reject,

@@ -98,6 +98,11 @@ pub struct Frontend {
     pub port: PortName,
     pub kind: FrontendKind,
     pub backends: BackendSet,
+    /// The set is the one that a Local policy leaves, not the Cluster set.
+    pub local_only: bool,
+    /// What pods of this node and the node itself get instead, where that differs: the
+    /// Cluster set.
+    pub short_circuit_set: Option<BackendSet>,
     /// The frontend of the same Service port that serves pods of this node and the node
     /// itself instead: it has the Cluster set where this one has the Local set.
     pub short_circuit: Option<FrontendKey>,

@@ -199,6 +199,7 @@ fn external_frontend(
     Frontend {
         kind: FrontendKind::ExternalIp,
         short_circuit: sets.short_circuit,
+        short_circuit_set: sets.short_circuit.map(|_| BackendSet::clone(&categories.cluster.0)),
         shared: sets.shared,
         masquerade: if local && !node.masquerade_all {
             Masquerade::Never
@@ -221,6 +222,8 @@ fn set_frontend(
         port: name.clone(),
         kind: FrontendKind::ClusterIp,
         backends: BackendSet::clone(backends),
+        local_only: local,
+        short_circuit_set: None,
         short_circuit: None,
         shared: None,
         when_empty: when_empty(local, categories),

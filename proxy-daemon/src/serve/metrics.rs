@@ -20,6 +20,7 @@ use prometheus_client::registry::Registry;
 use super::process::ProcessCollector;
 use super::source::SourceCollector;
 use crate::config::{Config, KUBERNETES, NodePortAddresses, ProxyMode, Source};
+use crate::dataplane::Fill;
 use crate::model::{Family, Rejected};
 use crate::sync::{SyncKind, SyncReport};
 use crate::watch::SourceStats;
@@ -56,6 +57,11 @@ struct KindLabel {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StateLabel {
     state: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TableLabel {
+    table: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -170,6 +176,8 @@ pub struct Metrics {
     divergent: Vector<StateLabel, Gauge>,
     repaired: Counter,
     failing: Gauge,
+    table_entries: Vector<TableLabel, Gauge>,
+    table_capacity: Vector<TableLabel, Gauge>,
     node_eligible: Gauge,
     source: SourceCollector,
 }
@@ -218,6 +226,8 @@ impl Metrics {
             divergent: Vector::default(),
             repaired: Counter::default(),
             failing: Gauge::default(),
+            table_entries: Vector::default(),
+            table_capacity: Vector::default(),
             node_eligible: Gauge::default(),
             source: SourceCollector::default(),
         };
@@ -358,6 +368,16 @@ impl Metrics {
         );
         r.register("failing_objects", "Kernel objects that keep failing", self.failing.clone());
         r.register(
+            "table_entries",
+            "Entries in use of the eBPF maps that can be full",
+            self.table_entries.clone(),
+        );
+        r.register(
+            "table_capacity",
+            "Entries that these have room for",
+            self.table_capacity.clone(),
+        );
+        r.register(
             "node_eligible",
             "1 while load balancers may send to this node",
             self.node_eligible.clone(),
@@ -456,6 +476,11 @@ impl Metrics {
             (&self.failing, report.failing_total),
         ] {
             gauge.set(level(value));
+        }
+        for Fill { table, used, capacity } in &report.fills {
+            let label = TableLabel { table: *table };
+            self.table_entries.get_or_create(&label).set(i64::from(*used));
+            self.table_capacity.get_or_create(&label).set(i64::from(*capacity));
         }
         for (state, value) in [("missing", totals.missing), ("unwanted", totals.unwanted)] {
             self.divergent.get_or_create(&StateLabel { state }).set(level(value));

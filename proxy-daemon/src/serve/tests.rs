@@ -70,6 +70,7 @@ impl Bed {
             ops_failed: 0,
             work: Work::default(),
             releases: vec![],
+            fills: vec![],
             pending: 0,
             totals: Totals::default(),
             failing: vec![],

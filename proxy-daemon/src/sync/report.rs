@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::dataplane::FlowRelease;
+use crate::dataplane::{Fill, FlowRelease};
 use crate::model::{ObjectName, Rejected};
 use crate::policy::LocalReady;
 
@@ -62,6 +62,8 @@ pub struct SyncReport {
     pub work: Work,
     /// Looks for flows of endpoints that are gone.
     pub releases: Vec<FlowRelease>,
+    /// Of the data plane's tables that can be full.
+    pub fills: Vec<Fill>,
     /// Service and slice changes received but not yet programmed.
     pub pending: usize,
     pub totals: Totals,

@@ -3,8 +3,11 @@
 //! | program | hook | what it does |
 //! |---|---|---|
 //! | `connect4`, `connect6` | cgroup, `connect(2)` | sends the socket to a backend, or refuses |
-//! | `tc_ingress` | tcx or clsact, ingress | counts the packets of each frontend |
-//! | `xdp_ingress` | XDP | counts the packets of each frontend |
+//! | `sendmsg4`, `sendmsg6` | cgroup, `sendmsg(2)` | the same for a datagram with an address |
+//! | `recvmsg4`, `recvmsg6` | cgroup, `recvmsg(2)` | shows the frontend as the sender |
+//! | `getpeername4`, `getpeername6` | cgroup | shows the frontend as the peer |
+//! | `tc_ingress`, `tc_egress` | tcx or clsact | translates packets in both directions, answers |
+//! | `xdp_ingress` | XDP | the same for what goes on to another node or back to a client |
 //!
 //! `docs/ebpf.md` says how they are built and loaded.
 #![no_std]
@@ -15,9 +18,12 @@
 #[cfg(not(target_arch = "bpf"))]
 compile_error!("feature `programs` is for target bpfel-unknown-none: use `cargo xtask build`");
 
-mod connect;
-mod device;
 mod maps;
+mod route;
+mod skb;
+mod socket;
+mod tc;
+mod xdp;
 
 use proxy_ebpf::layout::Mark;
 

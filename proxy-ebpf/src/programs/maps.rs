@@ -2,14 +2,22 @@
 //!
 //! The sizes here are for tests; the loader sets them from the daemon's configuration.
 
-use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST};
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, PerCpuArray};
+use aya_ebpf::maps::lpm_trie::Key;
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
+use proxy_ebpf::device::Work;
 use proxy_ebpf::layout::{
-    Backend, BackendCounters, BackendId, Frontend, FrontendCounters, FrontendId, FrontendKey,
+    Affinity, AffinityKey, Backend, BackendCounters, BackendId, Config, Device, Flow, FragmentKey,
+    FragmentPorts, Frontend, FrontendCounters, FrontendId, FrontendKey, OptOut, RangeData,
+    ServiceId, SocketKey, SocketPeer, Tuple,
 };
-use proxy_ebpf::service::Tables;
+use proxy_ebpf::order::Address;
+use proxy_ebpf::tables::Tables;
 use proxy_ebpf::verdict::Reason;
+
+#[map]
+static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
 
 /// Not preallocated: the memory follows the number of Services, and the limit can be
 /// generous.
@@ -24,6 +32,30 @@ static SLOTS: Array<BackendId> = Array::with_max_entries(1024, 0);
 static BACKENDS: Array<Backend> = Array::with_max_entries(1024, 0);
 
 #[map]
+static AFFINITY: LruHashMap<AffinityKey, Affinity> = LruHashMap::with_max_entries(1024, 0);
+
+#[map]
+static PREFIXES: LpmTrie<Address, u32> = LpmTrie::with_max_entries(1024, BPF_F_NO_PREALLOC);
+
+#[map]
+static SOURCE_RANGES: LpmTrie<RangeData, u32> = LpmTrie::with_max_entries(1024, BPF_F_NO_PREALLOC);
+
+#[map]
+static DEVICES: HashMap<u32, Device> = HashMap::with_max_entries(1024, BPF_F_NO_PREALLOC);
+
+#[map]
+static OPT_OUTS: HashMap<OptOut, u32> = HashMap::with_max_entries(1024, BPF_F_NO_PREALLOC);
+
+#[map]
+static FLOWS: LruHashMap<Tuple, Flow> = LruHashMap::with_max_entries(1024, 0);
+
+#[map]
+static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts> = LruHashMap::with_max_entries(1024, 0);
+
+#[map]
+static SOCKETS: LruHashMap<SocketKey, SocketPeer> = LruHashMap::with_max_entries(1024, 0);
+
+#[map]
 static FRONTEND_COUNTERS: PerCpuArray<FrontendCounters> = PerCpuArray::with_max_entries(1024, 0);
 
 #[map]
@@ -32,10 +64,54 @@ static BACKEND_COUNTERS: PerCpuArray<BackendCounters> = PerCpuArray::with_max_en
 #[map]
 static DROPS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Reason::CAPACITY, 0);
 
+/// One packet's, of which a CPU has one at a time.
+#[derive(Default, Clone, Copy)]
+#[repr(C)]
+pub struct Scratch {
+    pub work: Work,
+    /// The way on: by this device, with these Ethernet addresses; or what it takes.
+    pub ifindex: u32,
+    pub ethernet: [u8; 12],
+    pub mtu: u32,
+    /// ICMP errors that may still be sent in the second that began then.
+    pub errors_left: u32,
+    pub pad: u32,
+    pub errors_since: u64,
+}
+
+#[map]
+static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+
+/// This CPU's.
+#[inline(always)]
+pub fn scratch() -> Option<&'static mut Scratch> {
+    // SAFETY: programs at devices run with bottom halves off, so that no other one has it.
+    SCRATCH.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch })
+}
+
+#[inline(always)]
+pub fn device(ifindex: u32) -> Option<&'static Device> {
+    // SAFETY: as in `Kernel::frontend`.
+    unsafe { DEVICES.get(ifindex) }
+}
+
+#[inline(always)]
+pub fn config() -> Option<&'static Config> {
+    CONFIG.get(0)
+}
+
 /// The tables in the kernel.
 pub struct Kernel;
 
+/// The key of a whole address.
+const ADDRESS_BITS: u32 = 128;
+
 impl Tables for Kernel {
+    #[inline(always)]
+    fn config(&self) -> Option<&Config> {
+        config()
+    }
+
     #[inline(always)]
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
         // SAFETY: the pointer is valid until the program ends (it runs in an RCU read
@@ -53,6 +129,76 @@ impl Tables for Kernel {
     #[inline(always)]
     fn backend(&self, id: BackendId) -> Option<Backend> {
         BACKENDS.get(id.0).copied()
+    }
+
+    #[inline(always)]
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
+        // SAFETY: as in `frontend`.
+        unsafe { AFFINITY.get(key).copied() }
+    }
+
+    #[inline(always)]
+    fn set_affinity(&self, key: &AffinityKey, value: &Affinity) {
+        // An LRU that has no element to spare for this CPU: the client may get another
+        // endpoint next time, which is no reason to refuse it now.
+        let _ = AFFINITY.insert(key, value, BPF_ANY.into());
+    }
+
+    #[inline(always)]
+    fn client(&self, address: &Address) -> u32 {
+        PREFIXES.get(Key::new(ADDRESS_BITS, *address)).copied().unwrap_or(0)
+    }
+
+    #[inline(always)]
+    fn in_source_ranges(&self, service: ServiceId, address: &Address) -> bool {
+        let data = RangeData { service, address: *address };
+        SOURCE_RANGES.get(Key::new(RangeData::SERVICE_BITS + ADDRESS_BITS, data)).is_some()
+    }
+
+    #[inline(always)]
+    fn is_opted_out(&self, who: &OptOut) -> bool {
+        OPT_OUTS.get_ptr(who).is_some()
+    }
+
+    #[inline(always)]
+    fn flow<R>(&self, key: &Tuple, access: impl FnOnce(&mut Flow) -> R) -> Option<R> {
+        // SAFETY: as in `frontend`. Two CPUs with packets of one flow write single words;
+        // a lost flag is set again by the next packet that has it.
+        FLOWS.get_ptr_mut(key).map(|flow| access(unsafe { &mut *flow }))
+    }
+
+    #[inline(always)]
+    fn add_flow(&self, key: &Tuple, flow: &Flow) -> bool {
+        FLOWS.insert(key, flow, BPF_NOEXIST.into()).is_ok()
+    }
+
+    #[inline(always)]
+    fn remove_flow(&self, key: &Tuple) -> bool {
+        FLOWS.remove(key).is_ok()
+    }
+
+    #[inline(always)]
+    fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts> {
+        // SAFETY: as in `frontend`.
+        unsafe { FRAGMENTS.get(key).copied() }
+    }
+
+    #[inline(always)]
+    fn set_fragment(&self, key: &FragmentKey, ports: &FragmentPorts) {
+        // Without the entry the rest of the datagram is lost, as if by the network.
+        let _ = FRAGMENTS.insert(key, ports, BPF_ANY.into());
+    }
+
+    #[inline(always)]
+    fn peer(&self, key: &SocketKey) -> Option<SocketPeer> {
+        // SAFETY: as in `frontend`.
+        unsafe { SOCKETS.get(key).copied() }
+    }
+
+    #[inline(always)]
+    fn set_peer(&self, key: &SocketKey, peer: &SocketPeer) {
+        // Without the entry the socket's owner sees the backend's address.
+        let _ = SOCKETS.insert(key, peer, BPF_ANY.into());
     }
 
     #[inline(always)]

@@ -1,19 +1,22 @@
-//! `cargo xtask demo`'s part inside the guest.
+//! `cargo xtask demo`'s part beside the simulated cluster.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use proxy_tests::demo::{Settings, run};
 
 /// Two simulated nodes, the daemon on both, Services, traffic, a table
 ///
-/// Needs root and a kernel with IPVS; `cargo xtask demo` brings such a kernel.
+/// Needs root and, in ipvs mode, a kernel with IPVS, which `cargo xtask demo` brings.
 #[derive(Debug, Parser)]
 struct Args {
     /// The daemon's program
     #[arg(long)]
     daemon: PathBuf,
+    /// Data plane
+    #[arg(long, value_enum)]
+    proxy_mode: Mode,
     /// Connections to each frontend from each kind of client
     #[arg(long, default_value_t = 80)]
     connections: usize,
@@ -22,9 +25,19 @@ struct Args {
     logs: PathBuf,
 }
 
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Mode {
+    Ipvs,
+    Ebpf,
+}
+
 fn main() -> ExitCode {
-    let Args { daemon, connections, logs } = Args::parse();
-    match run(&Settings { daemon, connections, logs }) {
+    let Args { daemon, proxy_mode, connections, logs } = Args::parse();
+    let mode = match proxy_mode {
+        Mode::Ipvs => "ipvs",
+        Mode::Ebpf => "ebpf",
+    };
+    match run(&Settings { daemon, mode, connections, logs }) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
         Err(error) => {

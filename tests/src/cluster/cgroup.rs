@@ -12,6 +12,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 
 /// Start of the directory name of every cluster; what follows is
 /// `<owner's pid>-<owner's start time>-<serial>`.
@@ -49,27 +51,53 @@ fn start_time(pid: u32) -> Option<u64> {
 #[derive(Debug)]
 pub struct ClusterCgroup {
     root: PathBuf,
+    threaded: bool,
 }
 
 impl ClusterCgroup {
-    /// Removes what dead owners left, then makes a fresh tree.
-    pub fn create() -> Result<Self> {
+    /// Removes what dead owners left, then makes a fresh tree. In a *threaded* one single
+    /// threads of a process can be in different cgroups ("Threads" in
+    /// Documentation/admin-guide/cgroup-v2.rst).
+    pub fn create(threaded: bool) -> Result<Self> {
         static SERIAL: AtomicU32 = AtomicU32::new(0);
         let mount = mount_point()?;
         remove_leftovers(&mount);
         let pid = std::process::id();
+        if threaded {
+            // The tree has to be of the same domain as the threads that enter it.
+            fs::write(mount.join("cgroup.procs"), pid.to_string()).context("the root cgroup")?;
+        }
         let start = start_time(pid).unwrap_or(0);
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
         let root = mount.join(format!("{PREFIX}{pid}-{start}-{serial}"));
-        fs::create_dir(&root).with_context(|| format!("create cgroup {}", root.display()))?;
-        Ok(Self { root })
+        let cgroup = Self { root, threaded };
+        cgroup.make(&cgroup.root)?;
+        Ok(cgroup)
+    }
+
+    fn make(&self, dir: &Path) -> Result<()> {
+        fs::create_dir(dir).with_context(|| format!("create cgroup {}", dir.display()))?;
+        if self.threaded {
+            fs::write(dir.join("cgroup.type"), "threaded")
+                .with_context(|| format!("threads in cgroup {}", dir.display()))?;
+        }
+        Ok(())
     }
 
     /// A cgroup under this cluster's root; parents are made as needed.
     pub fn child(&self, path: &str) -> Result<PathBuf> {
-        let dir = self.root.join(path);
-        fs::create_dir_all(&dir).with_context(|| format!("create cgroup {}", dir.display()))?;
+        let mut dir = self.root.clone();
+        for part in Path::new(path) {
+            dir.push(part);
+            if !dir.is_dir() {
+                self.make(&dir)?;
+            }
+        }
         Ok(dir)
+    }
+
+    pub fn is_threaded(&self) -> bool {
+        self.threaded
     }
 
     pub fn path(&self) -> &Path {
@@ -114,7 +142,11 @@ fn owner_is_dead(name: &str) -> bool {
 
 /// Ends every process under `root`, then removes it from the leaves up.
 fn remove_tree(root: &Path) -> io::Result<()> {
-    fs::write(root.join("cgroup.kill"), "1")?;
+    match fs::write(root.join("cgroup.kill"), "1") {
+        // A threaded cgroup has threads and no processes.
+        Err(error) if error.raw_os_error() == Some(nix::libc::EOPNOTSUPP) => kill_threads(root)?,
+        result => result?,
+    }
     let deadline = Instant::now() + REAP_TIMEOUT;
     loop {
         match remove_dirs(root) {
@@ -129,6 +161,29 @@ fn remove_tree(root: &Path) -> io::Result<()> {
             Err(error) => return Err(error),
         }
     }
+}
+
+/// Ends the processes of all threads under `dir` except for this one's own, which leave when
+/// their work is done.
+fn kill_threads(dir: &Path) -> io::Result<()> {
+    for id in fs::read_to_string(dir.join("cgroup.threads"))?.lines() {
+        let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
+        let process = status.lines().find_map(|line| line.strip_prefix("Tgid:"));
+        let process = process.and_then(|id| id.trim().parse::<i32>().ok());
+        let Some(process) = process.filter(|id| u32::try_from(*id) != Ok(std::process::id()))
+        else {
+            continue;
+        };
+        // It may have ended meanwhile.
+        let _ = nix::sys::signal::kill(Pid::from_raw(process), Signal::SIGKILL);
+    }
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            kill_threads(&entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 fn remove_dirs(dir: &Path) -> io::Result<()> {

@@ -14,6 +14,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use nix::sched::{CloneFlags, setns, unshare};
 
+use super::layout::Pair;
+
 /// A network namespace held only by an open file, never by a name under `/run/netns`:
 /// it ends with the last process and file that uses it, so a crash leaves nothing.
 #[derive(Debug)]
@@ -21,6 +23,7 @@ pub struct Host {
     name: String,
     netns: File,
     cgroup: PathBuf,
+    threads_join: bool,
     ipv4: Option<Ipv4Addr>,
     ipv6: Option<Ipv6Addr>,
 }
@@ -29,11 +32,11 @@ impl Host {
     pub(super) fn create(
         name: String,
         cgroup: PathBuf,
-        ipv4: Option<Ipv4Addr>,
-        ipv6: Option<Ipv6Addr>,
+        threads_join: bool,
+        (ipv4, ipv6): Pair,
     ) -> Result<Self> {
         let netns = new_netns().with_context(|| format!("network namespace of {name}"))?;
-        Ok(Self { name, netns, cgroup, ipv4, ipv6 })
+        Ok(Self { name, netns, cgroup, threads_join, ipv4, ipv6 })
     }
 
     pub fn name(&self) -> &str {
@@ -74,13 +77,18 @@ impl Host {
 
     /// Runs `work` on a thread of its own inside the namespace. Sockets and threads made
     /// there stay in it. A panic of `work` goes on in the caller. The thread stays in the
-    /// caller's cgroup: use `command` where the cgroup matters.
+    /// caller's cgroup unless the cluster was asked for [`super::Sockets`]: use `command`
+    /// where the cgroup matters.
     pub fn in_netns<R: Send>(&self, work: impl FnOnce() -> R + Send) -> io::Result<R> {
         thread::scope(|scope| {
             let thread = thread::Builder::new().name(format!("netns {}", self.name)).spawn_scoped(
                 scope,
                 || {
                     setns(&self.netns, CloneFlags::CLONE_NEWNET)?;
+                    if self.threads_join {
+                        // 0 is the writing thread itself.
+                        fs::write(self.cgroup.join("cgroup.threads"), "0")?;
+                    }
                     Ok(work())
                 },
             )?;
@@ -196,7 +204,7 @@ impl HostCommand<'_> {
         let child = child?.with_context(|| format!("start {:?}", self.inner))?;
         let mut spawned = Spawned { child };
         // Before that the end of the cluster would not end the process.
-        let members = self.host.cgroup.join("cgroup.procs");
+        let members = self.host.cgroup.join("cgroup.threads");
         let id = spawned.id().to_string();
         while spawned.child.try_wait()?.is_none() {
             if fs::read_to_string(&members)?.lines().any(|member| member == id) {

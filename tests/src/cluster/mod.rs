@@ -70,7 +70,19 @@ pub struct ClusterBuilder {
     nodes: u8,
     pods: Vec<u8>,
     outside: bool,
+    sockets: Sockets,
     families: Families,
+}
+
+/// Whose sockets are in the cgroups of their hosts when a thread of the caller makes them
+/// ([`Host::in_netns`]), so that programs at these see them. Processes always are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Sockets {
+    #[default]
+    Nobodys,
+    /// The nodes' own; pods are then like virtual machines, which have a kernel of their own.
+    OfNodes,
+    Everybodys,
 }
 
 impl ClusterBuilder {
@@ -98,6 +110,11 @@ impl ClusterBuilder {
         self
     }
 
+    pub fn sockets(mut self, whose: Sockets) -> Self {
+        self.sockets = whose;
+        self
+    }
+
     pub fn dual_stack(mut self) -> Self {
         self.families = Families::Dual;
         self
@@ -120,7 +137,7 @@ impl ClusterBuilder {
             self.pods.iter().all(|number| (2..=254).contains(number)),
             "pod host numbers are 2 to 254 (1 is the gateway)"
         );
-        let cgroup = ClusterCgroup::create()?;
+        let cgroup = ClusterCgroup::create(self.sockets != Sockets::Nobodys)?;
         let families = self.families;
         load_bridge_netfilter();
         let fabric = host("fabric", &cgroup, families.fabric(1))?;
@@ -131,7 +148,7 @@ impl ClusterBuilder {
         };
         let mut nodes = Vec::new();
         for index in 0..self.nodes {
-            nodes.push(Node::create(index, &self.pods, families, &cgroup)?);
+            nodes.push(Node::create(index, &self, &cgroup)?);
         }
         let cluster = Cluster { nodes, outside, fabric, families, cgroup };
         cluster.wire()?;
@@ -141,8 +158,7 @@ impl ClusterBuilder {
 }
 
 fn host(name: &str, cgroup: &ClusterCgroup, address: layout::Pair) -> Result<Host> {
-    let (v4, v6) = address;
-    Host::create(name.to_owned(), cgroup.child(name)?, v4, v6)
+    Host::create(name.to_owned(), cgroup.child(name)?, cgroup.is_threaded(), address)
 }
 
 /// Built into some kernels, a module in others; where it is missing a test that needs it
@@ -193,17 +209,20 @@ impl Deref for Node {
 }
 
 impl Node {
-    fn create(index: u8, pods: &[u8], families: Families, cgroup: &ClusterCgroup) -> Result<Self> {
+    fn create(index: u8, what: &ClusterBuilder, cgroup: &ClusterCgroup) -> Result<Self> {
+        let families = what.families;
         let name = format!("node-{}", char::from(b'a' + index));
-        let (v4, v6) = families.fabric(layout::FIRST_NODE_NUMBER + index);
+        let threaded = cgroup.is_threaded();
+        let address = families.fabric(layout::FIRST_NODE_NUMBER + index);
         let host_cgroup = cgroup.child(&format!("{name}/host"))?;
-        let host = Host::create(name.clone(), host_cgroup, v4, v6)?;
+        let host = Host::create(name.clone(), host_cgroup, threaded, address)?;
         let mut made = Vec::new();
-        for &number in pods {
-            let (v4, v6) = families.pod(index, number);
+        let pods_join = what.sockets == Sockets::Everybodys;
+        for &number in &what.pods {
+            let address = families.pod(index, number);
             let pod_name = format!("{name}-pod-{number}");
             let pod_cgroup = cgroup.child(&format!("{name}/pod-{number}"))?;
-            let host = Host::create(pod_name, pod_cgroup, v4, v6)?;
+            let host = Host::create(pod_name, pod_cgroup, pods_join, address)?;
             made.push(Pod { host, number });
         }
         let zone = format!("z{}", index + 1);
@@ -269,7 +288,13 @@ pub struct Cluster {
 impl Cluster {
     /// One dual-stack node without pods, unless told otherwise.
     pub fn builder() -> ClusterBuilder {
-        ClusterBuilder { nodes: 1, pods: Vec::new(), outside: false, families: Families::Dual }
+        ClusterBuilder {
+            nodes: 1,
+            pods: Vec::new(),
+            outside: false,
+            sockets: Sockets::default(),
+            families: Families::Dual,
+        }
     }
 
     pub fn nodes(&self) -> &[Node] {

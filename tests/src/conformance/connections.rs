@@ -12,7 +12,9 @@ use super::context::{Context, external_local};
 use super::look::{eventually, from, of, who};
 use super::service::{Front, Service, Target};
 use super::{Case, case};
-use crate::traffic::{ByServer, ConnectSpec, Greeting, Protocol, StreamChecker, connect};
+use crate::traffic::{
+    ByServer, ConnectSpec, Greeting, Protocol, StreamChecker, connect, was_ended,
+};
 
 pub(super) const CASES: &[Case] = &[
     case("other endpoints come and go, the Service changes: a connection lives", others_change),
@@ -103,11 +105,11 @@ fn no_new_ones(cx: &mut Context<'_>) -> Result<()> {
     cx.program(&[&web.clone().endpoints(&["a0", "b0"])])?;
     let targets = of(Protocol::Tcp, &web.everywhere());
     ensure!(
-        from_one_port(cx, &targets, 6)?.contains_key("a0"),
-        "a0 has no connections from the port that is used again"
+        from_same_ports(cx, &targets, 6)?.contains_key("a0"),
+        "a0 has no connections from the ports that are used again"
     );
     cx.program(&[&web.clone().endpoints(&["b0"])])?;
-    let by_server = from_one_port(cx, &targets, 10)?;
+    let by_server = from_same_ports(cx, &targets, 10)?;
     ensure!(!by_server.contains_key("a0"), "a0 got more from a reused port: {by_server:?}");
     for target in web.everywhere() {
         let by_server = who(cx.cluster(), "a3", target, 20)?;
@@ -116,11 +118,16 @@ fn no_new_ones(cx: &mut Context<'_>) -> Result<()> {
     Ok(())
 }
 
-/// One connection after the other to each target, from one port of a client each; all
+/// Ports of the client for each target: where ports are hashed, one is always the same
+/// endpoint's.
+const PORTS: usize = 6;
+
+/// One connection after the other to each target from each of some ports of a client; all
 /// must be answered.
-fn from_one_port(cx: &Context<'_>, targets: &[Target], count: usize) -> Result<ByServer> {
+fn from_same_ports(cx: &Context<'_>, targets: &[Target], count: usize) -> Result<ByServer> {
     let client = Client::named(cx.cluster(), "a3")?;
     let mut by_server = ByServer::new();
+    let targets = targets.iter().flat_map(|target| [target; PORTS]);
     for (port, (protocol, target)) in (41_000..).zip(targets) {
         let source = SocketAddr::new(client.address(target.ip())?, port);
         let spec = ConnectSpec::new(*protocol, *target, count).source(source);
@@ -175,6 +182,7 @@ const AT_ONCE: Duration = Duration::from_secs(2);
 /// A connected UDP socket, used for one datagram after the other as a resolver would.
 struct Flow {
     name: String,
+    target: SocketAddr,
     socket: UdpSocket,
 }
 
@@ -191,7 +199,7 @@ impl Flow {
             socket.set_read_timeout(Some(Duration::from_millis(400)))?;
             std::io::Result::Ok(socket)
         })?;
-        Ok(Self { name: name.clone(), socket: socket.context(name)? })
+        Ok(Self { name: name.clone(), target, socket: socket.context(name)? })
     }
 
     /// To every frontend, from every kind of client.
@@ -216,7 +224,11 @@ impl Flow {
         while self.socket.recv(&mut buffer).is_ok() {}
         self.socket.set_nonblocking(false)?;
         let what = || self.name.clone();
-        self.socket.send(b"?").with_context(what)?;
+        let sent = self.socket.send(b"?");
+        if sent.as_ref().is_err_and(was_ended) {
+            self.socket.connect(self.target).with_context(what)?;
+        }
+        sent.with_context(what)?;
         let length = self.socket.recv(&mut buffer).with_context(what)?;
         Ok(serde_json::from_slice::<Greeting>(&buffer[..length])?.server)
     }

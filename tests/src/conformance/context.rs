@@ -51,6 +51,10 @@ impl<'b> Context<'b> {
         }
     }
 
+    pub(super) fn by_sockets(&self) -> bool {
+        self.bed.by_sockets()
+    }
+
     pub(super) fn cluster(&self) -> &Cluster {
         self.bed.cluster()
     }

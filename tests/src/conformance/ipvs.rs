@@ -157,7 +157,7 @@ fn arp_and_timeouts(cx: &mut Context<'_>) -> Result<()> {
         .set_sysctls(&[("ipv4/conf/all/arp_ignore", "0"), ("ipv4/conf/all/arp_announce", "0")])
 }
 
-fn process_on_all_addresses(cx: &mut Context<'_>) -> Result<()> {
+pub(super) fn process_on_all_addresses(cx: &mut Context<'_>) -> Result<()> {
     const PORT: u16 = 2222;
     let mut listen = Vec::new();
     for protocol in [Protocol::Tcp, Protocol::Udp] {

@@ -263,7 +263,8 @@ pub(super) fn who(
 ) -> Result<BTreeMap<String, u64>> {
     let client = Client::named(cluster, client)?;
     let report = client.host.in_netns(|| connect_from(&client, target, count, ANSWER))??;
-    ensure!(report.failed() == 0, "{} {}: {}", target.0, target.1, failures(&report));
+    let to = format!("{} {}", target.0, target.1);
+    ensure!(report.failed() == 0, "{} -> {to}: {}", client.host.name(), failures(&report));
     Ok(report.by_server)
 }
 

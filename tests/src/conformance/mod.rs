@@ -14,6 +14,7 @@ mod affinity;
 mod clients;
 mod connections;
 mod context;
+mod ebpf;
 mod endpoints;
 mod frontends;
 mod health;
@@ -32,7 +33,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow};
 
 use crate::bed::{self, Bed};
-use crate::cluster::Families;
+use crate::cluster::{Families, Sockets};
 use crate::traffic::Protocol;
 
 use context::Context;
@@ -78,8 +79,10 @@ impl Variant {
 pub struct Settings {
     /// The daemon's program.
     pub daemon: PathBuf,
-    /// `ipvs` adds the chapter of its particulars.
+    /// Each adds the chapter of its particulars.
     pub mode: &'static str,
+    /// Programs at the nodes' cgroups see these; others' packets are translated at devices.
+    pub sockets: Sockets,
     /// What the kernel can carry; a kernel without SCTP says so by leaving it out here.
     pub protocols: Vec<Protocol>,
     /// Only cases whose chapter and name contain this.
@@ -108,8 +111,10 @@ fn chapters(mode: &str) -> Vec<(&'static str, &'static [Case])> {
         ("connections", connections::CASES),
         ("health", health::CASES),
     ];
-    if mode == "ipvs" {
-        chapters.push(("ipvs", ipvs::CASES));
+    match mode {
+        "ipvs" => chapters.push(("ipvs", ipvs::CASES)),
+        "ebpf" => chapters.push(("ebpf", ebpf::CASES)),
+        _ => {}
     }
     chapters
 }
@@ -139,7 +144,7 @@ pub fn run(variant: Variant, settings: &Settings) -> Result<()> {
             let started = Instant::now();
             let result = run_one(case, number, &mut bed, &settings.protocols);
             let took = started.elapsed();
-            table::record(variant, number, &name, result.is_ok(), took);
+            table::record((settings.mode, variant), number, &name, result.is_ok(), took);
             let word = if result.is_ok() { "pass" } else { "FAIL" };
             let at = begun.elapsed().as_secs();
             table::note(&format!("[{at:3} s] {} {word} {name}", variant.name()));
@@ -149,7 +154,7 @@ pub fn run(variant: Variant, settings: &Settings) -> Result<()> {
             }
         }
     }
-    table::print(begun.elapsed());
+    table::print(settings.mode, begun.elapsed());
     if failed.is_empty() {
         return Ok(());
     }
@@ -162,6 +167,7 @@ fn build(variant: Variant, settings: &Settings, directory: PathBuf) -> Result<Be
         daemon: settings.daemon.clone(),
         mode: settings.mode,
         families: variant.families(),
+        sockets: settings.sockets,
         nodes: 2,
         pods_per_node: PODS_PER_NODE,
         directory,

@@ -13,32 +13,41 @@ struct Row {
     outcomes: BTreeMap<Variant, (bool, Duration)>,
 }
 
-/// All variants of one process, by the number of the case.
-static ROWS: Mutex<BTreeMap<u16, Row>> = Mutex::new(BTreeMap::new());
+/// All variants of one process, by the mode and the number of the case.
+static ROWS: Mutex<BTreeMap<(&str, u16), Row>> = Mutex::new(BTreeMap::new());
 
 pub(super) fn note(text: &str) {
     // Nothing can be done about a closed stream.
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
-pub(super) fn record(variant: Variant, number: u16, name: &str, passed: bool, took: Duration) {
+pub(super) fn record(
+    (mode, variant): (&'static str, Variant),
+    number: u16,
+    name: &str,
+    passed: bool,
+    took: Duration,
+) {
     let mut rows = ROWS.lock().unwrap_or_else(PoisonError::into_inner);
     let row = rows
-        .entry(number)
+        .entry((mode, number))
         .or_insert_with(|| Row { name: name.to_owned(), outcomes: BTreeMap::new() });
     row.outcomes.insert(variant, (passed, took));
 }
 
-pub(super) fn print(took: Duration) {
+pub(super) fn print(mode: &str, took: Duration) {
     let rows = ROWS.lock().unwrap_or_else(PoisonError::into_inner);
-    let width = rows.values().map(|row| row.name.len()).max().unwrap_or(0);
-    let mut text = format!("\n{:width$}", "case");
+    let rows: Vec<&Row> =
+        rows.iter().filter(|((of, _), _)| *of == mode).map(|(_, row)| row).collect();
+    let width = rows.iter().map(|row| row.name.len()).max().unwrap_or(0);
+    let heading = format!("case, {mode} mode");
+    let mut text = format!("\n{heading:width$}");
     for variant in Variant::ALL {
         text += &format!("  {:>12}", variant.name());
     }
     text.push('\n');
     let mut passed = BTreeMap::new();
-    for row in rows.values() {
+    for row in rows {
         text += &format!("{:width$}", row.name);
         for variant in Variant::ALL {
             let cell = match row.outcomes.get(&variant) {

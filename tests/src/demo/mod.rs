@@ -1,6 +1,7 @@
 //! The demonstration: a cluster, the daemon on its nodes, Services, traffic, and a table.
 //!
-//! Runs as root on a kernel with IPVS; `cargo xtask demo` brings one.
+//! Runs as root: in ebpf mode on any kernel, in ipvs mode on one with IPVS, which
+//! `cargo xtask demo` brings.
 
 mod objects;
 mod table;
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::bed::{self, Bed};
-use crate::cluster::{Families, Host};
+use crate::cluster::{Families, Host, Sockets};
 use crate::traffic::{ConnectSpec, Protocol, StreamChecker, StreamSpec, connect};
 
 use objects::{DemoService, services};
@@ -31,6 +32,8 @@ const CONCURRENCY: usize = 8;
 pub struct Settings {
     /// The daemon's program.
     pub daemon: PathBuf,
+    /// `--proxy-mode`.
+    pub mode: &'static str,
     /// Connections to each frontend from each kind of client.
     pub connections: usize,
     /// Where the daemons' logs go.
@@ -54,7 +57,7 @@ pub fn run(settings: &Settings) -> Result<bool> {
     let step = |text: &str| println!("[{:5.1} s] {text}", begun.elapsed().as_secs_f64());
     step("building a cluster: 2 nodes, 4 pods on each, a client outside; IPv4 and IPv6");
     let mut stage = Stage::build(settings)?;
-    step("starting proxy-daemon --proxy-mode=ipvs on node-a and node-b");
+    step(&format!("starting proxy-daemon --proxy-mode={} on node-a and node-b", settings.mode));
     let started = Instant::now();
     stage.bed.start_daemons()?;
     let services = services(stage.bed.cluster());
@@ -115,7 +118,8 @@ impl Stage {
     fn build(settings: &Settings) -> Result<Self> {
         let mut bed = Bed::build(bed::Settings {
             daemon: settings.daemon.clone(),
-            mode: "ipvs",
+            mode: settings.mode,
+            sockets: Sockets::Everybodys,
             families: Families::Dual,
             nodes: 2,
             pods_per_node: 4,

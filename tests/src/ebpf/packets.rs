@@ -1,151 +1,254 @@
-//! The programs against the library they are made of: the same frames through the kernel's
-//! test run and through the parser on the host.
+//! The programs against the library they are made of: the same frames, in the same order,
+//! through the kernel's test run and through the library on the host. What each returns,
+//! every byte of what it made, and the tables afterwards have to be the same.
 
-use anyhow::{Result, ensure};
-use proxy_ebpf::layout::{FrontendCounters, FrontendId, Traffic};
-use proxy_ebpf::parse::{self, UDP};
-use proxy_ebpf::service::Hook;
+use std::collections::{BTreeMap, HashMap};
 
-use super::{Table, VIP4, VIP6, load};
+use anyhow::{Context as _, Result, ensure};
+use proxy_daemon::dataplane::ebpf::Programs;
+use proxy_ebpf::device::{Arrival, Hook, address_key};
+use proxy_ebpf::fake::Fake;
+use proxy_ebpf::fake::frames::{Frame, check, icmp_error};
+use proxy_ebpf::fake::program::{self, Fate, Way};
+use proxy_ebpf::layout::config::client;
+use proxy_ebpf::layout::{
+    Backend, BackendId, Config, Flow, Frontend, FrontendId, FrontendKey, Prefix, RangeData,
+    ServiceId, SlotRange, Timeouts, Traffic, Tuple,
+};
+use proxy_ebpf::order::{Address, Be16};
+use proxy_ebpf::parse::{SCTP, TCP, UDP};
+use proxy_ebpf::verdict::Reason;
 
-const PORT: u16 = 53;
-/// `TCX_NEXT` and `XDP_PASS`: nothing is done to any packet yet.
-const TC_NEXT: u32 = u32::MAX;
-const XDP_PASS: u32 = 2;
+use super::{in_netns, load, run};
 
-const HOP_BY_HOP: u8 = 0;
-const ROUTING: u8 = 43;
-const FRAGMENT: u8 = 44;
-const AUTHENTICATION: u8 = 51;
-const DESTINATION: u8 = 60;
+const DEVICE: &str = "front0";
+const MTU: u16 = 1500;
+const OWN: [u8; 6] = [2, 0, 0, 0, 0, 2];
+const GATEWAY: [u8; 6] = [2, 0, 0, 0, 0, 1];
 
-/// Each frame is counted by the program exactly when the parser on the host finds a packet
-/// to the frontend in it; hand-made frames first, then thousands damaged at random places.
-///
-/// # Errors
-/// The frame on which they differ.
-pub fn packets() -> Result<()> {
-    /// Damaged copies of each frame: about two seconds in an emulated guest.
-    const DAMAGED: u64 = 200;
-    let mut programs = load()?;
-    let mut table = Table::default();
-    let ids = [
-        table.add(&mut programs, (VIP4, PORT).into(), UDP, &[])?,
-        table.add(&mut programs, (VIP6, PORT).into(), UDP, &[])?,
-    ];
-    let mut ours_seen = 0;
-    let mut random = Random(0x5eed);
-    for original in frames() {
-        for round in 0..DAMAGED {
-            let mut frame = original.clone();
-            if round > 0 {
-                random.damage(&mut frame);
-            }
-            let ours = is_ours(&frame);
-            ours_seen += u32::from(ours);
-            for hook in [Hook::Tc, Hook::Xdp] {
-                let before = traffic(&mut programs, ids, hook)?;
-                let verdict = programs.test_run(hook, &frame)?;
-                let after = traffic(&mut programs, ids, hook)?;
-                let pass = if hook == Hook::Tc { TC_NEXT } else { XDP_PASS };
-                ensure!(verdict == pass, "{hook:?} {verdict}: {frame:02x?}");
-                let counted = Traffic {
-                    packets: after.packets - before.packets,
-                    bytes: after.bytes - before.bytes,
-                };
-                let bytes = u64::try_from(frame.len())?;
-                let expected =
-                    if ours { Traffic { packets: 1, bytes } } else { Traffic::default() };
-                ensure!(counted == expected, "{hook:?} counted {counted:?}: {frame:02x?}");
-            }
+/// One family's addresses. Everything is beyond the gateway but what the node has itself.
+#[derive(Clone, Copy)]
+struct Names {
+    node: &'static str,
+    gateway: &'static str,
+    service: &'static str,
+    clients: &'static str,
+    pod: &'static str,
+    backends: &'static str,
+    /// Of a prefix, from the front of the 128 bits.
+    bits: u32,
+}
+
+const FAMILIES: [Names; 2] = [
+    Names {
+        node: "192.0.2.2",
+        gateway: "192.0.2.1",
+        service: "10.96.0.",
+        clients: "203.0.113.",
+        pod: "10.244.0.9",
+        backends: "10.244.1.",
+        bits: 96,
+    },
+    Names {
+        node: "2001:db8::2",
+        gateway: "2001:db8::1",
+        service: "fd00:96::",
+        clients: "2001:db8:7::",
+        pod: "fd00:244::9",
+        backends: "fd00:244:1::",
+        bits: 0,
+    },
+];
+
+fn ip(text: &str) -> Result<Address> {
+    Ok(text.parse::<std::net::IpAddr>().with_context(|| text.to_owned())?.into())
+}
+
+/// The same tables on both sides.
+struct Pair {
+    fake: Fake,
+    programs: Programs,
+    ifindex: u32,
+}
+
+impl Pair {
+    fn new() -> Result<Self> {
+        let ifindex = link()?;
+        let mut pair = Self { fake: Fake::default(), programs: load()?, ifindex };
+        pair.fill()?;
+        Ok(pair)
+    }
+
+    fn fill(&mut self) -> Result<()> {
+        let mut config = Config {
+            seed: 0x5eed,
+            source4: ip(FAMILIES[0].node)?,
+            source6: ip(FAMILIES[1].node)?,
+            port_low: 50_000,
+            port_high: 50_255,
+            prefixes: 2,
+            dropping: 2,
+            timeouts: Timeouts::default(),
+            ..Config::default()
+        };
+        config.service_prefixes[0] = Prefix::new(ip("10.96.0.0")?, 96 + 16);
+        config.service_prefixes[1] = Prefix::new(ip("fd00:96::")?, 64);
+        self.fake.config = config;
+        self.programs.tables().set_config(config)?;
+        for (family, names) in FAMILIES.into_iter().enumerate() {
+            self.client(ip(names.node)?, client::NODE)?;
+            self.client(ip(names.pod)?, client::CLUSTER)?;
+            self.services(u32::try_from(family)?, names)?;
         }
+        Ok(())
     }
-    ensure!(ours_seen > 100, "only {ours_seen} frames of all were to the frontend");
-    Ok(())
-}
 
-fn is_ours(frame: &[u8]) -> bool {
-    parse::ethernet(&frame).is_ok_and(|packet| {
-        packet.protocol == UDP
-            && packet.destination_port.to_host() == PORT
-            && [VIP4.into(), VIP6.into()].contains(&packet.destination)
-    })
-}
-
-fn traffic(programs: &mut super::Programs, ids: [FrontendId; 2], hook: Hook) -> Result<Traffic> {
-    let mut total = FrontendCounters::default();
-    for id in ids {
-        total += programs.tables().frontend_counters(id)?;
+    fn client(&mut self, address: Address, kind: u32) -> Result<()> {
+        self.fake.clients.insert(address, kind);
+        Ok(self.programs.tables().set_prefix(address, 128, kind)?)
     }
-    Ok(if hook == Hook::Tc { total.tc } else { total.xdp })
-}
 
-/// Packets to the frontends with everything between Ethernet and the ports that there is.
-fn frames() -> Vec<Vec<u8>> {
-    let options: &[u8] = &[0, 1, 4, 0, 0, 0, 0];
-    let long: &[u8] = &[1, 1, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-    let routed: &[u8] = &[0, 0, 0, 0, 0, 0, 0];
-    let first: &[u8] = &[0, 0, 1, 0, 0, 0, 9];
-    let later: &[u8] = &[0, 5, 0xa8, 0, 0, 0, 9];
-    let authentication: &[u8] = &[1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1];
-    vec![
-        ipv4(5, 0),
-        ipv4(7, 0),
-        ipv4(15, 0),
-        ipv4(5, 0x2000),
-        ipv4(5, 185),
-        ipv6(&[]),
-        ipv6(&[(HOP_BY_HOP, options)]),
-        ipv6(&[(AUTHENTICATION, authentication)]),
-        ipv6(&[(FRAGMENT, first)]),
-        ipv6(&[(FRAGMENT, later)]),
-        ipv6(&[(HOP_BY_HOP, long), (DESTINATION, options), (ROUTING, routed), (FRAGMENT, first)]),
-        ipv6(&[(DESTINATION, options); parse::MAX_EXTENSIONS]),
-        ipv6(&[(DESTINATION, options); parse::MAX_EXTENSIONS + 1]),
-    ]
-}
-
-fn ethernet(ethertype: [u8; 2]) -> Vec<u8> {
-    let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
-    frame.extend(ethertype);
-    frame
-}
-
-/// UDP from port 4660, and enough payload that damage seldom cuts the ports off.
-fn udp(frame: &mut Vec<u8>) {
-    frame.extend([0x12, 0x34]);
-    frame.extend(PORT.to_be_bytes());
-    frame.extend([0, 40, 0, 0]);
-    frame.extend([7; 32]);
-}
-
-/// `words`: the header's length in 32-bit words.
-fn ipv4(words: u8, fragment: u16) -> Vec<u8> {
-    let mut frame = ethernet([0x08, 0x00]);
-    frame.extend([0x40 | words, 0, 0, words * 4 + 40, 0, 1]);
-    frame.extend(fragment.to_be_bytes());
-    frame.extend([64, UDP, 0, 0, 192, 0, 2, 1, 10, 96, 0, 1]);
-    frame.resize(14 + usize::from(words) * 4, 1);
-    udp(&mut frame);
-    frame
-}
-
-/// Each extension: its kind, and its body after the next-header byte.
-fn ipv6(extensions: &[(u8, &[u8])]) -> Vec<u8> {
-    let kind = |i: usize| extensions.get(i).map_or(UDP, |extension| extension.0);
-    let mut frame = ethernet([0x86, 0xdd]);
-    frame.extend([0x60, 0, 0, 0, 0, 200, kind(0), 64]);
-    frame.extend([0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
-    frame.extend([0xfd, 0, 0, 0x96, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
-    for (i, (_, body)) in extensions.iter().enumerate() {
-        frame.push(kind(i + 1));
-        frame.extend(*body);
+    /// Four backends, and a Service of each kind; each on its own last byte.
+    fn services(&mut self, family: u32, names: Names) -> Result<()> {
+        let base = family * 4;
+        let service = ServiceId::new(family.into());
+        for i in 0..4 {
+            let local = if i == 0 { Backend::LOCAL } else { 0 };
+            let backend = Backend {
+                address: ip(&format!("{}{}", names.backends, i + 1))?,
+                port: Be16::from_host(if i == 3 { 80 } else { 8080 }),
+                flags: Backend::IN_USE | local,
+                service,
+            };
+            self.fake.backends.push(backend);
+            self.fake.slots.push(BackendId(base + i));
+            self.programs.tables().set_backend(BackendId(base + i), backend)?;
+            self.programs.tables().set_slots(base + i, &[BackendId(base + i)])?;
+        }
+        let all = SlotRange { base, len: 4 };
+        let sctp = SlotRange { base: base + 3, len: 1 };
+        let remote = Frontend::MASQUERADE_REMOTE;
+        for (last, range, flags) in [
+            (1, all, Frontend::MASQUERADE_OUTSIDE),
+            (2, all, remote),
+            (3, SlotRange { base, len: 1 }, Frontend::OUTSIDE_LOCAL_SET),
+            (4, SlotRange::default(), 0),
+            (5, SlotRange::default(), Frontend::OUTSIDE_DROPS),
+            (6, all, remote | Frontend::SOURCE_RANGES),
+            (7, all, Frontend::MASQUERADE_ALL),
+        ] {
+            let address = ip(&format!("{}{last}", names.service))?;
+            for protocol in [TCP, UDP, SCTP] {
+                let range = if protocol == SCTP && range == all { sctp } else { range };
+                let id = FrontendId(family * 8 + last);
+                let value =
+                    Frontend { node: range, outside: range, id, service, affinity: 0, flags };
+                self.frontend(FrontendKey::new(address, Be16::from_host(80), protocol), value)?;
+            }
+            self.frontend(address_key(address), Frontend::default())?;
+        }
+        let allowed = ip(&format!("{}1", names.clients))?;
+        self.fake.source_ranges.insert((service, allowed), 1);
+        let range = RangeData { service, address: allowed };
+        Ok(self.programs.tables().set_source_range(range, 128)?)
     }
-    udp(&mut frame);
-    frame
+
+    fn frontend(&mut self, key: FrontendKey, value: Frontend) -> Result<()> {
+        self.fake.frontends.insert(key, value);
+        Ok(self.programs.tables().set_frontend(key, value)?)
+    }
+
+    /// Both, and what they agree on.
+    fn run(&mut self, hook: Hook, frame: &[u8]) -> Result<(Fate, Vec<u8>)> {
+        let [a, b, c, d, e, f] = GATEWAY;
+        let [g, h, i, j, k, l] = OWN;
+        let way = Way {
+            ethernet: [a, b, c, d, e, f, g, h, i, j, k, l],
+            mtu: MTU,
+            own: [ip(FAMILIES[0].node)?, ip(FAMILIES[1].node)?],
+        };
+        let bytes = u64::try_from(frame.len())?;
+        let traffic = Traffic { packets: 1, bytes };
+        let arrival = Arrival { hook, device: 0, now: 1, random: 0, traffic };
+        let mut host = frame.to_vec();
+        let fate = program::run(&self.fake, &arrival, &way, &mut host);
+        let (returned, kernel) = self.programs.test_run(hook, self.ifindex, frame)?;
+        let expected = match (hook, fate) {
+            (Hook::Xdp, Fate::Next) => 2,
+            (Hook::Xdp, Fate::Redirect) => 3,
+            (Hook::Xdp, Fate::Drop) => 1,
+            (_, Fate::Next) => u32::MAX,
+            (_, Fate::Redirect) => 7,
+            (_, Fate::Drop) => 2,
+        };
+        ensure!(
+            returned == expected,
+            "{hook:?} returned {returned}, on the host {fate:?}: {frame:02x?}"
+        );
+        // A packet that is dropped may be half changed.
+        ensure!(
+            fate == Fate::Drop || kernel == host,
+            "{hook:?} {fate:?}: {frame:02x?}\nkernel {kernel:02x?}\nhost   {host:02x?}"
+        );
+        if check(frame).is_ok() && fate != Fate::Drop {
+            check(&host).map_err(anyhow::Error::msg).with_context(|| format!("{host:02x?}"))?;
+        }
+        Ok((fate, host))
+    }
+
+    /// Flows (times aside), counters and drops.
+    fn compare(&mut self) -> Result<()> {
+        let timeless = |flow: Flow| Flow { seen: 0, ..flow };
+        let kernel: HashMap<Tuple, Flow> =
+            self.programs.tables().flows()?.into_iter().map(|(k, v)| (k, timeless(v))).collect();
+        let host: HashMap<Tuple, Flow> =
+            self.fake.flows.borrow().iter().map(|(k, v)| (*k, timeless(*v))).collect();
+        for (key, flow) in &host {
+            ensure!(kernel.get(key) == Some(flow), "{key:?}: {:?}, not {flow:?}", kernel.get(key));
+        }
+        ensure!(kernel.len() == host.len(), "{} flows, not {}", kernel.len(), host.len());
+        for (id, expected) in &*self.fake.frontend_counters.borrow() {
+            let counted = self.programs.tables().frontend_counters(*id)?;
+            ensure!(counted == *expected, "{id:?}: {counted:?}, not {expected:?}");
+        }
+        for (id, expected) in &*self.fake.backend_counters.borrow() {
+            let counted = self.programs.tables().backend_counters(*id)?;
+            ensure!(counted == *expected, "{id:?}: {counted:?}, not {expected:?}");
+        }
+        for reason in Reason::ALL {
+            let expected =
+                self.fake.drops.borrow().iter().filter(|other| **other == reason).count();
+            let counted = self.programs.tables().drops(reason)?;
+            ensure!(counted == u64::try_from(expected)?, "{reason:?}: {counted}, not {expected}");
+        }
+        Ok(())
+    }
 }
 
-/// xorshift64: the same damage at every run, so that a failure is found again.
+/// A link with a gateway behind it that is the way to everywhere.
+fn link() -> Result<u32> {
+    let hex = |mac: [u8; 6]| mac.map(|byte| format!("{byte:02x}")).join(":");
+    let (own, gateway) = (hex(OWN), hex(GATEWAY));
+    run("ip", &["link", "add", DEVICE, "address", &own, "type", "veth", "peer", "name", "rear0"])?;
+    run("ip", &["link", "set", "rear0", "up"])?;
+    run("ip", &["link", "set", DEVICE, "mtu", &MTU.to_string(), "up"])?;
+    std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
+    std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1")?;
+    for names in FAMILIES {
+        let (length, family) = if names.bits == 0 { (64, "-6") } else { (24, "-4") };
+        let address = format!("{}/{length}", names.node);
+        let mut add = vec!["address", "add", &address, "dev", DEVICE];
+        if names.bits == 0 {
+            add.push("nodad");
+        }
+        run("ip", &add)?;
+        run("ip", &["neigh", "add", names.gateway, "lladdr", &gateway, "dev", DEVICE])?;
+        run("ip", &[family, "route", "add", "default", "via", names.gateway, "dev", DEVICE])?;
+    }
+    Ok(nix::net::if_::if_nametoindex(DEVICE)?)
+}
+
+/// xorshift64: the same at every run, so that a failure is found again.
 struct Random(u64);
 
 impl Random {
@@ -160,18 +263,160 @@ impl Random {
         usize::try_from(self.next() % limit as u64).unwrap_or_default()
     }
 
-    /// A few bytes of the headers to other values, small ones preferred (they mean
-    /// something); one frame in four also loses its end. Link and network header stay:
-    /// the kernel runs nothing shorter.
+    fn one_in(&mut self, limit: usize) -> bool {
+        self.below(limit) == 0
+    }
+
+    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len())]
+    }
+
+    /// From one of few clients to one of the Services, or near one.
+    fn request(&mut self) -> Result<Frame> {
+        let names = self.pick(&FAMILIES);
+        let source = match self.below(6) {
+            0 => names.pod.to_owned(),
+            1 => names.node.to_owned(),
+            n => format!("{}{n}", names.clients),
+        };
+        let destination = format!("{}{}", names.service, 1 + self.below(8));
+        let port = if self.one_in(12) { 81 } else { 80 };
+        let tuple = Tuple {
+            source: ip(&source)?,
+            destination: ip(&destination)?,
+            source_port: Be16::from_host(4000 + u16::try_from(self.below(20))?),
+            destination_port: Be16::from_host(port),
+            protocol: self.pick(&[TCP, TCP, UDP, UDP, SCTP]),
+            pad: [0; 3],
+        };
+        Ok(self.dress(tuple))
+    }
+
+    fn dress(&mut self, tuple: Tuple) -> Frame {
+        let length = if self.one_in(10) { 1490 } else { self.below(200) };
+        let v4 = tuple.source.to_v4().is_some();
+        let payload: Vec<u8> = (0..length).map(|_| self.next().to_le_bytes()[0]).collect();
+        Frame {
+            tcp_flags: self.pick(&[2, 16, 16, 24, 17, 1, 4, 18]),
+            ttl: if self.one_in(10) { 1 } else { 64 },
+            options: if self.one_in(4) { u8::try_from(self.below(3)).unwrap_or(0) } else { 0 },
+            dont_fragment: !v4 || !self.one_in(3),
+            id: u32::try_from(self.below(1000)).unwrap_or(0),
+            unchecked: v4 && self.one_in(8),
+            ..Frame::new(tuple, &payload)
+        }
+    }
+
+    /// A few bytes to other values, small ones preferred (they mean something); one frame
+    /// in four also loses its end. Link and network header stay: the kernel runs nothing
+    /// shorter.
     fn damage(&mut self, frame: &mut Vec<u8>) {
         for _ in 0..=self.below(3) {
             let place = 12 + self.below(frame.len() - 12);
             let value = self.next().to_le_bytes()[7];
-            frame[place] = if self.below(2) == 0 { value % 64 } else { value };
+            frame[place] = if self.one_in(2) { value % 64 } else { value };
         }
-        if self.below(4) == 0 {
+        if self.one_in(4) {
             let least = 14 + 40;
-            frame.truncate(least + self.below(frame.len() - least));
+            frame.truncate(least + self.below(frame.len().saturating_sub(least).max(1)));
         }
+    }
+}
+
+/// Thousands of frames: requests, the replies that fit them, ICMP errors about either,
+/// fragments, and all of these damaged.
+///
+/// # Errors
+/// The frame on which the two differ, or the entry.
+pub fn packets() -> Result<()> {
+    const ROUNDS: u64 = 6000;
+    in_netns(|| {
+        let mut pair = Pair::new()?;
+        let mut random = Random(0x5eed);
+        // Translated requests, which can be replied to.
+        let mut seen: Vec<Frame> = Vec::new();
+        let mut fates: BTreeMap<String, u32> = BTreeMap::new();
+        for round in 0..ROUNDS {
+            let hook = random.pick(&[Hook::Ingress, Hook::Ingress, Hook::Egress, Hook::Xdp]);
+            for mut frame in next(&mut random, &seen)? {
+                let damaged = random.one_in(8);
+                let before = frame.1.clone();
+                if damaged {
+                    random.damage(&mut frame.1);
+                }
+                let (fate, bytes) =
+                    pair.run(hook, &frame.1).with_context(|| format!("round {round}"))?;
+                let what = if bytes == frame.1 { "same" } else { "changed" };
+                *fates.entry(format!("{} {hook:?} {fate:?} {what}", frame.0)).or_default() += 1;
+                if frame.0 == "request" && !damaged && bytes != before && fate != Fate::Drop {
+                    remember(&mut seen, &bytes);
+                }
+            }
+        }
+        pair.compare()?;
+        for (what, count) in &fates {
+            println!("{count:6} {what}");
+        }
+        for needed in [
+            "request Ingress Next changed",
+            "request Ingress Redirect changed",
+            "request Ingress Drop",
+            "request Xdp Redirect changed",
+            "reply Ingress Redirect changed",
+            "reply Egress Next changed",
+            "reply Xdp Redirect changed",
+            "error Ingress Redirect changed",
+            "error Egress Next changed",
+            "fragment Ingress Redirect changed",
+        ] {
+            let count: u32 =
+                fates.iter().filter(|(what, _)| what.starts_with(needed)).map(|(_, n)| n).sum();
+            ensure!(count >= 10, "only {count} of \"{needed}\"");
+        }
+        Ok(())
+    })
+}
+
+/// A frame, or the fragments of one, and of what kind.
+fn next(random: &mut Random, seen: &[Frame]) -> Result<Vec<(&'static str, Vec<u8>)>> {
+    let frame = random.request()?;
+    let known =
+        if seen.is_empty() { frame.clone() } else { seen[random.below(seen.len())].clone() };
+    Ok(match random.below(8) {
+        0 | 1 => {
+            let reply = random.dress(known.tuple.inverse());
+            vec![("reply", reply.bytes())]
+        }
+        2 | 3 => {
+            // About a request as the backend's side knows it, or about a reply.
+            let about = if random.one_in(2) { known } else { frame.with(frame.tuple.inverse()) };
+            let about = Frame { options: 0, ..about };
+            let v4 = about.is_v4();
+            let kind = if v4 { [3, 4] } else { [2, 0] };
+            let router = ip(if v4 { "198.18.0.1" } else { "2001:db8:9::1" })?;
+            let quoted = if v4 { 28 } else { 48 } + random.below(60);
+            vec![("error", icmp_error(router, &about, kind, quoted))]
+        }
+        4 => {
+            let whole = Frame {
+                dont_fragment: !frame.is_v4(),
+                payload: vec![7; 100 + random.below(100)],
+                ttl: 64,
+                ..frame
+            };
+            let (cut, length) = (48, whole.transport_length());
+            let part = |from, length| Frame { part: Some((from, length)), ..whole.clone() };
+            vec![("fragment", part(0, cut).bytes()), ("fragment", part(cut, length - cut).bytes())]
+        }
+        _ => vec![("request", frame.bytes())],
+    })
+}
+
+fn remember(seen: &mut Vec<Frame>, bytes: &Vec<u8>) {
+    let mut headers = proxy_ebpf::parse::Headers::default();
+    let ours = proxy_ebpf::parse::ethernet(&bytes.as_slice(), &mut headers).is_ok()
+        && headers.kind == proxy_ebpf::parse::Kind::Whole;
+    if ours {
+        seen.push(Frame::new(headers.tuple, b"payload"));
     }
 }

@@ -27,6 +27,13 @@ pub use rate::{RateReport, RateSpec, UdpRate};
 pub use server::{Listen, Server};
 pub use stream::{StreamChecker, StreamReport, StreamSpec};
 
+/// Somebody ended the socket (`SOCK_DESTROY`: once `ECONNABORTED`, then there is no peer). Its
+/// owner connects again, as a resolver does.
+#[must_use]
+pub fn was_ended(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(nix::libc::ECONNABORTED | nix::libc::EDESTADDRREQ))
+}
+
 /// A transport protocol. SCTP is used one-to-one (RFC 6458, section 4), where a socket
 /// behaves like a TCP one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

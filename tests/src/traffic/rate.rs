@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use tokio::net::UdpSocket;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use super::{ByServer, Greeting, millis, runtime, socket};
+use super::{ByServer, Greeting, millis, runtime, socket, was_ended};
 
 /// How long after the last datagram an answer may still come.
 const GRACE: Duration = Duration::from_secs(1);
@@ -144,8 +144,11 @@ async fn run(spec: &RateSpec, socket: &UdpSocket, stop: &AtomicBool) -> RateRepo
             _ = ticks.tick() => {
                 let number = log.sent.len().to_string();
                 log.sent.push((started.elapsed(), false));
-                if socket.send(number.as_bytes()).await.is_err() {
+                if let Err(error) = socket.send(number.as_bytes()).await {
                     log.report.errors += 1;
+                    if was_ended(&error) && socket.connect(spec.target).await.is_err() {
+                        log.report.errors += 1;
+                    }
                 }
             }
             reply = receive(socket) => log.answer(&reply, started.elapsed()),

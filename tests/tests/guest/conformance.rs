@@ -1,19 +1,27 @@
-//! The contract of a Service in ipvs mode, in each variant of address families.
+//! The contract of a Service, in each variant of address families: in ipvs mode, and in ebpf mode
+//! as far as the kernel matters (`tests/host_conformance.rs` has all variants of that).
 
 use proxy_tests::binary::binary;
+use proxy_tests::cluster::Sockets;
 use proxy_tests::conformance::{Settings, Variant, run};
 use proxy_tests::traffic::Protocol;
 
-fn ipvs(variant: Variant) {
+fn in_mode(mode: &'static str, variant: Variant, sockets: Sockets, protocols: &[Protocol]) {
     let settings = Settings {
         daemon: binary("proxy-daemon"),
-        mode: "ipvs",
-        protocols: vec![Protocol::Tcp, Protocol::Udp, Protocol::Sctp],
+        mode,
+        sockets,
+        protocols: protocols.to_vec(),
         filter: std::env::var("PROXY_CASE").ok(),
     };
     if let Err(error) = run(variant, &settings) {
         panic!("{error:#}");
     }
+}
+
+fn ipvs(variant: Variant) {
+    let protocols = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+    in_mode("ipvs", variant, Sockets::Nobodys, &protocols);
 }
 
 #[test]
@@ -32,4 +40,18 @@ fn conformance_2_ipv6() {
 #[ignore = "needs a guest kernel: cargo xtask vm"]
 fn conformance_3_dual_stack() {
     ipvs(Variant::Dual);
+}
+
+/// Sockets and, for what comes from outside, devices.
+#[test]
+#[ignore = "needs a guest kernel: cargo xtask vm"]
+fn conformance_4_ebpf_ipv4() {
+    in_mode("ebpf", Variant::Ipv4, Sockets::Everybodys, &[Protocol::Tcp, Protocol::Udp]);
+}
+
+/// Pods' packets at the devices: clsact before kernel 6.6.
+#[test]
+#[ignore = "needs a guest kernel: cargo xtask vm"]
+fn conformance_5_ebpf_ipv6_by_devices() {
+    in_mode("ebpf", Variant::Ipv6, Sockets::OfNodes, &[Protocol::Tcp, Protocol::Udp]);
 }

@@ -27,6 +27,14 @@ mod udp;
 
 use std::process::{Command, Stdio};
 
+use proxy_tests::cluster::Sockets;
+use proxy_tests::traffic::Protocol;
+
+/// Of the tests that run in both modes.
+const MODE: &str = "ipvs";
+const SOCKETS: Sockets = Sockets::Nobodys;
+const PROTOCOLS: &[Protocol] = &[Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+
 /// Runs `test` in a network namespace of its own, which goes with its thread, so that
 /// tests run side by side and nothing is left behind.
 fn in_namespace<T: Send + 'static>(test: impl FnOnce() -> T + Send + 'static) -> T {

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::path::Path;
 
 use aya::programs::cgroup_sock_addr::CgroupSockAddrLink;
+use aya::programs::links::FdLink;
 use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions};
 use aya::programs::xdp::{self, XdpLink};
 use aya::programs::{
@@ -13,9 +14,10 @@ use aya::programs::{
 use aya::sys::{BpfHelper, is_helper_supported};
 use aya::{Ebpf, EbpfLoader};
 use nix::errno::Errno;
+use proxy_ebpf::device::Hook;
 use proxy_ebpf::layout::names;
-use proxy_ebpf::service::Hook;
 
+use super::pins::{Pins, filter};
 use super::{LoadError, Tables, check_layout};
 
 /// Sizes of the maps.
@@ -27,11 +29,46 @@ pub struct Capacity {
     pub slots: u32,
     /// Allocated at once, their counters per CPU.
     pub backends: u32,
+    /// Entries of the tables that make room by themselves, allocated at once: two for each
+    /// flow (about 190 bytes each), and one for each client with affinity, datagram in
+    /// pieces, and socket with a peer.
+    pub flows: u32,
+    pub affinities: u32,
+    pub fragments: u32,
+    pub sockets: u32,
+    /// Allocated as used.
+    pub prefixes: u32,
+    pub source_ranges: u32,
 }
 
 impl Default for Capacity {
     fn default() -> Self {
-        Self { frontends: 1 << 14, slots: 1 << 18, backends: 1 << 16 }
+        Self {
+            frontends: 1 << 14,
+            slots: 1 << 18,
+            backends: 1 << 16,
+            flows: 1 << 17,
+            affinities: 1 << 15,
+            fragments: 1 << 12,
+            sockets: 1 << 16,
+            prefixes: 1 << 12,
+            source_ranges: 1 << 14,
+        }
+    }
+}
+
+impl Capacity {
+    /// What the maps have: those that were there already keep their size.
+    ///
+    /// # Errors
+    /// They are not pinned.
+    pub fn as_made(self, pins: &Pins) -> Result<Self, LoadError> {
+        Ok(Self {
+            frontends: pins.size(names::FRONTENDS)?,
+            slots: pins.size(names::SLOTS)?,
+            backends: pins.size(names::BACKENDS)?,
+            ..self
+        })
     }
 }
 
@@ -57,15 +94,59 @@ pub enum XdpMode {
 #[derive(Debug)]
 #[must_use = "dropping it detaches the program"]
 pub struct Attachment {
-    /// Never read: it detaches when dropped.
-    _link: AnyLink,
+    link: AnyLink,
 }
 
 #[derive(Debug)]
 enum AnyLink {
-    Cgroup { _link: CgroupSockAddrLink },
-    Tc { _link: SchedClassifierLink },
-    Xdp { _link: XdpLink },
+    Cgroup(CgroupSockAddrLink),
+    Tc(TcHook, SchedClassifierLink),
+    Xdp(XdpLink),
+}
+
+impl Attachment {
+    /// Leaves the program attached when this process ends, until `path` is removed (by
+    /// [`Pins`], since a clsact filter has nothing to pin).
+    ///
+    /// # Errors
+    /// The path is not in a BPF file system, or taken.
+    pub fn pin(self, path: &Path) -> Result<(), LoadError> {
+        let failed = |e: &(dyn std::error::Error + 'static)| {
+            LoadError::from_aya(format!("pin {}", path.display()), e)
+        };
+        let link = match self.link {
+            AnyLink::Cgroup(link) => FdLink::try_from(link),
+            AnyLink::Tc(TcHook::Tcx, link) => FdLink::try_from(link),
+            AnyLink::Tc(TcHook::Clsact, link) => return keep_filter(link, path),
+            AnyLink::Xdp(link) => FdLink::try_from(link),
+        };
+        let link = link.map_err(|e| failed(&e))?;
+        link.pin(path).map(drop).map_err(|e| failed(&e))
+    }
+}
+
+fn keep_filter(link: SchedClassifierLink, path: &Path) -> Result<(), LoadError> {
+    let failed = |e: ProgramError| LoadError::from_aya("ask for a clsact filter's handle", &e);
+    let priority = link.priority().map_err(failed)?;
+    let handle = link.handle().map_err(failed)?;
+    let path = filter(path, priority, handle.into());
+    std::fs::create_dir(&path).map_err(|source| LoadError::Read { path, source })?;
+    // Dropping it would detach it.
+    std::mem::forget(link);
+    Ok(())
+}
+
+/// Removes a clsact filter of a daemon that is no more. Gone with its device, or removed by
+/// somebody else, is as good.
+pub(super) fn detach_filter(program: &str, priority: u16, handle: u32, ifindex: u32) {
+    let direction = match program {
+        names::TC_EGRESS => TcAttachType::Egress,
+        _ => TcAttachType::Ingress,
+    };
+    let Ok(interface) = nix::net::if_::if_indextoname(ifindex) else { return };
+    let interface = interface.to_string_lossy().into_owned();
+    let link = SchedClassifierLink::attached(&interface, direction, priority, handle.into(), None);
+    drop(link);
 }
 
 /// All programs, in the kernel and verified, with their maps.
@@ -79,20 +160,51 @@ impl Programs {
     /// # Errors
     /// The object does not fit this daemon or this kernel, or a capability is missing.
     pub fn load(object: &[u8], capacity: Capacity) -> Result<Self, LoadError> {
+        Self::load_with(object, capacity, None)
+    }
+
+    /// With maps that stay: those that are pinned already are taken over as they are.
+    ///
+    /// # Errors
+    /// As [`Self::load`], or the maps cannot be pinned.
+    pub fn load_pinned(object: &[u8], capacity: Capacity, pins: &Pins) -> Result<Self, LoadError> {
+        Self::load_with(object, capacity, Some(pins))
+    }
+
+    fn load_with(
+        object: &[u8],
+        capacity: Capacity,
+        pins: Option<&Pins>,
+    ) -> Result<Self, LoadError> {
         check_layout(object)?;
         let can_set_retval = u8::from(can_set_retval()?);
-        let mut ebpf = EbpfLoader::new()
+        let mut loader = EbpfLoader::new();
+        if let Some(pins) = pins {
+            for name in names::PINNED {
+                loader.map_pin_path(name, pins.map(name));
+            }
+        }
+        let mut ebpf = loader
             .map_max_entries(names::FRONTENDS, capacity.frontends)
             .map_max_entries(names::FRONTEND_COUNTERS, capacity.frontends)
             .map_max_entries(names::SLOTS, capacity.slots)
             .map_max_entries(names::BACKENDS, capacity.backends)
             .map_max_entries(names::BACKEND_COUNTERS, capacity.backends)
+            .map_max_entries(names::FLOWS, capacity.flows)
+            .map_max_entries(names::AFFINITY, capacity.affinities)
+            .map_max_entries(names::FRAGMENTS, capacity.fragments)
+            .map_max_entries(names::SOCKETS, capacity.sockets)
+            .map_max_entries(names::PREFIXES, capacity.prefixes)
+            .map_max_entries(names::SOURCE_RANGES, capacity.source_ranges)
             .override_global(names::CAN_SET_RETVAL, &can_set_retval, true)
             .load(object)
             .map_err(|e| LoadError::from_aya("create the eBPF maps", &e))?;
-        load::<CgroupSockAddr>(&mut ebpf, names::CONNECT4, CgroupSockAddr::load)?;
-        load::<CgroupSockAddr>(&mut ebpf, names::CONNECT6, CgroupSockAddr::load)?;
-        load::<SchedClassifier>(&mut ebpf, names::TC_INGRESS, SchedClassifier::load)?;
+        for name in names::CGROUP {
+            load::<CgroupSockAddr>(&mut ebpf, name, CgroupSockAddr::load)?;
+        }
+        for name in [names::TC_INGRESS, names::TC_EGRESS] {
+            load::<SchedClassifier>(&mut ebpf, name, SchedClassifier::load)?;
+        }
         load::<Xdp>(&mut ebpf, names::XDP_INGRESS, Xdp::load)?;
         let tables = Tables::take(&mut ebpf)?;
         Ok(Self { ebpf, tables })
@@ -102,12 +214,17 @@ impl Programs {
         &mut self.tables
     }
 
-    /// Takes effect for `connect(2)` of every process in this cgroup and below. Other
+    #[must_use]
+    pub const fn tables_ref(&self) -> &Tables {
+        &self.tables
+    }
+
+    /// Takes effect for the sockets of every process in this cgroup and below. Other
     /// programs there keep running.
     ///
     /// # Errors
     /// Not a cgroup v2 directory, or the kernel refuses.
-    pub fn attach_connect(&mut self, cgroup: &Path) -> Result<[Attachment; 2], LoadError> {
+    pub fn attach_sockets(&mut self, cgroup: &Path) -> Result<Vec<Attachment>, LoadError> {
         let directory = File::open(cgroup)
             .map_err(|source| LoadError::Read { path: cgroup.to_owned(), source })?;
         let mut attach = |name| {
@@ -117,31 +234,54 @@ impl Programs {
             let program: &mut CgroupSockAddr = program(&mut self.ebpf, name)?;
             let id = program.attach(&directory, CgroupAttachMode::Single).map_err(refused)?;
             let link = program.take_link(id).map_err(refused)?;
-            Ok(Attachment { _link: AnyLink::Cgroup { _link: link } })
+            Ok(Attachment { link: AnyLink::Cgroup(link) })
         };
-        Ok([attach(names::CONNECT4)?, attach(names::CONNECT6)?])
+        names::CGROUP.into_iter().map(&mut attach).collect()
     }
 
-    /// For packets that come in by `interface` of the current network namespace.
+    /// For packets that go out and, with `both`, come in by `interface` of the current network
+    /// namespace; each with the program's name.
     ///
     /// # Errors
     /// No such interface, or the kernel refuses.
-    pub fn attach_tc(&mut self, interface: &str) -> Result<(TcHook, Attachment), LoadError> {
-        let refused = |e: ProgramError| LoadError::from_aya(at(names::TC_INGRESS, interface), &e);
+    pub fn attach_tc(
+        &mut self,
+        interface: &str,
+        both: bool,
+    ) -> Result<(TcHook, Vec<(&'static str, Attachment)>), LoadError> {
         let hook = tc_hook(interface)?;
+        if hook == TcHook::Clsact {
+            add_clsact(interface)?;
+        }
+        // First what undoes translations, then what makes them.
+        let egress = self.attach_tc_at(interface, hook, TcAttachType::Egress)?;
+        let mut attached = vec![(names::TC_EGRESS, egress)];
+        if both {
+            let ingress = self.attach_tc_at(interface, hook, TcAttachType::Ingress)?;
+            attached.push((names::TC_INGRESS, ingress));
+        }
+        Ok((hook, attached))
+    }
+
+    fn attach_tc_at(
+        &mut self,
+        interface: &str,
+        hook: TcHook,
+        direction: TcAttachType,
+    ) -> Result<Attachment, LoadError> {
+        let name = match direction {
+            TcAttachType::Egress => names::TC_EGRESS,
+            _ => names::TC_INGRESS,
+        };
+        let refused = |e: ProgramError| LoadError::from_aya(at(name, interface), &e);
         let options = match hook {
             TcHook::Tcx => TcAttachOptions::TcxOrder(LinkOrder::default()),
-            TcHook::Clsact => {
-                add_clsact(interface)?;
-                TcAttachOptions::Netlink(NlOptions::default())
-            }
+            TcHook::Clsact => TcAttachOptions::Netlink(NlOptions::default()),
         };
-        let program: &mut SchedClassifier = program(&mut self.ebpf, names::TC_INGRESS)?;
-        let id = program
-            .attach_with_options(interface, TcAttachType::Ingress, options)
-            .map_err(refused)?;
+        let program: &mut SchedClassifier = program(&mut self.ebpf, name)?;
+        let id = program.attach_with_options(interface, direction, options).map_err(refused)?;
         let link = program.take_link(id).map_err(refused)?;
-        Ok((hook, Attachment { _link: AnyLink::Tc { _link: link } }))
+        Ok(Attachment { link: AnyLink::Tc(hook, link) })
     }
 
     /// For packets that come in by `interface` of the current network namespace.
@@ -158,26 +298,44 @@ impl Programs {
         let program: &mut Xdp = program(&mut self.ebpf, names::XDP_INGRESS)?;
         let id = program.attach(interface, mode).map_err(refused)?;
         let link = program.take_link(id).map_err(refused)?;
-        Ok(Attachment { _link: AnyLink::Xdp { _link: link } })
+        Ok(Attachment { link: AnyLink::Xdp(link) })
     }
 
-    /// Runs the program of `hook` on one frame, with the tables as they are, attached to
-    /// nothing (`BPF_PROG_TEST_RUN`): what it decides, and counts, is what it would for a
-    /// packet from a device.
+    /// Runs the program of `hook` on one frame, as if it came by the device `ifindex` of the
+    /// current network namespace, with the tables as they are, attached to nothing
+    /// (`BPF_PROG_TEST_RUN`): what it returns, and what it made of the frame.
     ///
     /// # Errors
     /// The kernel refuses the frame: it takes none shorter than an Ethernet header.
-    pub fn test_run(&mut self, hook: Hook, frame: &[u8]) -> Result<u32, LoadError> {
-        let options = TestRunOptions { data_in: Some(frame), ..TestRunOptions::default() };
+    pub fn test_run(
+        &mut self,
+        hook: Hook,
+        ifindex: u32,
+        frame: &[u8],
+    ) -> Result<(u32, Vec<u8>), LoadError> {
+        let refused =
+            |e: &(dyn std::error::Error + 'static)| LoadError::from_aya("test run a program", e);
+        // An answer is longer than the question by two headers at most.
+        let mut output = vec![0; frame.len() + 64];
+        let context = context(hook, ifindex, frame.len());
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut output),
+            ctx_in: Some(&context),
+            ..TestRunOptions::default()
+        };
         let result = match hook {
-            Hook::Tc => {
+            Hook::Ingress => {
                 program::<SchedClassifier>(&mut self.ebpf, names::TC_INGRESS)?.test_run(options)
+            }
+            Hook::Egress => {
+                program::<SchedClassifier>(&mut self.ebpf, names::TC_EGRESS)?.test_run(options)
             }
             Hook::Xdp => program::<Xdp>(&mut self.ebpf, names::XDP_INGRESS)?.test_run(options),
         };
-        result
-            .map(|result| result.return_value)
-            .map_err(|e| LoadError::from_aya("run a program on a test packet", &e))
+        let result = result.map_err(|e| refused(&e))?;
+        output.truncate(result.data_size_out as usize);
+        Ok((result.return_value, output))
     }
 
     /// How many instructions the verifier went through for each program; `None` from
@@ -186,8 +344,9 @@ impl Programs {
     /// # Errors
     /// The kernel refuses to tell.
     pub fn verified_instructions(&self) -> Result<Vec<(&'static str, Option<u32>)>, LoadError> {
-        [names::CONNECT4, names::CONNECT6, names::TC_INGRESS, names::XDP_INGRESS]
+        names::CGROUP
             .into_iter()
+            .chain([names::TC_INGRESS, names::TC_EGRESS, names::XDP_INGRESS])
             .map(|name| {
                 let program = self.ebpf.program(name).ok_or_else(|| no_program(name))?;
                 let info = program
@@ -197,6 +356,19 @@ impl Programs {
             })
             .collect()
     }
+}
+
+/// As much of `__sk_buff` or `xdp_md` as says by which device the frame came
+/// (`include/uapi/linux/bpf.h`).
+fn context(hook: Hook, ifindex: u32, length: usize) -> Vec<u8> {
+    let (size, place) = if hook == Hook::Xdp { (24, 12) } else { (44, 40) };
+    let mut context = vec![0; size];
+    if hook == Hook::Xdp {
+        let end = u32::try_from(length).unwrap_or(u32::MAX);
+        context[4..8].copy_from_slice(&end.to_ne_bytes());
+    }
+    context[place..place + 4].copy_from_slice(&ifindex.to_ne_bytes());
+    context
 }
 
 fn at(program: &str, place: impl std::fmt::Display) -> String {

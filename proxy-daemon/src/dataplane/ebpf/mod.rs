@@ -4,13 +4,28 @@
 
 mod capability;
 mod cgroup;
+mod dataplane;
 mod error;
+mod flows;
+pub mod ids;
 mod loader;
 mod object;
+mod opt_out;
+pub mod pins;
+pub mod plane;
+mod readback;
+pub mod slots;
+mod sockets;
+mod spans;
+pub mod store;
 mod tables;
+pub mod value;
 
 pub use cgroup::cgroup2_mount;
+pub use dataplane::{EbpfConfig, EbpfPlane};
 pub use error::LoadError;
+pub use flows::FlowTable;
 pub use loader::{Attachment, Capacity, Programs, TcHook, XdpMode};
 pub use object::{OBJECT_ENV, check_layout, object};
+pub use sockets::SocketRelease;
 pub use tables::{TableError, Tables};

@@ -281,6 +281,8 @@ mod tests {
             port: PortName { service: ObjectName::new("ns", "web"), port: "".into() },
             kind: FrontendKind::ClusterIp,
             backends: backends.iter().map(backend).collect(),
+            local_only: false,
+            short_circuit_set: None,
             short_circuit: None,
             shared: None,
             when_empty: WhenEmpty::Reject,

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{AddressChange, LinkAddress, Links, LinksError};
+use super::{AddressChange, Device, LinkAddress, Links, LinksError};
 use crate::kernel::netlink::{Counters, Errno};
 
 /// Index that the fake gives its dummy link.
@@ -13,6 +13,7 @@ const DUMMY: u32 = 100;
 #[derive(Debug, Default)]
 pub struct Inner {
     pub addresses: BTreeSet<LinkAddress>,
+    pub devices: Vec<Device>,
     pub requests: u64,
     pub dumps: u64,
 }
@@ -43,6 +44,12 @@ impl Links for FakeLinks {
         let mut inner = self.inner();
         inner.dumps += 1;
         Ok(inner.addresses.iter().copied().collect())
+    }
+
+    fn devices(&mut self) -> Result<Vec<Device>, LinksError> {
+        let mut inner = self.inner();
+        inner.dumps += 1;
+        Ok(inner.devices.clone())
     }
 
     fn change_addresses(

@@ -35,7 +35,12 @@ const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_LINKINFO: u16 = 18;
+const IFLA_MASTER: u16 = 10;
 const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INFO_SLAVE_KIND: u16 = 4;
+
+/// Links that carry Ethernet frames (include/uapi/linux/if_arp.h).
+const ARPHRD_ETHER: u16 = 1;
 
 /// Lengths of `struct ifaddrmsg` and `struct ifinfomsg`.
 const ADDRESS_HEADER: usize = 8;
@@ -46,6 +51,26 @@ const LINK_HEADER: usize = 16;
 pub struct LinkAddress {
     pub link: u32,
     pub address: IpAddr,
+}
+
+/// What another link does with a link's packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Enslaved {
+    /// A bridge's port.
+    Bridge,
+    /// Of a bond, a team, a VRF: what comes in comes in there.
+    Other,
+}
+
+/// A network device.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Device {
+    pub index: u32,
+    pub name: String,
+    /// `veth`, `dummy` ..; physical ones have none.
+    pub kind: Option<String>,
+    pub ethernet: bool,
+    pub enslaved: Option<Enslaved>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -78,6 +103,12 @@ pub trait Links: Send {
 
     /// Every address of the network namespace, in one dump.
     fn addresses(&mut self) -> Result<Vec<LinkAddress>, LinksError>;
+
+    /// Every device of the network namespace, in one dump.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    fn devices(&mut self) -> Result<Vec<Device>, LinksError>;
 
     /// Adds and deletes host addresses (/32, /128) of a link, pipelined; one result
     /// each. An address that is there already, or gone already, is a success.
@@ -167,6 +198,18 @@ impl<N: Netlink> Links for NetlinkLinks<N> {
             .map(|part| {
                 decode_address(&part.payload)
                     .ok_or_else(|| NetlinkError::Malformed("an address in a dump").into())
+            })
+            .collect()
+    }
+
+    fn devices(&mut self) -> Result<Vec<Device>, LinksError> {
+        let parts = self.netlink.dump(&request(RTM_GETLINK, 0, &LinkMessage::default()))?;
+        parts
+            .iter()
+            .filter(|part| part.kind == RTM_NEWLINK)
+            .map(|part| {
+                decode_device(&part.payload)
+                    .ok_or_else(|| NetlinkError::Malformed("a link in a dump").into())
             })
             .collect()
     }
@@ -265,6 +308,29 @@ fn decode_link(payload: &[u8]) -> Option<(u32, Option<String>)> {
     Some((index, kind))
 }
 
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).trim_end_matches('\0').to_owned()
+}
+
+fn decode_device(payload: &[u8]) -> Option<Device> {
+    let kind = u16::from_ne_bytes(payload.get(2..4)?.try_into().ok()?);
+    let index = u32::from_ne_bytes(payload.get(4..8)?.try_into().ok()?);
+    let name = attribute(payload, LINK_HEADER, IFLA_IFNAME)?;
+    let info = attribute(payload, LINK_HEADER, IFLA_LINKINFO).unwrap_or_default();
+    let master = attribute(payload, LINK_HEADER, IFLA_MASTER);
+    let of = attribute(&info, 0, IFLA_INFO_SLAVE_KIND).map(|kind| text(&kind));
+    Some(Device {
+        index,
+        name: text(&name),
+        kind: attribute(&info, 0, IFLA_INFO_KIND).map(|kind| text(&kind)),
+        ethernet: kind == ARPHRD_ETHER,
+        enslaved: master.map(|_| match of.as_deref() {
+            Some("bridge") => Enslaved::Bridge,
+            _ => Enslaved::Other,
+        }),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -323,7 +389,7 @@ mod tests {
         fn any_bytes_are_read_without_panic(
             bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..80),
         ) {
-            let _ = (decode_address(&bytes), decode_link(&bytes));
+            let _ = (decode_address(&bytes), decode_link(&bytes), decode_device(&bytes));
         }
     }
 }

@@ -182,6 +182,7 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
                 Input::Object(event) => events.push(event),
                 Input::Addresses(addresses) => {
                     node_changed |= self.local_addresses.as_ref() != Some(&addresses);
+                    self.plane.addresses_changed(&addresses);
                     self.local_addresses = Some(addresses);
                 }
                 Input::Stop => {}
@@ -437,6 +438,7 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
                 sends: after.sends - before.sends,
             },
             releases: self.plane.take_releases(),
+            fills: self.plane.fill(),
             pending: service_changes + slice_changes,
             totals: self.totals,
             failing: self.retry.report(),

@@ -1,4 +1,5 @@
-//! Frontends: addresses of Services, node ports, load-balancer addresses.
+//! Frontends: addresses of Services, node ports, load-balancer addresses. The same tests run in
+//! ipvs mode in guests and in ebpf mode on the host (`tests/host_pains`).
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -8,6 +9,8 @@ use std::time::{Duration, Instant};
 use proxy_tests::cluster::Host;
 use proxy_tests::traffic::{ConnectSpec, FailureKind, Listen, Protocol, Server};
 
+use crate::PROTOCOLS;
+
 use super::stage::{BALANCER_IPS, CLUSTER_IPS, Client, NODE_PORT, PORT, Stage, ingress, spec, tcp};
 
 const EVERYONE: [Client; 3] = [Client::Pod, Client::Host, Client::Outside];
@@ -15,8 +18,9 @@ const ANY: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr
 
 /// A server of node-a's own on all its addresses, as sshd is.
 fn sshd(node: &Host) -> Server {
-    let listen: Vec<Listen> = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp]
-        .into_iter()
+    let listen: Vec<Listen> = PROTOCOLS
+        .iter()
+        .copied()
         .flat_map(|protocol| ANY.map(|ip| Listen { protocol, address: SocketAddr::new(ip, 22) }))
         .collect();
     let server = node.in_netns(|| Server::start("sshd", &listen)).expect("a namespace");
@@ -28,7 +32,6 @@ fn sshd(node: &Host) -> Server {
 /// #72236); since 1.26 it refuses those ports in INPUT only, so the node itself still gets
 /// through (`pkg/proxy/ipvs/proxier.go`, chain KUBE-IPVS-FILTER).
 #[test]
-#[ignore = "needs a guest kernel: cargo xtask vm"]
 fn pain_08_a_port_of_a_service_address_that_is_no_service_is_refused() {
     let stage = Stage::new(&[]);
     let node = stage.cluster().node(0);
@@ -58,7 +61,7 @@ fn pain_08_a_port_of_a_service_address_that_is_no_service_is_refused() {
             refused(&stage, client, Protocol::Udp, SocketAddr::new(ip, 22));
         }
     }
-    for ip in CLUSTER_IPS {
+    for ip in CLUSTER_IPS.into_iter().filter(|_| PROTOCOLS.contains(&Protocol::Sctp)) {
         // To SCTP a port unreachable is no end (`sctp_v4_err` of net/sctp/input.c: a soft
         // error): what shows is that nobody answers.
         let target = SocketAddr::new(ip, 22);
@@ -85,7 +88,6 @@ fn refused(stage: &Stage, client: Client, protocol: Protocol, target: SocketAddr
 /// (kubernetes/kubernetes #75262, and `pkg/proxy/ipvs/proxier.go`, `syncEndpoint` with
 /// `onlyNodeLocalEndpoints`).
 #[test]
-#[ignore = "needs a guest kernel: cargo xtask vm"]
 fn pain_09_a_local_load_balancer_address_works_from_a_node_without_endpoints() {
     let stage = Stage::new(&[]);
     let mut spec = spec("LoadBalancer");
@@ -130,7 +132,6 @@ fn pain_09_a_local_load_balancer_address_works_from_a_node_without_endpoints() {
 /// it for pods that come and go). Each interface here has an address, on which node ports
 /// begin and end to listen while the one on the node's own address is probed.
 #[test]
-#[ignore = "needs a guest kernel: cargo xtask vm"]
 fn pain_14_a_node_port_is_not_lost_when_interfaces_come_and_go() {
     let stage = Stage::new(&[]);
     stage.web(&spec("NodePort"), &[], &[(1, 0), (0, 1)]);
@@ -197,7 +198,6 @@ fn flap(node: &Host) -> u32 {
 /// (TLS, PROXY protocol and source ranges are then missing); `ipMode: Proxy` says not to
 /// (KEP-1860). The address here is a server's outside of the cluster.
 #[test]
-#[ignore = "needs a guest kernel: cargo xtask vm"]
 fn pain_20_a_load_balancer_with_ip_mode_proxy_sees_the_traffic() {
     let stage = Stage::new(&[]);
     let outside = stage.client(Client::Outside);

@@ -11,9 +11,12 @@ use proxy_tests::traffic::{ConnectReport, ConnectSpec, Protocol, connect};
 use serde_json::{Value, json};
 
 use crate::node::{LONG, PATIENCE, until};
+use crate::{MODE, SOCKETS};
 
 pub const PORT: u16 = 80;
 pub const TARGET: u16 = 8080;
+/// By every pod, and by the Service.
+const SERVED: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
 pub const NODE_PORT: u16 = 30080;
 pub const CLUSTER_IPS: [IpAddr; 2] = [
     IpAddr::V4(Ipv4Addr::new(10, 96, 10, 1)),
@@ -46,7 +49,8 @@ impl Stage {
         let directory = tempfile::tempdir().expect("a directory");
         let settings = Settings {
             daemon: binary("proxy-daemon"),
-            mode: "ipvs",
+            mode: MODE,
+            sockets: SOCKETS,
             families: Families::Dual,
             nodes: 2,
             pods_per_node: 2,
@@ -56,7 +60,8 @@ impl Stage {
         let mut bed = Bed::build(settings).expect("a cluster");
         for (node, pod) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
             let name = bed.cluster().pod(node, pod).name().to_owned();
-            bed.serve((node, pod), &name, &[(Protocol::Tcp, TARGET)]).expect("a server");
+            bed.serve((node, pod), &name, &SERVED.map(|protocol| (protocol, TARGET)))
+                .expect("a server");
         }
         bed.start_daemons().expect("daemons");
         Self { bed, _directory: directory }
@@ -103,6 +108,10 @@ impl Stage {
                     })
                 })
                 .collect();
+            let ports = SERVED.map(|protocol| {
+                let number = protocol.to_string();
+                json!({"name": number.to_lowercase(), "port": TARGET, "protocol": number})
+            });
             let slice = json!({
                 "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
                 "metadata": {
@@ -110,7 +119,7 @@ impl Stage {
                     "labels": {"kubernetes.io/service-name": "web"},
                 },
                 "addressType": kind, "endpoints": endpoints,
-                "ports": [{"name": "http", "port": TARGET, "protocol": "TCP"}],
+                "ports": ports,
             });
             self.bed.apply(slice).expect("an EndpointSlice");
         }
@@ -146,13 +155,18 @@ impl Stage {
 
 /// The spec of a dual-stack Service of this type with both ClusterIPs.
 pub fn spec(kind: &str) -> Value {
-    let mut port = json!({"name": "http", "port": PORT, "targetPort": TARGET, "protocol": "TCP"});
-    if kind != "ClusterIP" {
-        port["nodePort"] = json!(NODE_PORT);
-    }
+    let ports = SERVED.map(|protocol| {
+        let number = protocol.to_string();
+        let mut port = json!({"name": number.to_lowercase(), "port": PORT, "targetPort": TARGET});
+        port["protocol"] = number.into();
+        if kind != "ClusterIP" {
+            port["nodePort"] = json!(NODE_PORT);
+        }
+        port
+    });
     json!({
         "type": kind, "clusterIP": CLUSTER_IPS[0], "clusterIPs": CLUSTER_IPS,
-        "ipFamilyPolicy": "RequireDualStack", "ipFamilies": ["IPv4", "IPv6"], "ports": [port],
+        "ipFamilyPolicy": "RequireDualStack", "ipFamilies": ["IPv4", "IPv6"], "ports": ports,
     })
 }
 

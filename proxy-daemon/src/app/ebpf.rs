@@ -1,0 +1,88 @@
+//! Building the eBPF data plane on the real kernel.
+
+use std::path::Path;
+use std::time::Duration;
+
+use tracing::{info, warn};
+
+use super::Fatal;
+use crate::config::{Config, Xdp};
+use crate::dataplane::ebpf::pins::Pins;
+use crate::dataplane::ebpf::{
+    Capacity, EbpfConfig, EbpfPlane, FlowTable, Programs, SocketRelease, Tables, XdpMode,
+    cgroup2_mount, object,
+};
+use crate::kernel::links::NetlinkLinks;
+use crate::kernel::netlink::{Socket, Subsystem};
+use crate::kernel::sockets::AllNamespaces;
+
+/// How often flows that have timed out are removed. The table makes room by itself before;
+/// this keeps the gauge honest and ports free.
+const SWEEP: Duration = Duration::from_secs(30);
+
+pub fn plane(config: &Config) -> Result<EbpfPlane, Fatal> {
+    let text = |error: &dyn std::fmt::Display| error.to_string();
+    let pins = Pins::open(&config.bpf_root).map_err(|e| text(&e))?;
+    let sizes = config.map_sizes;
+    let capacity = Capacity {
+        frontends: sizes.frontends,
+        backends: sizes.backends,
+        slots: sizes.slots,
+        ..Capacity::default()
+    };
+    let object = object().map_err(|e| text(&e))?;
+    let programs = Programs::load_pinned(&object, capacity, &pins).map_err(|e| text(&e))?;
+    let made = capacity.as_made(&pins).map_err(|e| text(&e))?;
+    if made != capacity {
+        warn!(?made, asked = ?capacity, "the maps keep the size they were made with until --cleanup");
+    }
+    sweep(FlowTable::open(&pins).map_err(|e| text(&e))?)?;
+    let cgroup = match &config.cgroup_root {
+        Some(path) => path.clone(),
+        None => cgroup2_mount().map_err(|e| text(&e))?,
+    };
+    let peers = Tables::open(&pins).map_err(|e| text(&e))?;
+    let sockets = SocketRelease::start(peers, AllNamespaces::at(Path::new("/proc")))
+        .map_err(|error| format!("cannot start the thread for sockets: {error}"))?;
+    let socket = Socket::open(Subsystem::Route).map_err(|e| text(&e))?;
+    let detection = config.clone();
+    let config = EbpfConfig {
+        capacity: made,
+        masquerade_all: config.masquerade.all,
+        local_detection: Box::new(move |node| detection.local_detect(node)),
+        cgroup,
+        devices: config.devices.clone(),
+        opt_outs: config.socket_opt_outs.clone(),
+        xdp: match config.xdp {
+            Xdp::Off => None,
+            Xdp::Auto => Some(XdpMode::Auto),
+            Xdp::Native => Some(XdpMode::Native),
+            Xdp::Generic => Some(XdpMode::Generic),
+        },
+        sysctl_root: config.sysctl_root.clone(),
+    };
+    Ok(EbpfPlane::new(config, programs, pins, Box::new(NetlinkLinks::new(socket)), sockets))
+}
+
+/// `--cleanup`.
+pub fn cleanup(config: &Config) -> Result<(), Fatal> {
+    for what in Pins::cleanup(&config.bpf_root).map_err(|error| error.to_string())? {
+        info!("removed: {what}");
+    }
+    Ok(())
+}
+
+fn sweep(mut flows: FlowTable) -> Result<(), Fatal> {
+    std::thread::Builder::new()
+        .name("flows".into())
+        .spawn(move || {
+            loop {
+                std::thread::sleep(SWEEP);
+                if let Err(error) = flows.sweep() {
+                    warn!(%error, "flows that have timed out stay for now");
+                }
+            }
+        })
+        .map(|_| ())
+        .map_err(|error| format!("cannot start the thread for flows: {error}"))
+}

@@ -1,0 +1,458 @@
+//! The eBPF data plane as the engine drives it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use proxy_ebpf::layout::config::client;
+use proxy_ebpf::layout::{Config, Device, OptOut, Timeouts, names};
+use proxy_ebpf::order::Address;
+use tracing::{info, warn};
+
+use super::opt_out;
+use super::pins::Pins;
+use super::plane::{Table, prefix};
+use super::readback::{Found, Reading};
+use super::spans::Spans;
+use super::value::{Key, Lowering, Value};
+use super::{Capacity, LoadError, Programs, SocketRelease, TableError, Tables, XdpMode};
+use crate::dataplane::{
+    Dataplane, Fill, FlowRelease, OpError, Pieces, PlaneError, Reader, Surroundings, WorkDone,
+};
+use crate::kernel::links::{self, Enslaved, Links};
+use crate::kernel::sysctl::Sysctls;
+use crate::model::{LocalDetect, Node};
+use crate::plan::Op;
+use crate::policy::{Frontend, FrontendKey};
+
+/// Ports of masqueraded packets. Beside those that sockets of the node get by themselves,
+/// for the most part; one that a socket uses is never taken.
+const PORTS: (u16, u16) = (50_000, 65_535);
+
+/// Tells what counts as a pod.
+pub type Detection = Box<dyn Fn(Option<&Node>) -> LocalDetect + Send>;
+
+pub struct EbpfConfig {
+    pub capacity: Capacity,
+    pub masquerade_all: bool,
+    /// What counts as a pod, given the Node.
+    pub local_detection: Detection,
+    /// Whose sockets are served.
+    pub cgroup: PathBuf,
+    /// Names, `*` at the end for any; none: every device with an address.
+    pub devices: Vec<String>,
+    /// Patterns of cgroups below `cgroup` whose sockets are left alone.
+    pub opt_outs: Vec<String>,
+    pub xdp: Option<XdpMode>,
+    pub sysctl_root: PathBuf,
+}
+
+impl fmt::Debug for EbpfConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EbpfConfig").field("cgroup", &self.cgroup).finish_non_exhaustive()
+    }
+}
+
+pub struct EbpfPlane {
+    table: Table<Programs>,
+    pins: Pins,
+    links: Box<dyn Links>,
+    sockets: SocketRelease,
+    config: EbpfConfig,
+    lowering: Lowering,
+    detect: LocalDetect,
+    node_addresses: Vec<IpAddr>,
+    /// With our programs: index to what the map says.
+    devices: BTreeMap<u32, Device>,
+    /// Where addresses of Services are.
+    spans: Spans,
+    written: Option<Config>,
+    /// Some cgroup opted out.
+    opted_out: bool,
+    attached: bool,
+    /// The table's picture was made from the maps.
+    adopted: bool,
+    complained: BTreeSet<String>,
+}
+
+impl fmt::Debug for EbpfPlane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EbpfPlane").field("devices", &self.devices).finish_non_exhaustive()
+    }
+}
+
+fn load(error: &LoadError) -> PlaneError {
+    PlaneError::new("eBPF programs", error)
+}
+
+fn table(error: &TableError) -> PlaneError {
+    PlaneError::new("eBPF maps", error)
+}
+
+impl EbpfPlane {
+    #[must_use]
+    pub fn new(
+        config: EbpfConfig,
+        programs: Programs,
+        pins: Pins,
+        links: Box<dyn Links>,
+        sockets: SocketRelease,
+    ) -> Self {
+        let detect = (config.local_detection)(None);
+        Self {
+            table: Table::new(programs, config.capacity),
+            lowering: Lowering { masquerade_all: config.masquerade_all, own: BTreeSet::new() },
+            pins,
+            links,
+            sockets,
+            config,
+            detect,
+            node_addresses: Vec::new(),
+            devices: BTreeMap::new(),
+            spans: Spans::default(),
+            written: None,
+            opted_out: false,
+            attached: false,
+            adopted: false,
+            complained: BTreeSet::new(),
+        }
+    }
+
+    /// Packets are routed between devices, or nothing but sockets works.
+    fn set_sysctls(&mut self) {
+        let sysctls = Sysctls::at(&self.config.sysctl_root);
+        for name in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
+            if let Err(error) = sysctls.set_to(name, "1") {
+                self.complain(name, &error);
+            }
+        }
+    }
+
+    fn complain(&mut self, about: &str, error: &dyn fmt::Display) {
+        if self.complained.insert(about.to_owned()) {
+            warn!(%error, about, "going on without it");
+        }
+    }
+
+    fn write_config(&mut self) -> Result<(), TableError> {
+        let source = |v4: bool| {
+            let of_family = |address: &&IpAddr| address.is_ipv4() == v4;
+            self.node_addresses
+                .iter()
+                .find(of_family)
+                .map(|a| Address::from(*a))
+                .unwrap_or_default()
+        };
+        let mut config = Config {
+            features: Config::TCP_PEER_NAMES | if self.opted_out { Config::OPT_OUTS } else { 0 },
+            seed: 0,
+            source4: source(true),
+            source6: source(false),
+            port_low: PORTS.0,
+            port_high: PORTS.1,
+            timeouts: Timeouts::default(),
+            ..Config::default()
+        };
+        self.spans.write(&mut config);
+        if self.written != Some(config) {
+            self.table.store().tables().set_config(config)?;
+            self.written = Some(config);
+        }
+        Ok(())
+    }
+
+    /// Pods' cgroups come and go: with every readback, and with the node's addresses.
+    fn write_opt_outs(&mut self) -> Result<(), TableError> {
+        let ids = match opt_out::ids(&self.config.cgroup, &self.config.opt_outs) {
+            Ok(ids) => ids,
+            Err(error) => {
+                self.complain("cgroups that opt out", &error);
+                return Ok(());
+            }
+        };
+        let wanted: BTreeSet<(u64, u32)> = ids.into_iter().map(|id| (id, OptOut::CGROUP)).collect();
+        let tables = self.table.store().tables();
+        let held: BTreeSet<(u64, u32)> =
+            tables.opt_outs()?.into_iter().map(|who| (who.id, who.kind)).collect();
+        let entry = |&(id, kind): &(u64, u32)| OptOut { id, kind, pad: 0 };
+        for who in wanted.difference(&held).map(entry) {
+            tables.set_opt_out(who)?;
+        }
+        for who in held.difference(&wanted).map(entry) {
+            tables.remove_opt_out(&who)?;
+        }
+        self.opted_out = !wanted.is_empty();
+        self.write_config()
+    }
+
+    /// What kind of client an address is: the node's own, and pods as local detection says.
+    fn write_prefixes(&mut self) -> Result<(), TableError> {
+        let mut wanted: BTreeMap<(Vec<u8>, u32), (Address, u32)> = BTreeMap::new();
+        let mut add = |address: Address, length: u32, kind: u32| {
+            let bytes = address.words().iter().flat_map(|word| word.to_wire()).collect();
+            wanted.entry((bytes, length)).or_insert((address, 0)).1 |= kind;
+        };
+        if let LocalDetect::Cidrs(cidrs) = &self.detect {
+            for cidr in cidrs {
+                let (address, length) = prefix(cidr);
+                add(address, length, client::CLUSTER);
+            }
+        }
+        for own in &self.lowering.own {
+            add((*own).into(), 128, client::NODE);
+        }
+        let tables = self.table.store().tables();
+        let held = tables.prefixes()?;
+        for ((_, length), (address, kind)) in &wanted {
+            if !held.contains(&(*address, *length, *kind)) {
+                tables.set_prefix(*address, *length, *kind)?;
+            }
+        }
+        for (address, length, _) in held {
+            let key: Vec<u8> = address.words().iter().flat_map(|word| word.to_wire()).collect();
+            if !wanted.contains_key(&(key, length)) {
+                tables.remove_prefix(address, length)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Attaches to the devices that there are now.
+    fn attach_devices(&mut self) -> Result<(), PlaneError> {
+        let addresses = self.links.addresses().map_err(|e| PlaneError::new("addresses", e))?;
+        let devices = self.links.devices().map_err(|e| PlaneError::new("network devices", e))?;
+        let mut wanted: BTreeMap<u32, (links::Device, Device)> = BTreeMap::new();
+        for device in devices {
+            let own = addresses.iter().filter(|a| a.link == device.index).map(|a| a.address);
+            let own: Vec<IpAddr> = own.filter(|address| !address.is_loopback()).collect();
+            if wants_device(&self.config.devices, &device) {
+                let in_map = self.device(&device, &own);
+                wanted.insert(device.index, (device, in_map));
+            }
+        }
+        for (index, (device, in_map)) in &wanted {
+            let before = self.devices.get(index);
+            if before == Some(in_map) {
+                continue;
+            }
+            if before.is_some_and(|before| (before.flags ^ in_map.flags) & Device::PORT != 0) {
+                // It became a port, or is none any more: other programs.
+                self.pins.remove_links(|place, _| place == *index).map_err(|e| load(&e))?;
+                self.devices.remove(index);
+            }
+            // Before the programs, which would take a port for a device of its own.
+            let tables = self.table.store().tables();
+            tables.set_device(*index, *in_map).map_err(|e| table(&e))?;
+            if !self.devices.contains_key(index)
+                && let Err(error) = self.attach_device(device)
+            {
+                // A device may go at any time; the others must not wait for it.
+                self.complain(&format!("programs at device {}", device.name), &error);
+                continue;
+            }
+            self.devices.insert(*index, *in_map);
+        }
+        let gone: Vec<u32> =
+            self.devices.keys().filter(|index| !wanted.contains_key(index)).copied().collect();
+        for index in gone {
+            self.devices.remove(&index);
+            match self.table.store().tables().remove_device(index) {
+                Err(error) if !error.is_missing() => return Err(table(&error)),
+                _ => {}
+            }
+            self.pins.remove_links(|place, _| place == index).map_err(|e| load(&e))?;
+        }
+        Ok(())
+    }
+
+    fn device(&self, device: &links::Device, addresses: &[IpAddr]) -> Device {
+        let first = |v4: bool| {
+            let usable = |address: &&IpAddr| {
+                address.is_ipv4() == v4
+                    && !matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local())
+            };
+            addresses.iter().find(usable).map(|a| Address::from(*a)).unwrap_or_default()
+        };
+        let pods = match &self.detect {
+            LocalDetect::Bridge(bridge) => *device.name == **bridge,
+            LocalDetect::InterfacePrefix(prefix) => device.name.starts_with(&**prefix),
+            LocalDetect::Unknown | LocalDetect::Cidrs(_) => false,
+        };
+        let flag = |is: bool, flag| if is { flag } else { 0 };
+        let flags = flag(pods, Device::PODS) | flag(is_port(device), Device::PORT);
+        Device { source4: first(true), source6: first(false), flags, pad: 0 }
+    }
+
+    fn attach_device(&mut self, device: &links::Device) -> Result<(), LoadError> {
+        let (name, index) = (&*device.name, device.index);
+        let programs = self.table.store();
+        let (hook, attachments) = programs.attach_tc(name, !is_port(device))?;
+        for (program, attachment) in attachments {
+            attachment.pin(&self.pins.link(program, index))?;
+        }
+        let xdp = self.config.xdp.filter(|_| !is_port(device));
+        if let Some(mode) = xdp {
+            let attachment = programs.attach_xdp(name, mode)?;
+            attachment.pin(&self.pins.link(names::XDP_INGRESS, index))?;
+        }
+        info!(device = name, ?hook, ?xdp, port = is_port(device), "attached");
+        Ok(())
+    }
+
+    fn attach_sockets(&mut self) -> Result<(), LoadError> {
+        let attachments = self.table.store().attach_sockets(&self.config.cgroup)?;
+        for (attachment, name) in attachments.into_iter().zip(proxy_ebpf::layout::names::CGROUP) {
+            attachment.pin(&self.pins.link(name, 0))?;
+        }
+        info!(cgroup = %self.config.cgroup.display(), "attached");
+        Ok(())
+    }
+
+    fn note_address(&mut self, address: IpAddr) -> Result<(), TableError> {
+        if self.spans.note(address) { self.write_config() } else { Ok(()) }
+    }
+
+    /// The first look through the maps, at once: nothing was written before it.
+    fn adopt(&mut self) -> Result<Vec<(Key, Value)>, TableError> {
+        let objects = self.table.adopt_all()?;
+        self.adopted = true;
+        Ok(objects)
+    }
+}
+
+fn wants_device(patterns: &[String], device: &links::Device) -> bool {
+    // Others have no header that could be looked at, or exchanged.
+    if !device.ethernet {
+        return false;
+    }
+    if patterns.is_empty() {
+        // No packet goes by a dummy.
+        return device.kind.as_deref() != Some("dummy") && device.enslaved != Some(Enslaved::Other);
+    }
+    patterns.iter().any(|pattern| match pattern.strip_suffix('*') {
+        Some(start) => device.name.starts_with(start),
+        None => device.name == *pattern,
+    })
+}
+
+fn is_port(device: &links::Device) -> bool {
+    device.enslaved == Some(Enslaved::Bridge)
+}
+
+impl Dataplane for EbpfPlane {
+    type Key = Key;
+
+    fn lower(&mut self, key: &FrontendKey, frontend: &Frontend) -> Vec<(Key, Value)> {
+        self.lowering.lower(key, frontend)
+    }
+
+    fn surroundings_changed(&mut self, now: Surroundings<'_>) -> bool {
+        let detect = (self.config.local_detection)(now.node);
+        let addresses = now.node.map_or_else(Vec::new, |node| node.addresses.clone());
+        let other_ranges = self.spans.set_ranges(now.service_cidrs);
+        let changed = other_ranges || detect != self.detect || addresses != self.node_addresses;
+        self.detect = detect;
+        self.node_addresses = addresses;
+        changed
+    }
+
+    fn addresses_changed(&mut self, addresses: &[IpAddr]) {
+        self.lowering.own = addresses.iter().copied().collect();
+        if !self.attached {
+            return;
+        }
+        let result = self
+            .attach_devices()
+            .and_then(|()| self.write_prefixes().map_err(|error| table(&error)))
+            .and_then(|()| self.write_opt_outs().map_err(|error| table(&error)));
+        if let Err(error) = result {
+            // The next resync tries again.
+            warn!(%error, "the node's addresses changed");
+        }
+    }
+
+    fn prepare(&mut self) -> Result<(), PlaneError> {
+        self.set_sysctls();
+        self.write_opt_outs().map_err(|error| table(&error))?;
+        self.write_prefixes().map_err(|error| table(&error))?;
+        self.attach_devices()?;
+        if !self.attached {
+            self.attach_sockets().map_err(|error| load(&error))?;
+            // What the daemon before this one attached has been in place until now.
+            let ours = self.pins.start();
+            self.pins.remove_links(|_, start| start != ours).map_err(|e| load(&e))?;
+            self.attached = true;
+        }
+        Ok(())
+    }
+
+    fn reader(&mut self) -> Result<Reader<Key>, PlaneError> {
+        if !self.adopted {
+            let objects = self.adopt().map_err(|error| table(&error))?;
+            return Ok(Box::new(move |give| {
+                let mut pieces = Pieces::new(give);
+                objects.into_iter().for_each(|(key, value)| pieces.put(true, key, value));
+                pieces.end();
+                Ok(())
+            }));
+        }
+        let maps = Tables::open(&self.pins).map_err(|error| load(&error))?;
+        Ok(Box::new(move |give| {
+            let mut pieces = Pieces::new(give);
+            Reading::new(&maps)
+                .run(|Found { key, value, .. }| pieces.put(true, key, value))
+                .map_err(|error| table(&error))?;
+            pieces.end();
+            Ok(())
+        }))
+    }
+
+    fn found(&mut self, key: &Key, value: &Value) {
+        let result = match key {
+            Key::Address(address) => self.note_address(*address),
+            Key::Frontend(_) => self.table.found(key, value),
+        };
+        if let Err(error) = result {
+            // The next readback finds it again.
+            warn!(%error, ?key, "what was found in the maps");
+        }
+    }
+
+    fn apply(&mut self, ops: &[Op<Key>]) -> Vec<Result<(), OpError>> {
+        let now = Instant::now();
+        let results = ops
+            .iter()
+            .map(|op| {
+                self.table.apply(op, now)?;
+                match op {
+                    Op::Create(Key::Address(address), _) => self
+                        .note_address(*address)
+                        .map_err(|error| OpError::Refused(error.to_string())),
+                    _ => Ok(()),
+                }
+            })
+            .collect();
+        self.sockets.release(self.table.take_gone());
+        results
+    }
+
+    fn unused(&mut self, retired: &[Key]) -> Result<Vec<Key>, PlaneError> {
+        // Nothing is retired: connections live in the table of flows.
+        Ok(retired.to_vec())
+    }
+
+    fn fill(&self) -> Vec<Fill> {
+        self.table.fill().to_vec()
+    }
+
+    fn take_releases(&mut self) -> Vec<FlowRelease> {
+        self.sockets.take_done()
+    }
+
+    fn work(&self) -> WorkDone {
+        let requests = self.table.writes();
+        WorkDone { requests, dumps: 0, sends: requests }
+    }
+}

@@ -1,0 +1,505 @@
+//! Frontends in and out of the maps.
+//!
+//! Order within one change, so that a program meets the old set or the new one: backends,
+//! then the slots of a fresh range, then the frontend's value, then what nobody names any
+//! more. The picture of what is where is made from the maps, once, at the first readback.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use ipnetwork::IpNetwork;
+use proxy_ebpf::layout::{self, BackendId, FrontendId, RangeData, ServiceId, SlotRange};
+use proxy_ebpf::order::{Address, Be16};
+
+use super::ids::Ranges;
+use super::readback::{Found, Reading};
+use super::store::Store;
+use super::value::{Key, Member, Programmed, Set, Value, map_key};
+use super::{Capacity, TableError};
+use crate::dataplane::{Fill, OpError};
+use crate::model::Protocol;
+use crate::plan::Op;
+
+/// The daemon's side of the service table.
+#[derive(Debug)]
+pub struct Table<S> {
+    store: S,
+    slots: Ranges,
+    frontend_ids: Ranges,
+    backend_ids: Ranges,
+    frontends: HashMap<Key, Held>,
+    /// Ranges by what is in them, for the frontends of a Service to share.
+    sets: HashMap<(ServiceId, Arc<Set>), SharedRange>,
+    backends: HashMap<(ServiceId, IpAddr, u16), HeldBackend>,
+    source_ranges: BTreeMap<(ServiceId, IpNetwork), u32>,
+    /// Backends that nothing leads to any more since the operation began.
+    freed: Vec<Gone>,
+    /// The same of UDP, until somebody asks.
+    gone: Vec<Gone>,
+    writes: u64,
+}
+
+/// A backend that is none any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gone {
+    pub id: BackendId,
+    pub address: IpAddr,
+    pub port: u16,
+}
+
+/// What a frontend's value in the map names.
+#[derive(Debug, Clone)]
+struct Held {
+    id: Option<FrontendId>,
+    value: Option<Arc<Programmed>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct SharedRange {
+    range: SlotRange,
+    users: u32,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct HeldBackend {
+    id: BackendId,
+    member: Member,
+    /// Frontends that have it in the one set and in the other.
+    cluster: u32,
+    local: u32,
+}
+
+impl HeldBackend {
+    fn value(&self, service: ServiceId) -> layout::Backend {
+        use layout::Backend as B;
+        let flag = |is: bool, flag| if is { flag } else { 0 };
+        layout::Backend {
+            address: self.member.address.into(),
+            port: Be16::from_host(self.member.port),
+            flags: flag(self.cluster > 0, B::IN_CLUSTER_SET)
+                | flag(self.local > 0, B::IN_LOCAL_SET)
+                | flag(self.member.local, B::LOCAL)
+                | flag(self.member.host, B::HOST),
+            service,
+        }
+    }
+}
+
+/// A map has no room for what an operation needs.
+fn full(map: &str, (used, capacity): (u32, u32)) -> OpError {
+    OpError::Refused(format!("map {map} is full: {used} of {capacity} in use"))
+}
+
+fn refused(error: TableError) -> OpError {
+    OpError::Refused(error.to_string())
+}
+
+impl<S: Store> Table<S> {
+    pub fn new(store: S, capacity: Capacity) -> Self {
+        Self {
+            store,
+            slots: Ranges::new(capacity.slots),
+            frontend_ids: Ranges::new(capacity.frontends),
+            backend_ids: Ranges::new(capacity.backends),
+            frontends: HashMap::new(),
+            sets: HashMap::new(),
+            backends: HashMap::new(),
+            source_ranges: BTreeMap::new(),
+            freed: Vec::new(),
+            gone: Vec::new(),
+            writes: 0,
+        }
+    }
+
+    /// UDP backends that went since the last call of this.
+    pub fn take_gone(&mut self) -> Vec<Gone> {
+        std::mem::take(&mut self.gone)
+    }
+
+    pub const fn store(&mut self) -> &mut S {
+        &mut self.store
+    }
+
+    pub const fn writes(&self) -> u64 {
+        self.writes
+    }
+
+    /// Of each map that can be full.
+    pub fn fill(&self) -> [Fill; 3] {
+        let with = |table, (used, capacity)| Fill { table, used, capacity };
+        [
+            with(layout::names::FRONTENDS, self.frontend_ids.fill()),
+            with(layout::names::SLOTS, self.slots.fill()),
+            with(layout::names::BACKENDS, self.backend_ids.fill()),
+        ]
+    }
+
+    pub fn apply(&mut self, op: &Op<Key>, now: Instant) -> Result<(), OpError> {
+        let result = match op {
+            Op::Create(key, value) | Op::Update(key, value) | Op::Retire(key, value) => match value
+            {
+                Value::Address => self.set_address(key),
+                Value::Frontend(value) => self.set_frontend(key, value, now),
+            },
+            Op::Delete(key) => self.delete(key, now),
+        };
+        let freed = std::mem::take(&mut self.freed);
+        if matches!(op.key(), Key::Frontend(key) if key.protocol == Protocol::Udp) {
+            self.gone.extend(freed);
+        }
+        result
+    }
+
+    fn set_address(&mut self, key: &Key) -> Result<(), OpError> {
+        self.writes += 1;
+        let value = layout::Frontend::default();
+        self.store.set_frontend(map_key(key), value).map_err(refused)?;
+        self.frontends.insert(*key, Held { id: None, value: None });
+        Ok(())
+    }
+
+    fn set_frontend(
+        &mut self,
+        key: &Key,
+        value: &Arc<Programmed>,
+        now: Instant,
+    ) -> Result<(), OpError> {
+        let old = self.frontends.get(key).cloned();
+        let id = match old.as_ref().and_then(|old| old.id) {
+            Some(id) => id,
+            None => FrontendId(
+                self.frontend_ids
+                    .allocate(1, now)
+                    .ok_or_else(|| full(layout::names::FRONTENDS, self.frontend_ids.fill()))?,
+            ),
+        };
+        let result = self.take(value, now).and_then(|[node, outside]| {
+            let Programmed { service, affinity, flags, .. } = **value;
+            let in_map = layout::Frontend { node, outside, id, service, affinity, flags };
+            self.writes += 1;
+            self.store.set_frontend(map_key(key), in_map).map_err(refused)
+        });
+        if let Err(error) = result {
+            // What was taken is released; the frontend is as it was.
+            self.release(value, now);
+            if old.is_none() {
+                self.frontend_ids.release(id.0, 1, now);
+            }
+            return Err(error);
+        }
+        self.frontends.insert(*key, Held { id: Some(id), value: Some(Arc::clone(value)) });
+        if let Some(old) = old.and_then(|old| old.value) {
+            self.release(&old, now);
+        }
+        Ok(())
+    }
+
+    fn delete(&mut self, key: &Key, now: Instant) -> Result<(), OpError> {
+        self.writes += 1;
+        match self.store.remove_frontend(&map_key(key)) {
+            Ok(()) => {}
+            // Gone already: what was asked for.
+            Err(error) if error.is_missing() => {}
+            Err(error) => return Err(refused(error)),
+        }
+        if let Some(Held { id, value }) = self.frontends.remove(key) {
+            if let Some(id) = id {
+                self.frontend_ids.release(id.0, 1, now);
+            }
+            if let Some(value) = value {
+                self.release(&value, now);
+            }
+        }
+        Ok(())
+    }
+
+    /// Everything that the frontend will name; counted, so that a failure half-way is undone
+    /// by releasing all of it.
+    fn take(&mut self, value: &Programmed, now: Instant) -> Result<[SlotRange; 2], OpError> {
+        for range in &value.source_ranges {
+            *self.source_ranges.entry((value.service, *range)).or_default() += 1;
+        }
+        let mut result = Ok([SlotRange::default(); 2]);
+        for (place, (set, local)) in sets_of(value).into_iter().enumerate() {
+            for member in &set.members {
+                self.count_backend(value.service, member, local, now);
+            }
+            let shared = self.sets.entry((value.service, Arc::clone(set)));
+            shared.or_insert(SharedRange { range: SlotRange::default(), users: 0 }).users += 1;
+            let written = self.write_set(value.service, set, now);
+            match (&mut result, written) {
+                (Ok(ranges), Ok(range)) => ranges[place] = range,
+                (Ok(_), Err(error)) => result = Err(error),
+                (Err(_), _) => {}
+            }
+        }
+        for range in &value.source_ranges {
+            if result.is_ok() && self.source_ranges.get(&(value.service, *range)) == Some(&1) {
+                self.writes += 1;
+                let (data, length) = range_data(value.service, range);
+                result = self.store.set_source_range(data, length).map_err(refused).and(result);
+            }
+        }
+        result
+    }
+
+    fn count_backend(&mut self, service: ServiceId, member: &Member, local: bool, now: Instant) {
+        let key = (service, member.address, member.port);
+        let id = match self.backends.get(&key) {
+            Some(held) => held.id,
+            // Written below, or reported as full.
+            None => BackendId(self.backend_ids.allocate(1, now).unwrap_or(u32::MAX)),
+        };
+        let held = self.backends.entry(key).or_insert(HeldBackend {
+            id,
+            member: *member,
+            cluster: 0,
+            local: 0,
+        });
+        held.member = *member;
+        *(if local { &mut held.local } else { &mut held.cluster }) += 1;
+    }
+
+    /// The set's range: the one that another frontend has, or a fresh one.
+    fn write_set(
+        &mut self,
+        service: ServiceId,
+        set: &Arc<Set>,
+        now: Instant,
+    ) -> Result<SlotRange, OpError> {
+        let mut ids = Vec::with_capacity(set.members.len());
+        for member in &set.members {
+            let Some(held) = self.backends.get(&(service, member.address, member.port)) else {
+                continue;
+            };
+            if held.id.0 == u32::MAX {
+                return Err(full(layout::names::BACKENDS, self.backend_ids.fill()));
+            }
+            let (id, value) = (held.id, held.value(service));
+            if self.store.backend(id).map_err(refused)? != value {
+                self.writes += 1;
+                self.store.set_backend(id, value).map_err(refused)?;
+            }
+            ids.push(id);
+        }
+        let shared = self.sets.get(&(service, Arc::clone(set))).copied();
+        if set.slots.is_empty() {
+            return Ok(SlotRange::default());
+        }
+        if let Some(SharedRange { range, .. }) = shared
+            && range.len > 0
+        {
+            return Ok(range);
+        }
+        let len = u32::try_from(set.slots.len()).unwrap_or(u32::MAX);
+        let base = self
+            .slots
+            .allocate(len, now)
+            .ok_or_else(|| full(layout::names::SLOTS, self.slots.fill()))?;
+        let slots: Vec<BackendId> = set.slots.iter().map(|slot| ids[*slot as usize]).collect();
+        self.writes += 1;
+        if let Err(error) = self.store.set_slots(base, &slots) {
+            self.slots.release(base, len, now);
+            return Err(refused(error));
+        }
+        let range = SlotRange { base, len };
+        if let Some(shared) = self.sets.get_mut(&(service, Arc::clone(set))) {
+            shared.range = range;
+        }
+        Ok(range)
+    }
+
+    /// A frontend names this no more. What is left over in the maps when the kernel refuses
+    /// is unreachable, and found again by the next readback.
+    fn release(&mut self, value: &Programmed, now: Instant) {
+        for (set, local) in sets_of(value) {
+            let key = (value.service, Arc::clone(set));
+            if let Some(shared) = self.sets.get_mut(&key) {
+                shared.users -= 1;
+                if shared.users == 0 {
+                    let SlotRange { base, len } = shared.range;
+                    self.slots.release(base, len, now);
+                    self.sets.remove(&key);
+                }
+            }
+            for member in &set.members {
+                self.release_backend(value.service, member, local, now);
+            }
+        }
+        for range in &value.source_ranges {
+            let key = (value.service, *range);
+            if let Some(users) = self.source_ranges.get_mut(&key) {
+                *users -= 1;
+                if *users == 0 {
+                    self.source_ranges.remove(&key);
+                    self.writes += 1;
+                    let (data, length) = range_data(value.service, range);
+                    let _ = self.store.remove_source_range(data, length);
+                }
+            }
+        }
+    }
+
+    fn release_backend(&mut self, service: ServiceId, member: &Member, local: bool, now: Instant) {
+        let key = (service, member.address, member.port);
+        let Some(held) = self.backends.get_mut(&key) else { return };
+        let before = held.value(service);
+        *(if local { &mut held.local } else { &mut held.cluster }) -= 1;
+        let held = *held;
+        let gone = held.cluster + held.local == 0;
+        let after = if gone { layout::Backend::default() } else { held.value(service) };
+        if after != before && held.id.0 != u32::MAX {
+            self.writes += 1;
+            let _ = self.store.set_backend(held.id, after);
+        }
+        if gone {
+            self.backends.remove(&key);
+            if held.id.0 != u32::MAX {
+                self.backend_ids.release(held.id.0, 1, now);
+                let Member { address, port, .. } = held.member;
+                self.freed.push(Gone { id: held.id, address, port });
+            }
+        }
+    }
+
+    /// Makes the picture from the maps, once: before anything is written. From then on what
+    /// is believed here is what was written, and later readbacks are compared with it.
+    ///
+    /// # Errors
+    /// The kernel refuses; there is no picture then.
+    pub fn adopt_all(&mut self) -> Result<Vec<(Key, Value)>, TableError> {
+        let mut reading = Reading::new(&self.store);
+        let mut all = Vec::new();
+        reading.run(|found| all.push(found))?;
+        for (id, backend) in reading.backends.into_iter().filter(|(_, b)| b.in_use()) {
+            self.backend_ids.claim(id.0, 1);
+            let member = member_of(&backend);
+            self.backends
+                .entry((backend.service, member.address, member.port))
+                .or_insert(HeldBackend { id, member, cluster: 0, local: 0 });
+        }
+        let mut objects = Vec::with_capacity(all.len());
+        for Found { key, value, in_map } in all {
+            let held = match &value {
+                Value::Address => Held { id: None, value: None },
+                Value::Frontend(value) => {
+                    // An id twice would be a fault of ours; counters are then mixed, nothing
+                    // else.
+                    self.frontend_ids.claim(in_map.id.0, 1);
+                    self.adopt(value, [in_map.node, in_map.outside]);
+                    Held { id: Some(in_map.id), value: Some(Arc::clone(value)) }
+                }
+            };
+            self.frontends.insert(key, held);
+            objects.push((key, value));
+        }
+        Ok(objects)
+    }
+
+    /// A readback found this. When it is not what was written, somebody else wrote to the
+    /// maps: slots and source ranges are written again, where they are; the frontend and its
+    /// backends are the engine's to repair, by an update.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn found(&mut self, key: &Key, value: &Value) -> Result<(), TableError> {
+        let believed = self.frontends.get(key).and_then(|held| held.value.clone());
+        let (Some(believed), Value::Frontend(found)) = (believed, value) else { return Ok(()) };
+        if believed == *found {
+            return Ok(());
+        }
+        for (set, _) in sets_of(&believed) {
+            let shared = self.sets.get(&(believed.service, Arc::clone(set))).copied();
+            let Some(SharedRange { range, .. }) = shared.filter(|shared| shared.range.len > 0)
+            else {
+                continue;
+            };
+            let id = |slot: &u32| {
+                let member = &set.members[*slot as usize];
+                let held = self.backends.get(&(believed.service, member.address, member.port));
+                held.map_or_else(BackendId::default, |held| held.id)
+            };
+            let slots: Vec<BackendId> = set.slots.iter().map(id).collect();
+            self.writes += 1;
+            self.store.set_slots(range.base, &slots)?;
+        }
+        for range in &believed.source_ranges {
+            self.writes += 1;
+            let (data, length) = range_data(believed.service, range);
+            self.store.set_source_range(data, length)?;
+        }
+        for range in found.source_ranges.difference(&believed.source_ranges) {
+            if !self.source_ranges.contains_key(&(found.service, *range)) {
+                self.writes += 1;
+                let (data, length) = range_data(found.service, range);
+                self.store.remove_source_range(data, length)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts what a frontend that was read names.
+    fn adopt(&mut self, value: &Programmed, ranges: [SlotRange; 2]) {
+        for ((set, local), range) in sets_of(value).into_iter().zip(ranges) {
+            for member in &set.members {
+                let key = (value.service, member.address, member.port);
+                if let Some(held) = self.backends.get_mut(&key) {
+                    *(if local { &mut held.local } else { &mut held.cluster }) += 1;
+                }
+            }
+            let shared = self
+                .sets
+                .entry((value.service, Arc::clone(set)))
+                .or_insert(SharedRange { range, users: 0 });
+            if shared.users == 0 {
+                self.slots.claim(range.base, range.len);
+            }
+            shared.users += 1;
+        }
+        for range in &value.source_ranges {
+            *self.source_ranges.entry((value.service, *range)).or_default() += 1;
+        }
+    }
+}
+
+/// Each range's set, and whether it is the Local one.
+fn sets_of(value: &Programmed) -> [(&Arc<Set>, bool); 2] {
+    use layout::Frontend as F;
+    [
+        (&value.node, value.flags & F::NODE_LOCAL_SET != 0),
+        (&value.outside, value.flags & F::OUTSIDE_LOCAL_SET != 0),
+    ]
+}
+
+pub fn member_of(backend: &layout::Backend) -> Member {
+    Member {
+        address: backend.address.into(),
+        port: backend.port.to_host(),
+        local: backend.has(layout::Backend::LOCAL),
+        host: backend.has(layout::Backend::HOST),
+    }
+}
+
+/// With the length from the front of the 128 bits.
+pub fn prefix(network: &IpNetwork) -> (Address, u32) {
+    let before = if network.is_ipv4() { 96 } else { 0 };
+    (network.network().into(), before + u32::from(network.prefix()))
+}
+
+fn range_data(service: ServiceId, network: &IpNetwork) -> (RangeData, u32) {
+    let (address, length) = prefix(network);
+    (RangeData { service, address }, length)
+}
+
+/// The inverse of [`prefix`].
+pub fn network(address: Address, length: u32) -> Option<IpNetwork> {
+    let address = IpAddr::from(address);
+    let before = if address.is_ipv4() { 96 } else { 0 };
+    IpNetwork::new(address, u8::try_from(length.checked_sub(before)?).ok()?).ok()
+}
+
+#[cfg(test)]
+#[path = "plane_tests.rs"]
+mod tests;

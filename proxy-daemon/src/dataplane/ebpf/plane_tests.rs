@@ -1,0 +1,314 @@
+use std::num::NonZeroU16;
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::super::ids::REST;
+use super::super::store::Memory;
+use super::super::value::Lowering;
+use super::*;
+use crate::model::{ObjectName, Protocol};
+use crate::policy::{
+    Backend, BackendSet, Frontend, FrontendKey, FrontendKind, Masquerade, PortName, WhenEmpty,
+};
+
+const CAPACITY: Capacity = Capacity {
+    frontends: 32,
+    slots: 64,
+    backends: 32,
+    flows: 1,
+    affinities: 1,
+    fragments: 1,
+    sockets: 1,
+    prefixes: 1,
+    source_ranges: 32,
+};
+
+fn backend(last: u8, local: bool) -> Backend {
+    let port = NonZeroU16::new(8080).unwrap();
+    Backend { address: [10, 244, 0, last].into(), port, local, weight: 1 }
+}
+
+fn key(last: u8) -> FrontendKey {
+    let port = NonZeroU16::new(80).unwrap();
+    FrontendKey { address: [10, 96, 0, last].into(), protocol: Protocol::Tcp, port }
+}
+
+fn frontend(service: &str, backends: Vec<Backend>) -> Frontend {
+    Frontend {
+        port: PortName { service: ObjectName::new("ns", service), port: "".into() },
+        kind: FrontendKind::LoadBalancer,
+        backends: BackendSet::from(backends),
+        local_only: false,
+        short_circuit_set: None,
+        short_circuit: None,
+        shared: None,
+        when_empty: WhenEmpty::Reject,
+        masquerade: Masquerade::Always,
+        on_node_address: false,
+        affinity: Some(Duration::from_secs(60)),
+        source_ranges: Arc::from([]),
+        scheduling: None,
+    }
+}
+
+struct Plane {
+    table: Table<Memory>,
+    maps: Memory,
+    now: Instant,
+}
+
+impl Plane {
+    fn new() -> Self {
+        let maps = Memory::default();
+        Self { table: Table::new(maps.clone(), CAPACITY), maps, now: Instant::now() }
+    }
+
+    fn set(&mut self, key: FrontendKey, frontend: &Frontend) -> Result<(), OpError> {
+        self.now += REST;
+        for (key, value) in Lowering::default().lower(&key, frontend) {
+            self.table.apply(&Op::Update(key, value), self.now)?;
+        }
+        Ok(())
+    }
+
+    fn delete(&mut self, key: FrontendKey) {
+        self.now += REST;
+        self.table.apply(&Op::Delete(Key::Frontend(key)), self.now).unwrap();
+    }
+
+    /// Addresses that a client of the node, or one outside, is sent to.
+    fn reaches(&self, key: FrontendKey) -> [Vec<IpAddr>; 2] {
+        let maps = self.maps.maps();
+        let value = maps.frontends[&map_key(&Key::Frontend(key))];
+        [value.node, value.outside].map(|range| {
+            (range.base..range.base + range.len)
+                .map(|slot| maps.backends[&maps.slots[&slot].0])
+                .inspect(|backend| assert!(backend.in_use(), "{backend:?}"))
+                .map(|backend| backend.address.into())
+                .collect()
+        })
+    }
+}
+
+fn addresses(lasts: &[u8]) -> Vec<IpAddr> {
+    lasts.iter().map(|last| IpAddr::from([10, 244, 0, *last])).collect()
+}
+
+#[test]
+fn a_frontend_leads_to_its_backends_and_an_update_to_the_others() {
+    let mut plane = Plane::new();
+    plane.set(key(1), &frontend("a", vec![backend(1, true), backend(2, false)])).unwrap();
+    assert_eq!(plane.reaches(key(1)), [addresses(&[1, 2]), addresses(&[1, 2])]);
+    plane.set(key(1), &frontend("a", vec![backend(2, false), backend(3, false)])).unwrap();
+    assert_eq!(plane.reaches(key(1)), [addresses(&[2, 3]), addresses(&[2, 3])]);
+    let gone = plane.maps.maps().backends.values().filter(|b| !b.in_use()).count();
+    assert_eq!(gone, 1, "the removed backend is vacant at once");
+}
+
+#[test]
+fn a_local_policy_has_two_sets_in_one_value() {
+    let mut plane = Plane::new();
+    let all = vec![backend(1, true), backend(2, false)];
+    let local = Frontend {
+        local_only: true,
+        short_circuit_set: Some(BackendSet::from(all)),
+        when_empty: WhenEmpty::Drop,
+        ..frontend("a", vec![backend(1, true)])
+    };
+    plane.set(key(1), &local).unwrap();
+    assert_eq!(plane.reaches(key(1)), [addresses(&[1, 2]), addresses(&[1])]);
+    let maps = plane.maps.maps();
+    let flags = maps.frontends[&map_key(&Key::Frontend(key(1)))].flags;
+    use layout::{Backend as B, Frontend as F};
+    assert_eq!(flags, F::OUTSIDE_LOCAL_SET | F::OUTSIDE_DROPS | F::MASQUERADE_REMOTE);
+    let sets = |last: u8| {
+        let is = |b: &&layout::Backend| IpAddr::from(b.address) == IpAddr::from([10, 244, 0, last]);
+        maps.backends.values().find(is).unwrap().flags & B::IN_USE
+    };
+    assert_eq!((sets(1), sets(2)), (B::IN_CLUSTER_SET | B::IN_LOCAL_SET, B::IN_CLUSTER_SET));
+}
+
+#[test]
+fn frontends_of_a_service_share_a_range_and_others_do_not() {
+    let mut plane = Plane::new();
+    for last in 1..=3 {
+        plane.set(key(last), &frontend("a", vec![backend(1, false)])).unwrap();
+    }
+    plane.set(key(4), &frontend("b", vec![backend(1, false)])).unwrap();
+    assert_eq!(plane.table.fill().map(|fill| fill.used), [4, 2, 2]);
+    for last in 1..=4 {
+        plane.delete(key(last));
+    }
+    assert_eq!(plane.table.fill().map(|fill| fill.used), [0, 0, 0]);
+    assert!(plane.maps.maps().backends.values().all(|b| !b.in_use()));
+}
+
+#[test]
+fn a_full_map_refuses_the_new_and_keeps_the_old() {
+    let mut plane = Plane::new();
+    plane.set(key(1), &frontend("a", vec![backend(1, false)])).unwrap();
+    let many = (1..=40).map(|last| backend(last, false)).collect();
+    let error = plane.set(key(1), &frontend("a", many)).unwrap_err();
+    assert!(error.to_string().contains("BACKENDS is full: 32 of 32"), "{error}");
+    assert_eq!(plane.reaches(key(1)), [addresses(&[1]), addresses(&[1])]);
+    assert_eq!(plane.table.fill().map(|fill| fill.used), [1, 1, 1]);
+    plane.set(key(2), &frontend("b", vec![backend(9, false)])).unwrap();
+}
+
+/// Their clients' sockets have to be ended; TCP connections live on.
+#[test]
+fn udp_backends_that_nothing_leads_to_are_told() {
+    let mut plane = Plane::new();
+    let udp = |last| FrontendKey { protocol: Protocol::Udp, ..key(last) };
+    let both = frontend("a", vec![backend(1, false), backend(2, false)]);
+    let one = frontend("a", vec![backend(2, false)]);
+    for key in [udp(1), udp(2), key(3)] {
+        plane.set(key, &both).unwrap();
+    }
+    plane.set(udp(1), &one).unwrap();
+    plane.set(key(3), &one).unwrap();
+    assert_eq!(plane.table.take_gone(), [], "another frontend leads there");
+    plane.set(udp(2), &one).unwrap();
+    let gone = plane.table.take_gone();
+    let addresses: Vec<_> = gone.iter().map(|gone| (gone.address, gone.port)).collect();
+    assert_eq!(addresses, [([10, 244, 0, 1].into(), 8080)]);
+    plane.delete(udp(1));
+    plane.delete(udp(2));
+    assert_eq!(plane.table.take_gone().len(), 1);
+}
+
+#[test]
+fn source_ranges_come_and_go_with_their_frontends() {
+    let mut plane = Plane::new();
+    let guarded = Frontend {
+        source_ranges: Arc::from(["192.0.2.0/24".parse().unwrap()]),
+        ..frontend("a", vec![backend(1, false)])
+    };
+    plane.set(key(1), &guarded).unwrap();
+    plane.set(key(2), &guarded).unwrap();
+    assert_eq!(plane.maps.maps().source_ranges.len(), 1);
+    assert_eq!(plane.maps.maps().source_ranges[0].1, 96 + 24);
+    plane.delete(key(1));
+    assert_eq!(plane.maps.maps().source_ranges.len(), 1);
+    plane.delete(key(2));
+    assert!(plane.maps.maps().source_ranges.is_empty());
+}
+
+/// Every object as a later readback finds it.
+fn read(maps: &Memory) -> HashMap<Key, Value> {
+    let mut all = HashMap::new();
+    Reading::new(maps)
+        .run(|found| {
+            all.insert(found.key, found.value);
+        })
+        .unwrap();
+    all
+}
+
+#[test]
+fn what_somebody_else_wrote_is_repaired_where_it_is() {
+    let mut plane = Plane::new();
+    let guarded = Frontend {
+        source_ranges: Arc::from(["192.0.2.0/24".parse().unwrap()]),
+        ..frontend("a", vec![backend(1, true), backend(2, false)])
+    };
+    plane.set(key(1), &guarded).unwrap();
+    let good = read(&plane.maps);
+    for (key, value) in &good {
+        plane.table.found(key, value).unwrap();
+    }
+    let before = plane.maps.maps().writes;
+    let spoil: [fn(&mut super::super::store::Maps); 4] = [
+        |maps| maps.slots.values_mut().for_each(|slot| *slot = BackendId(9)),
+        |maps| maps.backends.values_mut().for_each(|backend| *backend = layout::Backend::default()),
+        |maps| maps.source_ranges.clear(),
+        |maps| maps.source_ranges[0].0.address = IpAddr::from([198, 51, 100, 0]).into(),
+    ];
+    for (nth, spoil) in spoil.into_iter().enumerate() {
+        spoil(&mut plane.maps.maps());
+        let found = read(&plane.maps);
+        assert_ne!(found, good, "{nth}");
+        for (key, value) in &found {
+            plane.table.found(key, value).unwrap();
+        }
+        // What the engine does about a value that is not the one wanted.
+        for (key, value) in &good {
+            plane.table.apply(&Op::Update(*key, value.clone()), plane.now).unwrap();
+        }
+        assert_eq!(read(&plane.maps), good, "{nth}");
+        assert_eq!(plane.table.fill().map(|fill| fill.used), [1, 2, 2], "{nth}");
+    }
+    assert!(plane.maps.maps().writes > before);
+}
+
+fn any_frontend() -> impl Strategy<Value = Frontend> {
+    let backends = || prop::collection::btree_set((1_u8..8, any::<bool>()), 0..6);
+    (0_u8..3, backends(), backends(), any::<(bool, bool, bool)>()).prop_map(
+        |(service, own, other, (local, short_circuit, guarded))| {
+            let list = |set: std::collections::BTreeSet<(u8, bool)>| -> Vec<Backend> {
+                let mut list: Vec<Backend> =
+                    set.into_iter().map(|(last, _)| backend(last, last % 2 == 0)).collect();
+                list.dedup();
+                list
+            };
+            Frontend {
+                local_only: local,
+                short_circuit_set: short_circuit.then(|| BackendSet::from(list(other))),
+                source_ranges: if guarded {
+                    Arc::from(["192.0.2.0/24".parse().unwrap()])
+                } else {
+                    Arc::from([])
+                },
+                ..frontend(&format!("s{service}"), list(own))
+            }
+        },
+    )
+}
+
+proptest! {
+    /// Whatever came before: the maps lead where they should, a new daemon reads from them
+    /// exactly what the old one wrote, and nothing leaks.
+    #[test]
+    fn readback_is_what_was_applied(
+        steps in prop::collection::vec((1_u8..6, prop::option::weighted(0.8, any_frontend())), 1..25),
+    ) {
+        let mut plane = Plane::new();
+        let mut wanted: HashMap<Key, Value> = HashMap::new();
+        for (last, step) in steps {
+            match step {
+                Some(frontend) => {
+                    plane.set(key(last), &frontend).unwrap();
+                    wanted.extend(Lowering::default().lower(&key(last), &frontend));
+                }
+                None => {
+                    plane.delete(key(last));
+                    wanted.remove(&Key::Frontend(key(last)));
+                }
+            }
+            for (key, value) in &wanted {
+                let (Key::Frontend(key), Value::Frontend(value)) = (key, value) else { continue };
+                let flat = |set: &Set| -> Vec<IpAddr> {
+                    set.slots.iter().map(|slot| set.members[*slot as usize].address).collect()
+                };
+                prop_assert_eq!(plane.reaches(*key), [flat(&value.node), flat(&value.outside)]);
+            }
+        }
+        let before = plane.table.fill();
+        let writes = plane.maps.maps().writes;
+        let mut restarted = Table::new(plane.maps.clone(), CAPACITY);
+        let found: HashMap<Key, Value> = restarted.adopt_all().unwrap().into_iter().collect();
+        prop_assert_eq!(found, wanted.clone());
+        prop_assert_eq!(restarted.fill(), before);
+        for (key, value) in wanted.clone() {
+            restarted.apply(&Op::Update(key, value), plane.now).unwrap();
+        }
+        prop_assert_eq!(restarted.fill(), before, "writing the same changes nothing");
+        let _ = writes;
+        for key in wanted.keys() {
+            restarted.apply(&Op::Delete(*key), plane.now).unwrap();
+        }
+        prop_assert_eq!(restarted.fill().map(|fill| fill.used), [0; 3]);
+        prop_assert!(plane.maps.maps().backends.values().all(|b| !b.in_use()));
+    }
+}

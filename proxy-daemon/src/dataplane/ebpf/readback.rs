@@ -1,0 +1,91 @@
+//! What the maps hold, as objects.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use ipnetwork::IpNetwork;
+use proxy_ebpf::layout::{self, BackendId, ServiceId, SlotRange};
+
+use super::TableError;
+use super::plane::{member_of, network};
+use super::store::Read;
+use super::value::{Key, Programmed, Set, Value, from_map_key};
+
+/// An object, and the map's own value.
+#[derive(Debug)]
+pub struct Found {
+    pub key: Key,
+    pub value: Value,
+    pub in_map: layout::Frontend,
+}
+
+/// One look through the maps.
+pub struct Reading<'a, R: ?Sized> {
+    maps: &'a R,
+    ranges: HashMap<ServiceId, BTreeSet<IpNetwork>>,
+    /// Frontends of a Service share them.
+    sets: HashMap<(ServiceId, SlotRange), Arc<Set>>,
+    /// All that a slot names.
+    pub backends: HashMap<BackendId, layout::Backend>,
+}
+
+impl<'a, R: Read + ?Sized> Reading<'a, R> {
+    pub fn new(maps: &'a R) -> Self {
+        Self { maps, ranges: HashMap::new(), sets: HashMap::new(), backends: HashMap::new() }
+    }
+
+    /// Gives every object.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn run(&mut self, mut give: impl FnMut(Found)) -> Result<(), TableError> {
+        for (data, length) in self.maps.source_ranges()? {
+            if let Some(range) = network(data.address, length) {
+                self.ranges.entry(data.service).or_default().insert(range);
+            }
+        }
+        for (map_key, in_map) in self.maps.frontends()? {
+            let Some(key) = from_map_key(&map_key) else { continue };
+            let value = match key {
+                Key::Address(_) => Value::Address,
+                Key::Frontend(_) => Value::Frontend(Arc::new(self.programmed(&in_map)?)),
+            };
+            give(Found { key, value, in_map });
+        }
+        Ok(())
+    }
+
+    fn programmed(&mut self, in_map: &layout::Frontend) -> Result<Programmed, TableError> {
+        let guarded = in_map.flags & layout::Frontend::SOURCE_RANGES != 0;
+        let source_ranges = self.ranges.get(&in_map.service).filter(|_| guarded);
+        Ok(Programmed {
+            service: in_map.service,
+            affinity: in_map.affinity,
+            flags: in_map.flags,
+            source_ranges: source_ranges.cloned().unwrap_or_default(),
+            node: self.set(in_map.service, in_map.node)?,
+            outside: self.set(in_map.service, in_map.outside)?,
+        })
+    }
+
+    fn set(&mut self, service: ServiceId, range: SlotRange) -> Result<Arc<Set>, TableError> {
+        if let Some(set) = self.sets.get(&(service, range)) {
+            return Ok(Arc::clone(set));
+        }
+        let mut members = Vec::new();
+        for id in self.maps.slots(range.base, range.len)? {
+            let backend = match self.backends.get(&id) {
+                Some(backend) => *backend,
+                None => {
+                    let backend = self.maps.backend(id)?;
+                    self.backends.insert(id, backend);
+                    backend
+                }
+            };
+            members.push(member_of(&backend));
+        }
+        let set = Arc::new(Set::from_slots(&members));
+        self.sets.insert((service, range), Arc::clone(&set));
+        Ok(set)
+    }
+}

@@ -1,0 +1,106 @@
+//! Where addresses of Services are: the programs look for one only there.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use proxy_ebpf::layout::{Config, Prefix};
+
+use super::plane::prefix;
+
+/// Ranges that hold nothing but Services, and the least prefixes around all other addresses.
+#[derive(Debug, Default)]
+pub struct Spans {
+    /// ServiceCIDRs.
+    ranges: Vec<IpNetwork>,
+    /// By family (IPv4?): the least and the greatest address outside these.
+    others: BTreeMap<bool, (IpAddr, IpAddr)>,
+}
+
+/// Places left for ranges, whatever addresses there are besides.
+const RANGES: usize = Config::MAX_PREFIXES - 2;
+
+impl Spans {
+    /// True when they are others than before.
+    pub fn set_ranges(&mut self, ranges: &[IpNetwork]) -> bool {
+        let changed = self.ranges != ranges;
+        self.ranges = ranges.to_vec();
+        changed
+    }
+
+    /// An address is a Service's; true when it was not inside.
+    pub fn note(&mut self, address: IpAddr) -> bool {
+        if self.ranges.iter().take(RANGES).any(|range| range.contains(address)) {
+            return false;
+        }
+        let span = self.others.entry(address.is_ipv4());
+        let mut changed = false;
+        let span = span.or_insert_with(|| {
+            changed = true;
+            (address, address)
+        });
+        let wider = (span.0.min(address), span.1.max(address));
+        changed |= wider != *span;
+        *span = wider;
+        changed
+    }
+
+    pub fn write(&self, config: &mut Config) {
+        let ranges = self.ranges.iter().take(RANGES).map(|range| {
+            let (address, length) = prefix(range);
+            Prefix::new(address, length)
+        });
+        config.dropping = 0;
+        config.prefixes = 0;
+        for range in ranges {
+            config.service_prefixes[config.dropping as usize] = range;
+            config.dropping += 1;
+        }
+        config.prefixes = config.dropping;
+        for (least, greatest) in self.others.values() {
+            config.service_prefixes[config.prefixes as usize] = common(*least, *greatest);
+            config.prefixes += 1;
+        }
+    }
+}
+
+/// The longest prefix with both in it.
+fn common(least: IpAddr, greatest: IpAddr) -> Prefix {
+    let bits = |address: IpAddr| match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().to_bits(),
+        IpAddr::V6(v6) => v6.to_bits(),
+    };
+    let length = (bits(least) ^ bits(greatest)).leading_zeros();
+    Prefix::new(least.into(), length)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn ranges_come_first_and_all_addresses_are_inside_of_something() {
+        let mut spans = Spans::default();
+        let ranges: Vec<IpNetwork> =
+            ["10.96.0.0/16", "fd00:96::/112"].map(|range| range.parse().unwrap()).to_vec();
+        assert!(spans.set_ranges(&ranges) && !spans.set_ranges(&ranges));
+        assert!(!spans.note(ip("10.96.3.4")), "it is in a range");
+        assert!(spans.note(ip("198.51.100.7")) && spans.note(ip("198.51.100.200")));
+        assert!(!spans.note(ip("198.51.100.9")));
+        assert!(spans.note(ip("2001:db8::1")));
+        let mut config = Config::default();
+        spans.write(&mut config);
+        spans.write(&mut config);
+        assert_eq!((config.dropping, config.prefixes), (2, 4));
+        let inside = |address: &str, places: &[usize]| {
+            places.iter().any(|place| config.service_prefixes[*place].contains(&ip(address).into()))
+        };
+        assert!(inside("10.96.255.1", &[0]) && inside("fd00:96::1", &[1]));
+        assert!(inside("198.51.100.200", &[2, 3]) && inside("2001:db8::1", &[2, 3]));
+        assert!(!inside("10.97.0.1", &[0, 1, 2, 3]) && !inside("192.0.2.1", &[0, 1, 2, 3]));
+    }
+}

@@ -1,0 +1,150 @@
+//! The service table as a seam: the maps in the kernel, or memory.
+
+use std::collections::HashMap;
+
+use proxy_ebpf::layout::{Backend, BackendId, Frontend, FrontendKey, RangeData};
+
+use super::{Programs, TableError, Tables};
+
+/// What a readback looks at.
+pub trait Read: Send {
+    fn frontends(&self) -> Result<Vec<(FrontendKey, Frontend)>, TableError>;
+    fn slots(&self, base: u32, length: u32) -> Result<Vec<BackendId>, TableError>;
+    fn backend(&self, id: BackendId) -> Result<Backend, TableError>;
+    fn source_ranges(&self) -> Result<Vec<(RangeData, u32)>, TableError>;
+}
+
+/// What the plane does to the maps. Every write is one system call that the kernel either
+/// carries out or refuses; none is ambiguous.
+pub trait Store: Read {
+    fn set_frontend(&mut self, key: FrontendKey, value: Frontend) -> Result<(), TableError>;
+    fn remove_frontend(&mut self, key: &FrontendKey) -> Result<(), TableError>;
+    fn set_slots(&mut self, base: u32, backends: &[BackendId]) -> Result<(), TableError>;
+    fn set_backend(&mut self, id: BackendId, value: Backend) -> Result<(), TableError>;
+    fn set_source_range(&mut self, range: RangeData, length: u32) -> Result<(), TableError>;
+    fn remove_source_range(&mut self, range: RangeData, length: u32) -> Result<(), TableError>;
+}
+
+impl Read for Tables {
+    fn frontends(&self) -> Result<Vec<(FrontendKey, Frontend)>, TableError> {
+        self.frontends()
+    }
+    fn slots(&self, base: u32, length: u32) -> Result<Vec<BackendId>, TableError> {
+        self.slots(base, length)
+    }
+    fn backend(&self, id: BackendId) -> Result<Backend, TableError> {
+        self.backend(id)
+    }
+    fn source_ranges(&self) -> Result<Vec<(RangeData, u32)>, TableError> {
+        self.source_ranges()
+    }
+}
+
+impl Read for Programs {
+    fn frontends(&self) -> Result<Vec<(FrontendKey, Frontend)>, TableError> {
+        self.tables_ref().frontends()
+    }
+    fn slots(&self, base: u32, length: u32) -> Result<Vec<BackendId>, TableError> {
+        self.tables_ref().slots(base, length)
+    }
+    fn backend(&self, id: BackendId) -> Result<Backend, TableError> {
+        self.tables_ref().backend(id)
+    }
+    fn source_ranges(&self) -> Result<Vec<(RangeData, u32)>, TableError> {
+        self.tables_ref().source_ranges()
+    }
+}
+
+impl Store for Programs {
+    fn set_frontend(&mut self, key: FrontendKey, value: Frontend) -> Result<(), TableError> {
+        self.tables().set_frontend(key, value)
+    }
+    fn remove_frontend(&mut self, key: &FrontendKey) -> Result<(), TableError> {
+        self.tables().remove_frontend(key)
+    }
+    fn set_slots(&mut self, base: u32, backends: &[BackendId]) -> Result<(), TableError> {
+        self.tables().set_slots(base, backends)
+    }
+    fn set_backend(&mut self, id: BackendId, value: Backend) -> Result<(), TableError> {
+        self.tables().set_backend(id, value)
+    }
+    fn set_source_range(&mut self, range: RangeData, length: u32) -> Result<(), TableError> {
+        self.tables().set_source_range(range, length)
+    }
+    fn remove_source_range(&mut self, range: RangeData, length: u32) -> Result<(), TableError> {
+        self.tables().remove_source_range(range, length)
+    }
+}
+
+/// In memory; a copy is the same maps, as a restarted daemon would find them.
+#[derive(Debug, Clone, Default)]
+pub struct Memory(std::sync::Arc<std::sync::Mutex<Maps>>);
+
+#[derive(Debug, Default)]
+pub struct Maps {
+    pub frontends: HashMap<FrontendKey, Frontend>,
+    pub slots: HashMap<u32, BackendId>,
+    pub backends: HashMap<u32, Backend>,
+    pub source_ranges: Vec<(RangeData, u32)>,
+    /// Writes so far.
+    pub writes: u64,
+}
+
+impl Memory {
+    pub fn maps(&self) -> std::sync::MutexGuard<'_, Maps> {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn write(&self) -> std::sync::MutexGuard<'_, Maps> {
+        let mut maps = self.maps();
+        maps.writes += 1;
+        maps
+    }
+}
+
+impl Read for Memory {
+    fn frontends(&self) -> Result<Vec<(FrontendKey, Frontend)>, TableError> {
+        Ok(self.maps().frontends.iter().map(|(k, v)| (*k, *v)).collect())
+    }
+    fn slots(&self, base: u32, length: u32) -> Result<Vec<BackendId>, TableError> {
+        let maps = self.maps();
+        Ok((base..base + length)
+            .map(|index| maps.slots.get(&index).copied().unwrap_or_default())
+            .collect())
+    }
+    fn backend(&self, id: BackendId) -> Result<Backend, TableError> {
+        Ok(self.maps().backends.get(&id.0).copied().unwrap_or_default())
+    }
+    fn source_ranges(&self) -> Result<Vec<(RangeData, u32)>, TableError> {
+        Ok(self.maps().source_ranges.clone())
+    }
+}
+
+impl Store for Memory {
+    fn set_frontend(&mut self, key: FrontendKey, value: Frontend) -> Result<(), TableError> {
+        self.write().frontends.insert(key, value);
+        Ok(())
+    }
+    fn remove_frontend(&mut self, key: &FrontendKey) -> Result<(), TableError> {
+        self.write().frontends.remove(key);
+        Ok(())
+    }
+    fn set_slots(&mut self, base: u32, backends: &[BackendId]) -> Result<(), TableError> {
+        self.write().slots.extend((base..).zip(backends.iter().copied()));
+        Ok(())
+    }
+    fn set_backend(&mut self, id: BackendId, value: Backend) -> Result<(), TableError> {
+        self.write().backends.insert(id.0, value);
+        Ok(())
+    }
+    fn set_source_range(&mut self, range: RangeData, length: u32) -> Result<(), TableError> {
+        let mut maps = self.write();
+        maps.source_ranges.retain(|entry| *entry != (range, length));
+        maps.source_ranges.push((range, length));
+        Ok(())
+    }
+    fn remove_source_range(&mut self, range: RangeData, length: u32) -> Result<(), TableError> {
+        self.write().source_ranges.retain(|entry| *entry != (range, length));
+        Ok(())
+    }
+}

@@ -1,0 +1,259 @@
+//! What the engine compares: frontends, as the maps can hold them and give them back.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnetwork::IpNetwork;
+use proxy_ebpf::layout::{self, ServiceId};
+use proxy_ebpf::order::Be16;
+use proxy_ebpf::parse::{SCTP, TCP, UDP};
+
+use super::slots::{Fill, Share, fill, key_of};
+use crate::model::Protocol;
+use crate::plan::ObjectKey;
+use crate::policy::{
+    Backend, Frontend, FrontendKey, FrontendKind, Masquerade, PortName, WhenEmpty,
+};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Key {
+    Frontend(FrontendKey),
+    /// A Service's own: its other ports are refused.
+    Address(IpAddr),
+}
+
+impl ObjectKey for Key {
+    type Value = Value;
+
+    fn create_phase(&self) -> u8 {
+        0
+    }
+
+    fn delete_phase(&self) -> u8 {
+        match self {
+            Self::Frontend(_) => 0,
+            Self::Address(_) => 1,
+        }
+    }
+
+    /// Connections live in the table of flows, not in the frontend.
+    fn retired(&self, _: &Value) -> Option<Value> {
+        None
+    }
+
+    fn parent(&self) -> Option<Self> {
+        None
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Value {
+    Frontend(Arc<Programmed>),
+    Address,
+}
+
+/// A frontend with everything it leads to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Programmed {
+    pub service: ServiceId,
+    pub affinity: u32,
+    pub flags: u32,
+    pub node: Arc<Set>,
+    pub outside: Arc<Set>,
+    /// Sorted; of no meaning without the flag.
+    pub source_ranges: BTreeSet<IpNetwork>,
+}
+
+/// A set of backends in the order of its range.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub struct Set {
+    /// Sorted; only those that have a slot.
+    pub members: Vec<Member>,
+    /// Indices into `members`.
+    pub slots: Vec<u32>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Member {
+    pub address: IpAddr,
+    pub port: u16,
+    pub local: bool,
+    /// A process of the node itself.
+    pub host: bool,
+}
+
+impl Set {
+    fn of(backends: &[Backend], kind: Fill, is_own: impl Fn(IpAddr) -> bool) -> Self {
+        let members: Vec<Member> = backends
+            .iter()
+            .filter(|backend| backend.weight > 0)
+            .map(|backend| Member {
+                address: backend.address,
+                port: backend.port.get(),
+                local: backend.local,
+                host: backend.local && is_own(backend.address),
+            })
+            .collect();
+        let shares: Vec<Share> = backends
+            .iter()
+            .filter(|backend| backend.weight > 0)
+            .map(|backend| Share { key: place_of(backend), weight: backend.weight })
+            .collect();
+        Self { slots: fill(kind, &shares), members }.sorted()
+    }
+
+    /// What the slots say, in the one form in which equal sets are equal.
+    pub fn from_slots(slots: &[Member]) -> Self {
+        let members: BTreeSet<Member> = slots.iter().copied().collect();
+        let members: Vec<Member> = members.into_iter().collect();
+        let index = |member| members.binary_search(member).map_or(u32::MAX, index32);
+        Self { slots: slots.iter().map(index).collect(), members }
+    }
+
+    fn sorted(self) -> Self {
+        let flat: Vec<Member> =
+            self.slots.iter().map(|slot| self.members[*slot as usize]).collect();
+        Self::from_slots(&flat)
+    }
+}
+
+fn index32(index: usize) -> u32 {
+    u32::try_from(index).unwrap_or(u32::MAX)
+}
+
+/// The same on every node.
+fn place_of(backend: &Backend) -> u64 {
+    let address: layout::Backend =
+        layout::Backend { address: backend.address.into(), ..layout::Backend::default() };
+    let mut bytes: Vec<u8> =
+        address.address.words().iter().flat_map(|word| word.to_wire()).collect();
+    bytes.extend(backend.port.get().to_be_bytes());
+    key_of(&bytes)
+}
+
+/// What lowering depends on besides the frontend.
+#[derive(Debug, Clone, Default)]
+pub struct Lowering {
+    pub masquerade_all: bool,
+    /// Addresses of the node.
+    pub own: BTreeSet<IpAddr>,
+}
+
+impl Lowering {
+    /// The objects of one frontend.
+    pub fn lower(&self, key: &FrontendKey, frontend: &Frontend) -> Vec<(Key, Value)> {
+        // A second set is a second range here, not a second frontend.
+        if frontend.kind == FrontendKind::Hidden {
+            return Vec::new();
+        }
+        let programmed = Value::Frontend(Arc::new(self.programmed(key, frontend)));
+        let mut objects = vec![(Key::Frontend(*key), programmed)];
+        // An address of the node has processes behind its other ports.
+        if frontend.kind != FrontendKind::NodePort && !frontend.on_node_address {
+            objects.push((Key::Address(key.address), Value::Address));
+        }
+        objects
+    }
+
+    fn programmed(&self, key: &FrontendKey, frontend: &Frontend) -> Programmed {
+        let scheduler = frontend.scheduling.as_ref().and_then(|s| s.scheduler.as_deref());
+        // The kernel's name for Maglev hashing.
+        let kind = if scheduler == Some("mh") { Fill::Maglev } else { Fill::Plain };
+        let is_own = |address| self.own.contains(&address);
+        let outside = Arc::new(Set::of(&frontend.backends, kind, is_own));
+        let node = match &frontend.short_circuit_set {
+            Some(backends) => Arc::new(Set::of(backends, kind, is_own)),
+            None => Arc::clone(&outside),
+        };
+        let source_ranges: BTreeSet<IpNetwork> = frontend.source_ranges.iter().copied().collect();
+        Programmed {
+            service: service_id(&frontend.port, key),
+            affinity: frontend
+                .affinity
+                .map_or(0, |timeout| u32::try_from(timeout.as_secs()).unwrap_or(u32::MAX)),
+            flags: self.flags(frontend),
+            node,
+            outside,
+            source_ranges,
+        }
+    }
+
+    fn flags(&self, frontend: &Frontend) -> u32 {
+        use layout::Frontend as F;
+        let mut flags = 0;
+        if frontend.local_only {
+            flags |= F::OUTSIDE_LOCAL_SET;
+        }
+        if frontend.when_empty == WhenEmpty::Drop {
+            flags |= F::OUTSIDE_DROPS;
+        }
+        if frontend.short_circuit_set.is_none() {
+            if frontend.local_only {
+                flags |= F::NODE_LOCAL_SET;
+            }
+            if frontend.when_empty == WhenEmpty::Drop {
+                flags |= F::NODE_DROPS;
+            }
+        }
+        if !frontend.source_ranges.is_empty() {
+            flags |= F::SOURCE_RANGES;
+        }
+        flags
+            | match frontend.masquerade {
+                _ if self.masquerade_all => F::MASQUERADE_ALL,
+                Masquerade::Always => F::MASQUERADE_REMOTE,
+                Masquerade::FromOutside => F::MASQUERADE_OUTSIDE,
+                Masquerade::Never => 0,
+            }
+    }
+}
+
+/// Of the Service port's name, its protocol and its family.
+fn service_id(port: &PortName, key: &FrontendKey) -> ServiceId {
+    ServiceId::new(key_of(format!("{port} {} {:?}", key.protocol, key.family()).as_bytes()))
+}
+
+#[must_use]
+pub const fn protocol_number(protocol: Protocol) -> u8 {
+    match protocol {
+        Protocol::Tcp => TCP,
+        Protocol::Udp => UDP,
+        Protocol::Sctp => SCTP,
+    }
+}
+
+#[must_use]
+pub const fn protocol_of(number: u8) -> Option<Protocol> {
+    match number {
+        TCP => Some(Protocol::Tcp),
+        UDP => Some(Protocol::Udp),
+        SCTP => Some(Protocol::Sctp),
+        _ => None,
+    }
+}
+
+/// The key in the map.
+#[must_use]
+pub fn map_key(key: &Key) -> layout::FrontendKey {
+    match key {
+        Key::Frontend(key) => layout::FrontendKey::new(
+            key.address.into(),
+            Be16::from_host(key.port.get()),
+            protocol_number(key.protocol),
+        ),
+        Key::Address(address) => proxy_ebpf::device::address_key((*address).into()),
+    }
+}
+
+/// The inverse; `None` for what this daemon never writes.
+#[must_use]
+pub fn from_map_key(key: &layout::FrontendKey) -> Option<Key> {
+    let address = key.address().into();
+    if *key == proxy_ebpf::device::address_key(key.address()) {
+        return Some(Key::Address(address));
+    }
+    let port = key.port().to_host().try_into().ok()?;
+    let protocol = protocol_of(key.protocol())?;
+    Some(Key::Frontend(FrontendKey { address, protocol, port }))
+}

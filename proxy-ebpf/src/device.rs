@@ -1,0 +1,393 @@
+//! Packets at a device: which become something else, and what.
+
+use crate::flow::{self, Opening};
+use crate::layout::config::client;
+use crate::layout::{
+    AffinityKey, Backend, BackendCounters, BackendId, Config, Device, Flow, FragmentKey,
+    FragmentPorts, Frontend, FrontendCounters, FrontendId, FrontendKey, Traffic, Tuple,
+};
+use crate::order::{Address, Be16};
+use crate::parse::{Headers, Kind, SCTP, TCP, tcp};
+use crate::select::{Client, Hash, select};
+use crate::tables::{Network, Tables};
+use crate::verdict::{Reason, Verdict};
+
+/// Where a packet is seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hook {
+    /// tcx or clsact, on the way in.
+    Ingress,
+    /// On the way out: from the node itself, or routed.
+    Egress,
+    /// Before the stack has seen it. What XDP does not carry out itself comes by at
+    /// [`Hook::Ingress`] again, and is counted there.
+    Xdp,
+}
+
+/// What is known of a packet besides its bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct Arrival {
+    pub hook: Hook,
+    /// `Device::PODS | ..`
+    pub device: u32,
+    pub now: u64,
+    pub random: u32,
+    /// Segments that it stands for, and its length.
+    pub traffic: Traffic,
+}
+
+/// What is known of one packet, and what becomes of it.
+///
+/// The programs keep it in a map: their stack has 512 bytes, over all functions that call
+/// each other. And what comes out of a map is unknown to the verifier, which then does not
+/// go through all that follows once for each way a packet can be parsed.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Work {
+    pub headers: Headers,
+    /// What the packet is to look like ([`Verdict::Translate`]).
+    pub to: Tuple,
+    pub known: Flow,
+    pub frontend: Frontend,
+    pub opening: Opening,
+}
+
+/// Decides on a packet, enters a flow for a new one, and counts.
+#[inline(always)]
+pub fn decide(
+    tables: &impl Tables,
+    network: &impl Network,
+    arrival: &Arrival,
+    work: &mut Work,
+) -> Verdict {
+    let Some(config) = tables.config() else {
+        return Verdict::Pass;
+    };
+    if work.headers.kind == Kind::IcmpError {
+        return error(tables, arrival, work);
+    }
+    if !resolve(tables, &mut work.headers) {
+        return Verdict::Pass;
+    }
+    if follow(tables, arrival, work) {
+        work.to = work.known.to;
+        return carry_on(tables, arrival, &work.known);
+    }
+    if arrival.device & Device::PORT != 0 {
+        return Verdict::Pass;
+    }
+    begin(tables, network, config, arrival, work)
+}
+
+/// Gives a fragment the ports of its datagram. False when they are not known: one that
+/// overtook the first is the stack's to keep; if it was ours, the sender sends again.
+#[cfg_attr(target_arch = "bpf", inline(never))]
+fn resolve(tables: &impl Tables, headers: &mut Headers) -> bool {
+    match headers.kind {
+        Kind::FirstFragment => {
+            let Tuple { source_port, destination_port, .. } = headers.tuple;
+            let ports = FragmentPorts { source_port, destination_port };
+            tables.set_fragment(&fragment_key(headers), &ports);
+            true
+        }
+        Kind::LaterFragment => {
+            let Some(ports) = tables.fragment(&fragment_key(headers)) else {
+                return false;
+            };
+            headers.tuple.source_port = ports.source_port;
+            headers.tuple.destination_port = ports.destination_port;
+            headers.tcp_flags = 0;
+            true
+        }
+        Kind::Whole | Kind::IcmpError => true,
+    }
+}
+
+#[cfg_attr(target_arch = "bpf", inline(never))]
+fn follow(tables: &impl Tables, arrival: &Arrival, work: &mut Work) -> bool {
+    let headers = &work.headers;
+    flow::advance(tables, &headers.tuple, headers.tcp_flags, arrival.now, &mut work.known)
+}
+
+#[inline(always)]
+const fn fragment_key(headers: &Headers) -> FragmentKey {
+    FragmentKey {
+        source: headers.tuple.source,
+        destination: headers.tuple.destination,
+        id: headers.fragment,
+        protocol: headers.tuple.protocol,
+        pad: [0; 3],
+    }
+}
+
+/// Only the first hook that carries it out may count a packet.
+#[inline(always)]
+fn counts(arrival: &Arrival, forward: bool) -> bool {
+    arrival.hook != Hook::Xdp || forward
+}
+
+#[inline(always)]
+fn carry_on(tables: &impl Tables, arrival: &Arrival, flow: &Flow) -> Verdict {
+    let Some(forward) = way(arrival.hook, flow.flags) else {
+        return Verdict::Pass;
+    };
+    if arrival.device & Device::PORT != 0 && flow.flags & Flow::REPLY == 0 {
+        return Verdict::Pass;
+    }
+    if counts(arrival, forward) {
+        let reply = flow.flags & Flow::REPLY != 0;
+        count(tables, flow.frontend, flow.backend, arrival.traffic, reply);
+    }
+    Verdict::Translate { forward }
+}
+
+/// Whether the program itself sends a packet of a flow on. `None`: it is not to be
+/// translated here.
+///
+/// A reply to a client's own address leaves by a device where the client's packets came in,
+/// and is translated there, so that the stack between (its rules, its connection tracking)
+/// sees the same two addresses in both directions.
+#[inline(always)]
+fn way(hook: Hook, flags: u32) -> Option<bool> {
+    let forward = flags & Flow::FORWARD != 0;
+    match (flags & Flow::REPLY != 0, hook) {
+        (true, Hook::Egress) => Some(false),
+        (true, _) => forward.then_some(true),
+        (false, Hook::Egress) => Some(true),
+        (false, _) => Some(forward),
+    }
+}
+
+/// An ICMP error goes the way of its flow's packets, and is not traffic of it.
+#[inline(always)]
+fn error(tables: &impl Tables, arrival: &Arrival, work: &mut Work) -> Verdict {
+    if arrival.hook == Hook::Xdp {
+        return Verdict::Pass;
+    }
+    let Work { headers, to, .. } = work;
+    // A quoted packet may be made up; it must not keep a flow alive.
+    let Some(flags) = tables.flow(&headers.tuple, |flow| {
+        *to = flow.to;
+        flow.flags
+    }) else {
+        return Verdict::Pass;
+    };
+    match way(arrival.hook, flags) {
+        Some(forward) => Verdict::Translate { forward },
+        None => Verdict::Pass,
+    }
+}
+
+#[inline(always)]
+fn count(
+    tables: &impl Tables,
+    frontend: FrontendId,
+    backend: BackendId,
+    traffic: Traffic,
+    reply: bool,
+) {
+    tables.count_frontend(frontend, |FrontendCounters { requests, replies, .. }| {
+        *(if reply { replies } else { requests }) += traffic;
+    });
+    tables.count_backend(backend, |BackendCounters { requests, replies, .. }| {
+        *(if reply { replies } else { requests }) += traffic;
+    });
+}
+
+/// A packet of no flow: nothing of ours, or the first of one.
+#[inline(always)]
+fn begin(
+    tables: &impl Tables,
+    network: &impl Network,
+    config: &Config,
+    arrival: &Arrival,
+    work: &mut Work,
+) -> Verdict {
+    if !find(tables, work) {
+        return refuse_unmatched(tables, config, arrival, &work.headers.tuple.destination);
+    }
+    let result = choose(tables, config, arrival, work);
+    if let Err(reason) = result.and_then(|()| enter(tables, network, config, work)) {
+        return refuse(tables, arrival, Some(work.frontend.id), reason);
+    }
+    let Flow { to, backend, frontend, flags, .. } = work.opening.request;
+    let forward = flags & Flow::FORWARD != 0;
+    work.to = to;
+    // XDP has entered the flow; the packet is then one of a known flow at tc.
+    tables.count_frontend(frontend, |counters| counters.connections += 1);
+    tables.count_backend(backend, |counters| counters.connections += 1);
+    if counts(arrival, forward) {
+        count(tables, frontend, backend, arrival.traffic, false);
+    }
+    Verdict::Translate { forward }
+}
+
+#[cfg_attr(target_arch = "bpf", inline(never))]
+fn find(tables: &impl Tables, work: &mut Work) -> bool {
+    let key = &work.headers.tuple;
+    let key = FrontendKey::new(key.destination, key.destination_port, key.protocol);
+    let Some(frontend) = tables.frontend(&key) else {
+        return false;
+    };
+    work.frontend = frontend;
+    true
+}
+
+/// Finds the backend for the first packet of a flow, and what becomes of the packet.
+#[cfg_attr(target_arch = "bpf", inline(never))]
+fn choose(
+    tables: &impl Tables,
+    config: &Config,
+    arrival: &Arrival,
+    work: &mut Work,
+) -> Result<(), Reason> {
+    let Headers { tuple: key, tcp_flags, .. } = &work.headers;
+    let frontend = &work.frontend;
+    if frontend.flags & Frontend::SOURCE_RANGES != 0
+        && !tables.in_source_ranges(frontend.service, &key.source)
+    {
+        return Err(Reason::SourceRange);
+    }
+    if key.protocol == TCP && tcp_flags & tcp::RST != 0 {
+        return Err(Reason::NoFlow);
+    }
+    let mut kind = tables.client(&key.source);
+    if arrival.device & Device::PODS != 0 {
+        kind |= client::CLUSTER;
+    }
+    let client = if kind == 0 { Client::Outside } else { Client::Node };
+    let hash = Hash::of(config, key);
+    let number = if frontend.flags & Frontend::RANDOM == 0 { hash } else { arrival.random };
+    let affinity = AffinityKey { client: key.source, service: frontend.service };
+    let (id, backend) = select(tables, frontend, client, &affinity, number, arrival.now)?;
+    if backend.address.to_v4().is_some() != key.destination.to_v4().is_some() {
+        return Err(Reason::VacantSlot);
+    }
+    if key.protocol == SCTP && backend.port != key.destination_port {
+        return Err(Reason::SctpPort);
+    }
+    let masquerade = masquerades(frontend, kind, &key.source, &backend);
+    // The stack routes a translated packet, unless it would take its source for forged.
+    // On the way out it has routed it already, by the frontend's address.
+    let forward = if masquerade || arrival.hook == Hook::Egress { Flow::FORWARD } else { 0 };
+    let opening = &mut work.opening;
+    opening.hash = hash;
+    opening.masquerade = masquerade;
+    opening.request.to.destination = backend.address;
+    opening.request.to.destination_port = backend.port;
+    opening.request.to.protocol = key.protocol;
+    opening.request.seen = arrival.now;
+    opening.request.backend = id;
+    opening.request.frontend = frontend.id;
+    opening.request.flags = forward;
+    // Not seen yet: its first packet tells the other entry.
+    opening.reply.seen = 0;
+    opening.reply.backend = id;
+    opening.reply.frontend = frontend.id;
+    opening.reply.flags = Flow::REPLY | Flow::REPLIED | forward;
+    Ok(())
+}
+
+#[cfg_attr(target_arch = "bpf", inline(never))]
+fn enter(
+    tables: &impl Tables,
+    network: &impl Network,
+    config: &Config,
+    work: &mut Work,
+) -> Result<(), Reason> {
+    flow::open(tables, network, config, &work.headers.tuple, &mut work.opening)
+}
+
+/// Whether the backend sees the node instead of the client.
+#[inline(always)]
+fn masquerades(frontend: &Frontend, kind: u32, source: &Address, backend: &Backend) -> bool {
+    // A process of the node answers by the node's own routes, which lead past us in any
+    // case; and a packet from the node's address to itself cannot be sent.
+    if backend.has(Backend::HOST) {
+        return false;
+    }
+    // Hairpin: the backend would answer itself.
+    if backend.address == *source || frontend.flags & Frontend::MASQUERADE_ALL != 0 {
+        return true;
+    }
+    // The node's own packets have its address already.
+    if kind & client::NODE != 0 {
+        return false;
+    }
+    (frontend.flags & Frontend::MASQUERADE_REMOTE != 0 && !backend.has(Backend::LOCAL))
+        || (frontend.flags & Frontend::MASQUERADE_OUTSIDE != 0 && kind & client::CLUSTER == 0)
+}
+
+#[inline(always)]
+fn refuse(
+    tables: &impl Tables,
+    arrival: &Arrival,
+    frontend: Option<FrontendId>,
+    reason: Reason,
+) -> Verdict {
+    let reject = matches!(reason, Reason::NoEndpoint | Reason::UnusedPort);
+    // Answers are made at tc only, which then counts.
+    if !(reject && arrival.hook == Hook::Xdp) {
+        tables.count_drop(reason);
+        if let Some(frontend) = frontend {
+            tables.count_frontend(frontend, |counters| counters.refused += 1);
+        }
+    }
+    if reject { Verdict::Reject(reason) } else { Verdict::Drop(reason) }
+}
+
+#[inline(always)]
+fn refuse_unmatched(
+    tables: &impl Tables,
+    config: &Config,
+    arrival: &Arrival,
+    destination: &Address,
+) -> Verdict {
+    match unmatched(tables, config, destination) {
+        Unmatched::Foreign => Verdict::Pass,
+        Unmatched::UnusedPort => refuse(tables, arrival, None, Reason::UnusedPort),
+        Unmatched::UnusedAddress => refuse(tables, arrival, None, Reason::UnusedAddress),
+    }
+}
+
+/// What a destination is that is no frontend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unmatched {
+    /// Nothing of ours.
+    Foreign,
+    /// A Service's address.
+    UnusedPort,
+    /// In the Service range.
+    UnusedAddress,
+}
+
+/// The key under which the daemon enters that a ClusterIP is some Service's.
+#[must_use]
+#[inline(always)]
+pub const fn address_key(address: Address) -> FrontendKey {
+    FrontendKey::new(address, Be16::from_host(0), 0)
+}
+
+/// The Service ranges are few and in `CONFIG`, so that what goes elsewhere (nearly every
+/// packet) costs no lookup.
+#[inline(always)]
+pub fn unmatched(tables: &impl Tables, config: &Config, destination: &Address) -> Unmatched {
+    let mut i = 0;
+    while i < Config::MAX_PREFIXES {
+        if i as u64 >= u64::from(config.prefixes) {
+            break;
+        }
+        if config.service_prefixes[i].contains(destination) {
+            return match tables.frontend(&address_key(*destination)) {
+                Some(_) => Unmatched::UnusedPort,
+                None if (i as u64) < u64::from(config.dropping) => Unmatched::UnusedAddress,
+                None => Unmatched::Foreign,
+            };
+        }
+        i += 1;
+    }
+    Unmatched::Foreign
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,118 @@
+//! What the programs at a device do around the library, on a packet in memory.
+
+extern crate std;
+
+use std::vec::Vec;
+
+use super::Fake;
+use crate::answer::{self, Error};
+use crate::device::{self, Arrival, Hook, Work};
+use crate::order::Address;
+use crate::packet::Packet as _;
+use crate::parse::{self, Kind};
+use crate::rewrite;
+use crate::tables::Tables as _;
+use crate::verdict::{Reason, Verdict};
+
+/// What the program returns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// On to the next program or the stack, translated or not.
+    Next,
+    /// Out by a device: this one or another.
+    Redirect,
+    Drop,
+}
+
+/// The only route there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Way {
+    /// Ethernet addresses on it: of the neighbour, and our own.
+    pub ethernet: [u8; 12],
+    pub mtu: u16,
+    /// What does not take it: the node's own address in either family.
+    pub own: [Address; 2],
+}
+
+/// Runs the program of `arrival.hook` on a frame.
+pub fn run(tables: &Fake, arrival: &Arrival, way: &Way, frame: &mut Vec<u8>) -> Fate {
+    let mut work = Work::default();
+    if parse::ethernet(&frame.as_slice(), &mut work.headers).is_err() {
+        return Fate::Next;
+    }
+    let xdp = arrival.hook == Hook::Xdp;
+    if xdp && work.headers.kind != Kind::Whole {
+        return Fate::Next;
+    }
+    let failed = |reason| {
+        tables.count_drop(reason);
+        Fate::Drop
+    };
+    match device::decide(tables, tables, arrival, &mut work) {
+        Verdict::Pass => Fate::Next,
+        Verdict::Translate { forward: true } => forward(tables, arrival, way, &work, frame),
+        Verdict::Translate { forward: false } | Verdict::Reject(_) if xdp => Fate::Next,
+        Verdict::Translate { forward: false } => {
+            match rewrite::translate(frame, &work.headers, &work.to) {
+                Some(()) => Fate::Next,
+                None => failed(Reason::Unwritable),
+            }
+        }
+        Verdict::Reject(_) => match answer::refuse(frame, &work.headers) {
+            Some(()) => Fate::Redirect,
+            None => failed(Reason::Unanswerable),
+        },
+        Verdict::Drop(_) => Fate::Drop,
+    }
+}
+
+fn forward(tables: &Fake, arrival: &Arrival, way: &Way, work: &Work, frame: &mut Vec<u8>) -> Fate {
+    let headers = &work.headers;
+    let egress = arrival.hook == Hook::Egress;
+    let failed = |reason| {
+        tables.count_drop(reason);
+        Fate::Drop
+    };
+    let local = way.own.contains(&work.to.destination);
+    let problem = if !egress && headers.ttl <= 1 {
+        Some((Error::TimeExceeded, Reason::TimeToLive))
+    } else if !local && headers.length > way.mtu {
+        Some((Error::TooBig(way.mtu), Reason::TooBig))
+    } else {
+        None
+    };
+    if let Some((error, reason)) = problem {
+        if arrival.hook == Hook::Xdp {
+            return Fate::Next;
+        }
+        let silent = matches!(error, Error::TooBig(_)) && !headers.dont_fragment;
+        if silent || headers.kind == Kind::IcmpError {
+            return failed(reason);
+        }
+        return match answer::error(frame, headers, error) {
+            Some(()) => {
+                tables.count_drop(reason);
+                Fate::Redirect
+            }
+            None => failed(reason),
+        };
+    }
+    match (local, arrival.hook) {
+        (true, Hook::Xdp) => return Fate::Next,
+        (true, Hook::Egress) => return failed(Reason::NoRoute),
+        (true, Hook::Ingress) => {
+            return match rewrite::translate(frame, headers, &work.to) {
+                Some(()) => Fate::Next,
+                None => failed(Reason::Unwritable),
+            };
+        }
+        (false, _) => {}
+    }
+    let changed = rewrite::translate(frame, headers, &work.to)
+        .and_then(|()| if egress { Some(()) } else { rewrite::take_hop(frame, headers) })
+        .and_then(|()| frame.store(0, way.ethernet));
+    match changed {
+        Some(()) => Fate::Redirect,
+        None => failed(Reason::Unwritable),
+    }
+}

@@ -1,0 +1,184 @@
+//! What the daemon tells the programs besides the service table.
+
+use super::ServiceId;
+use crate::order::{Address, Be32};
+
+/// The one value of `CONFIG`. All zero is a working configuration without any feature.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Config {
+    /// `Config::OPT_OUTS | ..`
+    pub features: u32,
+    /// Of the hash that chooses backends; the same on all nodes, so that they agree.
+    pub seed: u32,
+    /// Source of masqueraded packets where the device has none of its own.
+    pub source4: Address,
+    pub source6: Address,
+    /// Ports of masqueraded packets, inclusive.
+    pub port_low: u16,
+    pub port_high: u16,
+    /// How many of `service_prefixes` there are.
+    pub prefixes: u32,
+    /// Where addresses of Services are.
+    pub service_prefixes: [Prefix; Self::MAX_PREFIXES],
+    pub timeouts: Timeouts,
+    /// How many of `service_prefixes`, the first ones, hold nothing but Services: what is
+    /// nobody's there goes nowhere. The others only say where to look for a Service's address.
+    pub dropping: u32,
+    pub pad: u32,
+}
+
+impl Config {
+    /// `OPT_OUTS` is not empty.
+    pub const OPT_OUTS: u32 = 1;
+    /// TCP peers are recorded, so that `getpeername(2)` tells the Service's address.
+    pub const TCP_PEER_NAMES: u32 = 1 << 1;
+
+    pub const MAX_PREFIXES: usize = 4;
+}
+
+/// In seconds.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeouts {
+    pub tcp_opening: u32,
+    pub tcp_established: u32,
+    pub tcp_closing: u32,
+    pub udp: u32,
+    pub udp_replied: u32,
+    pub sctp: u32,
+}
+
+impl Default for Timeouts {
+    /// As the kernel's conntrack has them, except for the established TCP connection,
+    /// where kube-proxy asks for a day.
+    fn default() -> Self {
+        Self {
+            tcp_opening: 60,
+            tcp_established: 86_400,
+            tcp_closing: 10,
+            udp: 30,
+            udp_replied: 120,
+            sctp: 3_600,
+        }
+    }
+}
+
+/// The addresses `a` for which `a & mask == address`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Prefix {
+    pub address: Address,
+    pub mask: Address,
+}
+
+impl Prefix {
+    /// `length` counts from the front of the 128 bits: that of an IPv4 prefix is 96 more.
+    #[must_use]
+    pub fn new(address: Address, length: u32) -> Self {
+        let mut mask = [Be32::default(); 4];
+        let mut network = address.words();
+        let mut left = length.min(128);
+        for (mask, word) in mask.iter_mut().zip(&mut network) {
+            let bits = left.min(32);
+            left -= bits;
+            *mask = Be32::from_host(u32::MAX.checked_shl(32 - bits).unwrap_or(0));
+            *word = word.masked(*mask);
+        }
+        Self { address: Address::v6(network), mask: Address::v6(mask) }
+    }
+
+    #[must_use]
+    #[inline(always)]
+    pub fn contains(&self, address: &Address) -> bool {
+        let (words, masks, network) = (address.words(), self.mask.words(), self.address.words());
+        let mut differs = 0;
+        let mut i = 0;
+        while i < 4 {
+            differs |= words[i].masked(masks[i]).to_kernel() ^ network[i].to_kernel();
+            i += 1;
+        }
+        differs == 0
+    }
+}
+
+/// Value of `DEVICES`: one that has our programs.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Device {
+    /// Source of packets that are masqueraded and leave here; zero: that of `Config`.
+    pub source4: Address,
+    pub source6: Address,
+    /// `Device::PODS | ..`
+    pub flags: u32,
+    pub pad: u32,
+}
+
+impl Device {
+    /// Pods of this node are behind it (local detection by interface).
+    pub const PODS: u32 = 1;
+    /// A bridge's port. What leaves by it without having been routed is a reply of a flow
+    /// that began at the bridge itself, or nothing of ours.
+    pub const PORT: u32 = 1 << 1;
+}
+
+/// Values of `PREFIXES`: what kind of client has such an address.
+pub mod client {
+    /// The node itself.
+    pub const NODE: u32 = 1;
+    /// Inside the cluster, as local detection tells.
+    pub const CLUSTER: u32 = 1 << 1;
+}
+
+/// A socket that is not translated: its packets are, at the devices.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct OptOut {
+    pub id: u64,
+    /// `OptOut::NAMESPACE` or `OptOut::CGROUP`
+    pub kind: u32,
+    pub pad: u32,
+}
+
+impl OptOut {
+    /// `id` is a network namespace's cookie.
+    pub const NAMESPACE: u32 = 0;
+    /// `id` is the inode of a cgroup v2 directory.
+    pub const CGROUP: u32 = 1;
+}
+
+/// What a prefix of `SOURCE_RANGES` is compared with, after the length.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RangeData {
+    pub service: ServiceId,
+    pub address: Address,
+}
+
+impl RangeData {
+    /// Bits of the Service id, all of which count.
+    pub const SERVICE_BITS: u32 = 64;
+}
+
+#[cfg(test)]
+mod tests {
+    use core::net::IpAddr;
+
+    use super::*;
+
+    fn address(text: &str) -> Address {
+        text.parse::<IpAddr>().unwrap().into()
+    }
+
+    #[test]
+    fn prefixes_contain_their_addresses_only() {
+        let v4 = Prefix::new(address("10.96.3.0"), 96 + 12);
+        assert!(v4.contains(&address("10.111.255.255")) && v4.contains(&address("10.96.0.0")));
+        assert!(!v4.contains(&address("10.112.0.0")) && !v4.contains(&address("fd00::1")));
+        let v6 = Prefix::new(address("fd00:96::"), 108);
+        assert!(v6.contains(&address("fd00:96::f:ffff")));
+        assert!(!v6.contains(&address("fd00:96::10:0")));
+        assert!(Prefix::new(address("::"), 0).contains(&address("1.2.3.4")));
+        assert!(!Prefix::new(address("::1"), 128).contains(&address("::2")));
+    }
+}

@@ -1,0 +1,150 @@
+//! An skb as a packet that can be changed.
+
+use core::ptr::addr_of;
+
+use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::helpers::generated::{
+    bpf_csum_update, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_change_head,
+    bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_store_bytes,
+};
+use proxy_ebpf::packet::{Bytes, Packet, Resize, Sum};
+
+/// Flags of the checksum helpers, `include/uapi/linux/bpf.h`; the low four bits are the
+/// size of the field, and 0 means that the change itself is passed.
+const PSEUDO_HDR: u64 = 1 << 4;
+const MARK_MANGLED_0: u64 = 1 << 5;
+
+#[derive(Clone, Copy)]
+pub struct Skb(pub *mut __sk_buff);
+
+impl Skb {
+    #[inline(always)]
+    pub fn frame(&self) -> Frame {
+        // Volatile, so that the compiler takes no comparison with an earlier end for enough:
+        // the verifier forgets it as soon as the offset is in another register.
+        // SAFETY: a valid context; both fields are offered to tc programs.
+        unsafe {
+            Frame {
+                start: addr_of!((*self.0).data).read_volatile() as usize,
+                end: addr_of!((*self.0).data_end).read_volatile() as usize,
+            }
+        }
+    }
+
+    #[inline(always)]
+    pub fn length(&self) -> u32 {
+        // SAFETY: a valid context.
+        unsafe { (*self.0).len }
+    }
+
+    /// Only an skb's linear part can be read directly. Drivers usually put the headers
+    /// there; when one did not, the kernel does it on demand. True when that changed
+    /// anything: pointers from before are void then.
+    #[inline(always)]
+    pub fn pull(&self, length: u32) -> bool {
+        let frame = self.frame();
+        let linear = frame.end.wrapping_sub(frame.start);
+        let wanted = self.length().min(length);
+        // SAFETY: a valid context.
+        linear < wanted as usize && unsafe { bpf_skb_pull_data(self.0, wanted) } == 0
+    }
+}
+
+impl Bytes for Skb {
+    #[inline(always)]
+    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        // Anew each time: a helper that changes the packet voids the pointers.
+        self.frame().load(offset)
+    }
+}
+
+#[inline(always)]
+fn ok(result: i64) -> Option<()> {
+    (result == 0).then_some(())
+}
+
+impl Packet for Skb {
+    #[inline(always)]
+    fn store<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) -> Option<()> {
+        // SAFETY: a valid context and N bytes.
+        ok(unsafe {
+            bpf_skb_store_bytes(self.0, offset as u32, bytes.as_ptr().cast(), N as u32, 0)
+        })
+    }
+
+    #[inline(always)]
+    fn adjust_header_sum(&mut self, offset: usize, delta: u32) -> Option<()> {
+        // SAFETY: a valid context.
+        ok(unsafe { bpf_l3_csum_replace(self.0, offset as u32, 0, delta.into(), 0) })
+    }
+
+    #[inline(always)]
+    fn adjust_sum(&mut self, offset: usize, delta: u32, kind: Sum) -> Option<()> {
+        let pseudo = if kind.pseudo { PSEUDO_HDR } else { 0 };
+        let optional = if kind.optional { MARK_MANGLED_0 } else { 0 };
+        // SAFETY: a valid context.
+        ok(unsafe {
+            bpf_l4_csum_replace(self.0, offset as u32, 0, delta.into(), pseudo | optional)
+        })?;
+        // When the device summed up the packet, the helper takes the change of addresses out
+        // of that sum, since an IPv4 header's own checksum makes up for them. IPv6 has none:
+        // put it back (the kernel's own flag for this, BPF_F_IPV6, came with 6.16). An
+        // error means that there is no such sum.
+        if kind.pseudo && kind.v6 {
+            // SAFETY: a valid context.
+            unsafe { bpf_csum_update(self.0, delta) };
+        }
+        Some(())
+    }
+}
+
+impl Resize for Skb {
+    #[inline(always)]
+    fn truncate(&mut self, length: usize) -> Option<()> {
+        if length > self.length() as usize {
+            return None;
+        }
+        // SAFETY: a valid context.
+        ok(unsafe { bpf_skb_change_tail(self.0, length as u32, 0) })
+    }
+
+    #[inline(always)]
+    fn push_front(&mut self, length: usize) -> Option<()> {
+        // SAFETY: a valid context.
+        ok(unsafe { bpf_skb_change_head(self.0, length as u32, 0) })
+    }
+
+    /// The context does not tell. But the helper leaves such a checksum alone when data
+    /// changes, since the hardware will see the data; any other it adjusts.
+    #[inline(always)]
+    fn is_sum_partial(&mut self, offset: usize) -> Option<bool> {
+        let before: [u8; 2] = self.load(offset)?;
+        // SAFETY: a valid context.
+        ok(unsafe { bpf_l4_csum_replace(self.0, offset as u32, 0, 0x5555, 0) })?;
+        let after: [u8; 2] = self.load(offset)?;
+        if before == after {
+            return Some(true);
+        }
+        self.store(offset, before)?;
+        Some(false)
+    }
+}
+
+/// `data` to `data_end`.
+pub struct Frame {
+    pub start: usize,
+    pub end: usize,
+}
+
+impl Bytes for Frame {
+    #[inline(always)]
+    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        let at = self.start + offset;
+        if at + N > self.end {
+            return None;
+        }
+        // SAFETY: within the packet, as just compared. Bytes, since a header may lie on
+        // any address.
+        Some(unsafe { *(at as *const [u8; N]) })
+    }
+}

@@ -1,0 +1,258 @@
+//! Packets at a device, by tcx or clsact.
+
+use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::helpers::generated::{
+    bpf_get_prandom_u32, bpf_ktime_get_ns, bpf_redirect, bpf_redirect_neigh,
+};
+use aya_ebpf::macros::classifier;
+use aya_ebpf::programs::TcContext;
+use proxy_ebpf::answer::{self, Error};
+use proxy_ebpf::device::{self, Arrival, Hook, Work};
+use proxy_ebpf::layout::Traffic;
+use proxy_ebpf::packet::{Bytes as _, Packet as _};
+use proxy_ebpf::parse::{self, Headers, Kind, TCP};
+use proxy_ebpf::rewrite;
+use proxy_ebpf::tables::Tables as _;
+use proxy_ebpf::verdict::{Reason, Verdict};
+
+use crate::maps::{self, Kernel, Scratch};
+use crate::route::{Place, way};
+use crate::skb::Skb;
+
+/// `TCX_NEXT`, and `TC_ACT_UNSPEC` for a clsact filter: whatever else is attached here
+/// runs as if we were not. `TC_ACT_OK` would end the chain.
+const NEXT: i32 = -1;
+const DROP: i32 = 2;
+const TO_INGRESS: u64 = 1;
+const UDP_HEADER: usize = 8;
+
+#[classifier]
+pub fn tc_ingress(context: TcContext) -> i32 {
+    run(context.skb.skb, Hook::Ingress)
+}
+
+#[classifier]
+pub fn tc_egress(context: TcContext) -> i32 {
+    run(context.skb.skb, Hook::Egress)
+}
+
+/// What [`decide`] came to: numbers, because a function of its own can return no more.
+mod decision {
+    pub const PASS: u32 = 0;
+    pub const TRANSLATE: u32 = 1;
+    pub const FORWARD: u32 = 2;
+    pub const REJECT: u32 = 3;
+    pub const DROP: u32 = 4;
+}
+
+#[inline(always)]
+fn run(skb: *mut __sk_buff, hook: Hook) -> i32 {
+    let Some(scratch) = maps::scratch() else {
+        return NEXT;
+    };
+    if !parse(skb, &mut scratch.work) {
+        return NEXT;
+    }
+    let egress = hook == Hook::Egress;
+    match decide(skb, &mut scratch.work, egress) {
+        decision::TRANSLATE => finish(translate(skb, &scratch.work)),
+        decision::FORWARD => finish(forward(skb, scratch, egress)),
+        decision::REJECT => finish(reject(skb, &scratch.work, egress)),
+        decision::DROP => DROP,
+        _ => NEXT,
+    }
+}
+
+/// A step's result is what to return, or a reason to drop below zero by this much.
+const FAILED: i32 = -100;
+
+#[inline(always)]
+const fn failed(reason: Reason) -> i32 {
+    FAILED - reason as i32
+}
+
+#[inline(always)]
+fn finish(result: i32) -> i32 {
+    if result > FAILED {
+        return result;
+    }
+    let number = FAILED.wrapping_sub(result) as u32;
+    for reason in Reason::ALL {
+        if reason as u32 == number {
+            Kernel.count_drop(reason);
+        }
+    }
+    DROP
+}
+
+#[inline(always)]
+fn place(skb: *mut __sk_buff) -> Place {
+    // SAFETY: a valid context.
+    Place { context: skb.cast(), ifindex: unsafe { (*skb).ifindex } }
+}
+
+/// A function of its own, as those below: each has the stack to itself then.
+#[inline(never)]
+fn parse(skb: *mut __sk_buff, work: &mut Work) -> bool {
+    let packet = Skb(skb);
+    packet.pull(parse::USUAL_HEADERS);
+    parse::ethernet(&packet.frame(), &mut work.headers).is_ok()
+}
+
+#[inline(never)]
+fn decide(skb: *mut __sk_buff, work: &mut Work, egress: bool) -> u32 {
+    let place = place(skb);
+    // SAFETY: a valid context, and helpers without arguments.
+    let (segments, length, now, random) =
+        unsafe { ((*skb).gso_segs, (*skb).len, bpf_ktime_get_ns(), bpf_get_prandom_u32()) };
+    let arrival = Arrival {
+        hook: if egress { Hook::Egress } else { Hook::Ingress },
+        device: maps::device(place.ifindex).map_or(0, |device| device.flags),
+        now,
+        random,
+        traffic: Traffic { packets: segments.max(1).into(), bytes: length.into() },
+    };
+    match device::decide(&Kernel, &place, &arrival, work) {
+        Verdict::Pass => decision::PASS,
+        Verdict::Translate { forward: true } => decision::FORWARD,
+        Verdict::Translate { forward: false } => decision::TRANSLATE,
+        Verdict::Reject(_) => decision::REJECT,
+        Verdict::Drop(_) => decision::DROP,
+    }
+}
+
+#[inline(never)]
+fn translate(skb: *mut __sk_buff, work: &Work) -> i32 {
+    match rewrite::translate(&mut Skb(skb), &work.headers, &work.to) {
+        Some(()) => NEXT,
+        None => failed(Reason::Unwritable),
+    }
+}
+
+/// Sends a packet on without the stack.
+#[inline(always)]
+fn forward(skb: *mut __sk_buff, scratch: &mut Scratch, egress: bool) -> i32 {
+    let Headers { ttl, dont_fragment, .. } = scratch.work.headers;
+    // One that the stack has routed has had its hop taken, or came from this node.
+    if !egress && ttl <= 1 {
+        return answer(skb, scratch, egress, NO_MTU);
+    }
+    match find_way(skb, scratch) {
+        way::FOUND => send(skb, scratch, egress),
+        way::NO_NEIGHBOUR => match change(skb, &scratch.work, egress) {
+            // SAFETY: a helper that takes numbers, and no parameters.
+            Some(()) => unsafe {
+                bpf_redirect_neigh(scratch.ifindex, core::ptr::null_mut(), 0, 0) as i32
+            },
+            None => failed(Reason::Unwritable),
+        },
+        way::TOO_BIG if dont_fragment => {
+            let mtu = scratch.mtu;
+            answer(skb, scratch, egress, mtu)
+        }
+        way::TOO_BIG => failed(Reason::TooBig),
+        // A reply to the node itself: the stack takes it.
+        way::LOCAL if !egress => translate(skb, &scratch.work),
+        _ => failed(Reason::NoRoute),
+    }
+}
+
+#[inline(never)]
+fn find_way(skb: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
+    let length = packet_length(skb, &scratch.work.headers);
+    place(skb).find_way(scratch, length)
+}
+
+/// Of the longest packet that will be on the wire: an skb may stand for several, cut later.
+#[inline(always)]
+#[allow(clippy::cast_possible_truncation, reason = "two headers and a segment")]
+fn packet_length(skb: *mut __sk_buff, headers: &Headers) -> u16 {
+    // SAFETY: a valid context.
+    let (segments, size) = unsafe { ((*skb).gso_segs, (*skb).gso_size) };
+    if segments <= 1 {
+        return headers.length;
+    }
+    let transport = usize::from(headers.transport) & parse::MAX_TRANSPORT;
+    let header = match headers.tuple.protocol {
+        TCP => match Skb(skb).load::<2>(transport + 12) {
+            Some([data_offset, _]) => usize::from(data_offset >> 4) * 4,
+            None => return headers.length,
+        },
+        _ => UDP_HEADER,
+    };
+    (transport.wrapping_sub(parse::ETHERNET) + header + size as usize) as u16
+}
+
+#[inline(always)]
+fn send(skb: *mut __sk_buff, scratch: &Scratch, egress: bool) -> i32 {
+    if change(skb, &scratch.work, egress).is_none() || Skb(skb).store(0, scratch.ethernet).is_none()
+    {
+        return failed(Reason::Unwritable);
+    }
+    // SAFETY: a helper that takes numbers.
+    unsafe { bpf_redirect(scratch.ifindex, 0) as i32 }
+}
+
+#[inline(always)]
+fn change(skb: *mut __sk_buff, work: &Work, egress: bool) -> Option<()> {
+    if translate(skb, work) != NEXT {
+        return None;
+    }
+    if egress { Some(()) } else { rewrite::take_hop(&mut Skb(skb), &work.headers) }
+}
+
+#[inline(never)]
+fn reject(skb: *mut __sk_buff, work: &Work, egress: bool) -> i32 {
+    match answer::refuse(&mut Skb(skb), &work.headers) {
+        Some(()) => turn_back(skb, egress),
+        None => failed(Reason::Unanswerable),
+    }
+}
+
+/// Instead of what the route takes: no hop is left. (A function has five registers for its
+/// arguments, and an enum with a value takes two.)
+const NO_MTU: u32 = u32::MAX;
+
+#[inline(never)]
+#[allow(clippy::cast_possible_truncation, reason = "made from 16 bits")]
+fn answer(skb: *mut __sk_buff, scratch: &mut Scratch, egress: bool, mtu: u32) -> i32 {
+    let (error, reason) = match mtu {
+        NO_MTU => (Error::TimeExceeded, Reason::TimeToLive),
+        mtu => (Error::TooBig(mtu as u16), Reason::TooBig),
+    };
+    // No error is made about an error (RFC 1122 section 3.2.2), and none to a sender that
+    // answers each with the same packet again: between veth ends that has no end.
+    if scratch.work.headers.kind == Kind::IcmpError || !may_answer(scratch) {
+        return failed(reason);
+    }
+    match answer::error(&mut Skb(skb), &scratch.work.headers, error) {
+        Some(()) => {
+            Kernel.count_drop(reason);
+            turn_back(skb, egress)
+        }
+        None => failed(reason),
+    }
+}
+
+/// RFC 1812 section 4.3.2.8: a limit to errors, of this CPU.
+#[inline(always)]
+fn may_answer(scratch: &mut Scratch) -> bool {
+    const SECOND: u64 = 1_000_000_000;
+    const EACH_SECOND: u32 = 1000;
+    // SAFETY: a helper without arguments.
+    let now = unsafe { bpf_ktime_get_ns() };
+    if now.wrapping_sub(scratch.errors_since) >= SECOND {
+        scratch.errors_since = now;
+        scratch.errors_left = EACH_SECOND;
+    }
+    let allowed = scratch.errors_left > 0;
+    scratch.errors_left = scratch.errors_left.saturating_sub(1);
+    allowed
+}
+
+/// To where it came from: out by the device, or back up to the stack that sent it.
+#[inline(always)]
+fn turn_back(skb: *mut __sk_buff, egress: bool) -> i32 {
+    // SAFETY: a valid context, and a helper that takes numbers.
+    unsafe { bpf_redirect((*skb).ifindex, if egress { TO_INGRESS } else { 0 }) as i32 }
+}

@@ -1,0 +1,168 @@
+//! `connect(2)`, `sendmsg(2)` and what undoes them, in the socket layer of this node.
+
+use crate::device::{Unmatched, unmatched};
+use crate::layout::config::client;
+use crate::layout::{
+    AffinityKey, Backend, BackendId, Config, Frontend, FrontendKey, OptOut, SocketKey, SocketPeer,
+};
+use crate::order::{Address, Be16};
+use crate::parse::{SCTP, TCP, UDP};
+use crate::select::{Client, Hash, select};
+use crate::tables::Tables;
+use crate::verdict::{Reason, SocketVerdict};
+
+/// Who asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Caller {
+    /// Of the socket.
+    pub cookie: u64,
+    /// Of its network namespace: what stands for the client while it has no address.
+    pub namespace: u64,
+    /// Inode of its cgroup, and of that one's ancestor at the level of pods.
+    pub cgroup: u64,
+    pub pod: u64,
+    pub now: u64,
+}
+
+/// `connect(2)`. The socket keeps its backend, so `random` picks it.
+#[inline(always)]
+pub fn connect(
+    tables: &impl Tables,
+    caller: &Caller,
+    key: &FrontendKey,
+    random: u32,
+) -> SocketVerdict {
+    decide(tables, caller, key, |_| random)
+}
+
+/// `sendmsg(2)` with an address: each datagram anew, so the same socket has to get the same
+/// backend for the same frontend.
+#[inline(always)]
+pub fn send(tables: &impl Tables, caller: &Caller, key: &FrontendKey) -> SocketVerdict {
+    decide(tables, caller, key, |config| flow_of_socket(config, caller.cookie, key))
+}
+
+#[inline(always)]
+#[allow(clippy::cast_possible_truncation, reason = "the cookie is split into halves")]
+fn flow_of_socket(config: &Config, cookie: u64, key: &FrontendKey) -> u32 {
+    let mut hash = Hash::new(config).word(cookie as u32).word((cookie >> 32) as u32);
+    let words = key.address().words();
+    let mut i = 0;
+    while i < 4 {
+        hash = hash.word(words[i].to_kernel());
+        i += 1;
+    }
+    hash.word(key.port().to_kernel()).finish()
+}
+
+#[inline(always)]
+fn decide(
+    tables: &impl Tables,
+    caller: &Caller,
+    key: &FrontendKey,
+    number: impl FnOnce(&Config) -> u32,
+) -> SocketVerdict {
+    // Nothing but these is in the table; most connects of other kinds end here without
+    // a lookup.
+    if !matches!(key.protocol(), TCP | UDP | SCTP) {
+        return SocketVerdict::Pass;
+    }
+    let Some(config) = tables.config() else {
+        return SocketVerdict::Pass;
+    };
+    let Some(frontend) = tables.frontend(key) else {
+        return refuse_unmatched(tables, config, key);
+    };
+    if needs_packets(tables, &frontend, key) || is_opted_out(tables, config, caller) {
+        return SocketVerdict::Pass;
+    }
+    let affinity = AffinityKey::of_namespace(caller.namespace, frontend.service);
+    let number = number(config);
+    match select(tables, &frontend, Client::Node, &affinity, number, caller.now) {
+        Ok((id, backend)) => {
+            tables.count_frontend(frontend.id, |counters| counters.connections += 1);
+            tables.count_backend(id, |counters| counters.connections += 1);
+            record(tables, config, caller, key, id, &backend);
+            SocketVerdict::Translate { backend: id, address: backend.address, port: backend.port }
+        }
+        // Silence is the devices' to keep. A datagram that nobody takes is theirs to answer:
+        // the socket must work when an endpoint appears, so it must not be sent elsewhere.
+        Err(Reason::NoLocalEndpoint) => SocketVerdict::Pass,
+        Err(_) if key.protocol() == UDP => SocketVerdict::Pass,
+        Err(reason) => {
+            tables.count_frontend(frontend.id, |counters| counters.refused += 1);
+            tables.count_drop(reason);
+            SocketVerdict::Refuse(reason)
+        }
+    }
+}
+
+/// What cannot be decided before there is a packet: whose source ranges count, and what becomes
+/// of the source.
+#[inline(always)]
+fn needs_packets(tables: &impl Tables, frontend: &Frontend, key: &FrontendKey) -> bool {
+    if frontend.flags & Frontend::SOURCE_RANGES != 0 {
+        return true;
+    }
+    // The node's packets to its own address never come by a device, and have its address.
+    frontend.flags & Frontend::MASQUERADE_ALL != 0
+        && tables.client(&key.address()) & client::NODE == 0
+}
+
+#[inline(always)]
+fn refuse_unmatched(tables: &impl Tables, config: &Config, key: &FrontendKey) -> SocketVerdict {
+    match unmatched(tables, config, &key.address()) {
+        Unmatched::UnusedPort if key.protocol() != UDP => {
+            tables.count_drop(Reason::UnusedPort);
+            SocketVerdict::Refuse(Reason::UnusedPort)
+        }
+        _ => SocketVerdict::Pass,
+    }
+}
+
+#[inline(always)]
+fn is_opted_out(tables: &impl Tables, config: &Config, caller: &Caller) -> bool {
+    if config.features & Config::OPT_OUTS == 0 {
+        return false;
+    }
+    let is = |id, kind| tables.is_opted_out(&OptOut { id, kind, pad: 0 });
+    is(caller.namespace, OptOut::NAMESPACE)
+        || is(caller.cgroup, OptOut::CGROUP)
+        || is(caller.pod, OptOut::CGROUP)
+}
+
+/// Remembers what the socket's owner knows the backend as.
+#[inline(always)]
+fn record(
+    tables: &impl Tables,
+    config: &Config,
+    caller: &Caller,
+    key: &FrontendKey,
+    id: BackendId,
+    backend: &Backend,
+) {
+    if key.protocol() == TCP && config.features & Config::TCP_PEER_NAMES == 0 {
+        return;
+    }
+    let peer = SocketPeer { address: key.address(), port: key.port(), pad: 0, backend: id };
+    let key = SocketKey::new(caller.cookie, backend.address, backend.port);
+    // Writing what is there already costs more than looking.
+    if tables.peer(&key) != Some(peer) {
+        tables.set_peer(&key, &peer);
+    }
+}
+
+/// The frontend that a backend is known as: for `recvmsg(2)` and `getpeername(2)`.
+#[inline(always)]
+pub fn known_as(
+    tables: &impl Tables,
+    cookie: u64,
+    address: Address,
+    port: Be16,
+) -> Option<(Address, Be16)> {
+    let peer = tables.peer(&SocketKey::new(cookie, address, port))?;
+    Some((peer.address, peer.port))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,168 @@
+use core::net::Ipv4Addr;
+use std::vec::Vec;
+
+use super::*;
+use crate::device::address_key;
+use crate::fake::Fake;
+use crate::layout::{FrontendId, Prefix, ServiceId, SlotRange};
+
+const ID: FrontendId = FrontendId(5);
+const SERVICE: ServiceId = ServiceId::new(3);
+const CALLER: Caller = Caller { cookie: 77, namespace: 1 << 40 | 5, cgroup: 8, pod: 9, now: 0 };
+
+fn key(protocol: u8) -> FrontendKey {
+    FrontendKey::new(Ipv4Addr::new(10, 96, 0, 1).into(), Be16::from_host(80), protocol)
+}
+
+fn tables() -> Fake {
+    let backend = |last: u8| Backend {
+        address: Ipv4Addr::new(10, 244, 0, last).into(),
+        port: Be16::from_host(8080),
+        flags: Backend::IN_USE,
+        service: SERVICE,
+    };
+    let frontend = Frontend {
+        node: SlotRange { base: 0, len: 3 },
+        id: ID,
+        service: SERVICE,
+        ..Frontend::default()
+    };
+    Fake {
+        frontends: [(key(TCP), frontend), (key(UDP), frontend)].into(),
+        slots: [0, 1, 2].map(BackendId).into(),
+        backends: [backend(10), backend(11), backend(12)].into(),
+        ..Fake::default()
+    }
+}
+
+fn translated(tables: &Fake, id: u32) -> SocketVerdict {
+    let Backend { address, port, .. } = tables.backends[id as usize];
+    SocketVerdict::Translate { backend: BackendId(id), address, port }
+}
+
+fn change(tables: &mut Fake, change: impl Fn(&mut Frontend)) {
+    tables.frontends.values_mut().for_each(change);
+}
+
+#[test]
+fn a_connect_goes_to_one_of_the_nodes_set_and_is_counted() {
+    let tables = tables();
+    for (random, id) in [(0, 0), (u32::MAX / 3 + 1, 1), (u32::MAX, 2)] {
+        assert_eq!(connect(&tables, &CALLER, &key(TCP), random), translated(&tables, id));
+        assert_eq!(tables.backend_counters.borrow()[&BackendId(id)].connections, 1);
+    }
+    assert_eq!(tables.frontend_counters.borrow()[&ID].connections, 3);
+    assert_eq!(tables.frontend_counters.borrow()[&ID].refused, 0);
+}
+
+#[test]
+fn other_connects_pass_uncounted() {
+    let tables = tables();
+    let elsewhere = FrontendKey::new(Address::default(), Be16::from_host(80), TCP);
+    for key in [key(SCTP), key(1), elsewhere] {
+        assert_eq!(connect(&tables, &CALLER, &key, 0), SocketVerdict::Pass);
+    }
+    assert!(tables.frontend_counters.borrow().is_empty());
+}
+
+#[test]
+fn without_endpoints_tcp_is_refused_and_a_datagram_left_to_the_device() {
+    let mut tables = tables();
+    change(&mut tables, |frontend| frontend.node.len = 0);
+    let refused = SocketVerdict::Refuse(Reason::NoEndpoint);
+    assert_eq!(connect(&tables, &CALLER, &key(TCP), 7), refused);
+    assert_eq!(tables.frontend_counters.borrow()[&ID].refused, 1);
+    assert_eq!(*tables.drops.borrow(), [Reason::NoEndpoint]);
+    assert_eq!(connect(&tables, &CALLER, &key(UDP), 7), SocketVerdict::Pass);
+    assert_eq!(send(&tables, &CALLER, &key(UDP)), SocketVerdict::Pass);
+    // Silence is not refusal.
+    change(&mut tables, |frontend| frontend.flags = Frontend::NODE_DROPS);
+    assert_eq!(connect(&tables, &CALLER, &key(TCP), 7), SocketVerdict::Pass);
+    assert_eq!(tables.drops.borrow().len(), 1);
+}
+
+#[test]
+fn an_unused_port_of_a_services_address_is_refused() {
+    let mut tables = tables();
+    let unused = FrontendKey::new(key(TCP).address(), Be16::from_host(22), TCP);
+    let nobodys = FrontendKey::new(Ipv4Addr::new(10, 96, 0, 2).into(), Be16::from_host(22), TCP);
+    assert_eq!(connect(&tables, &CALLER, &unused, 0), SocketVerdict::Pass, "no range is known");
+    tables.config.prefixes = 1;
+    tables.config.service_prefixes[0] = Prefix::new(Ipv4Addr::new(10, 96, 0, 0).into(), 96 + 16);
+    tables.frontends.insert(address_key(key(TCP).address()), Frontend::default());
+    let refused = SocketVerdict::Refuse(Reason::UnusedPort);
+    assert_eq!(connect(&tables, &CALLER, &unused, 0), refused);
+    assert_eq!(connect(&tables, &CALLER, &nobodys, 0), SocketVerdict::Pass, "dropped later");
+}
+
+#[test]
+fn who_opted_out_and_whose_range_counts_goes_by_the_device() {
+    let mut tables = tables();
+    let opted_out = |tables: &Fake| connect(tables, &CALLER, &key(TCP), 0) == SocketVerdict::Pass;
+    for (id, kind) in [
+        (CALLER.namespace, OptOut::NAMESPACE),
+        (CALLER.cgroup, OptOut::CGROUP),
+        (CALLER.pod, OptOut::CGROUP),
+    ] {
+        tables.opt_outs = [OptOut { id, kind, pad: 0 }].into();
+        tables.config.features = 0;
+        assert!(!opted_out(&tables), "the table is said to be empty");
+        tables.config.features = Config::OPT_OUTS;
+        assert!(opted_out(&tables), "{id}");
+    }
+    tables.opt_outs = [OptOut { id: CALLER.cgroup, kind: OptOut::NAMESPACE, pad: 0 }].into();
+    assert!(!opted_out(&tables), "a namespace is no cgroup");
+    for flag in [Frontend::SOURCE_RANGES, Frontend::MASQUERADE_ALL] {
+        change(&mut tables, |frontend| frontend.flags = flag);
+        assert!(opted_out(&tables));
+    }
+    tables.clients.insert(key(TCP).address(), client::NODE);
+    assert!(!opted_out(&tables), "to the node itself no packet leaves by a device");
+}
+
+#[test]
+fn a_socket_sends_all_its_datagrams_to_one_backend() {
+    let tables = tables();
+    let mut chosen = Vec::new();
+    for cookie in 0..50 {
+        let caller = Caller { cookie, ..CALLER };
+        let first = send(&tables, &caller, &key(UDP));
+        assert!(matches!(first, SocketVerdict::Translate { .. }));
+        for _ in 0..3 {
+            assert_eq!(send(&tables, &caller, &key(UDP)), first);
+        }
+        if !chosen.contains(&first) {
+            chosen.push(first);
+        }
+    }
+    assert_eq!(chosen.len(), 3, "and not all sockets to the same");
+}
+
+#[test]
+fn a_peer_is_known_as_the_frontend() {
+    let mut tables = tables();
+    let Backend { address, port, .. } = tables.backends[0];
+    let known = |tables: &Fake| known_as(tables, CALLER.cookie, address, port);
+    let _ = connect(&tables, &CALLER, &key(TCP), 0);
+    assert_eq!(known(&tables), None, "not asked for");
+    tables.config.features = Config::TCP_PEER_NAMES;
+    let _ = connect(&tables, &CALLER, &key(TCP), 0);
+    assert_eq!(known(&tables), Some((key(TCP).address(), key(TCP).port())));
+    tables.peers.borrow_mut().clear();
+    tables.config.features = 0;
+    let _ = connect(&tables, &CALLER, &key(UDP), 0);
+    assert_eq!(known(&tables), Some((key(UDP).address(), key(UDP).port())));
+    assert_eq!(known_as(&tables, CALLER.cookie + 1, address, port), None);
+}
+
+#[test]
+fn affinity_is_the_namespaces() {
+    let mut tables = tables();
+    change(&mut tables, |frontend| frontend.affinity = 10);
+    assert_eq!(connect(&tables, &CALLER, &key(TCP), 0), translated(&tables, 0));
+    let sibling = Caller { cookie: 78, ..CALLER };
+    assert_eq!(connect(&tables, &sibling, &key(TCP), u32::MAX), translated(&tables, 0));
+    assert_eq!(connect(&tables, &sibling, &key(UDP), u32::MAX), translated(&tables, 0));
+    let stranger = Caller { namespace: CALLER.namespace + 1, ..CALLER };
+    assert_eq!(connect(&tables, &stranger, &key(TCP), u32::MAX), translated(&tables, 2));
+}

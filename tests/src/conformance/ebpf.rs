@@ -1,0 +1,91 @@
+//! What only ebpf mode has.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::json;
+
+use super::context::Context;
+use super::ipvs::process_on_all_addresses;
+use super::look::{eventually, from, who};
+use super::service::Front;
+use super::{Case, case};
+
+pub(super) const CASES: &[Case] = &[
+    case("weights by annotation, changed live", weights),
+    case("a VIP's unused port never reaches a process of the node", process_on_all_addresses),
+    case("new connections are spread evenly", even_spread),
+    case("--cleanup removes all that is ours", cleanup),
+];
+
+const WEIGHTS: &str = "node-dataplane/weights";
+
+/// Chosen at random or by a hash, so the shares only come near.
+fn weights(cx: &mut Context<'_>) -> Result<()> {
+    let web = cx.service("web", &[Front::NodePort]).endpoints(&["a0", "b0"]);
+    let weighted =
+        |weights: &str| web.clone().with(&json!({"metadata": {"annotations": {WEIGHTS: weights}}}));
+    for (weights, heavy) in [("zone/z1=3,zone/z2=1", "a0"), ("node/node-b=3,*=1", "b0")] {
+        cx.program(&[&weighted(weights)])?;
+        for target in web.at(Front::Cluster) {
+            let by_server = who(cx.cluster(), "a3", target, 200)?;
+            let share = by_server.get(heavy).copied().unwrap_or(0);
+            // 150 are expected; 25 are four times the standard deviation.
+            ensure!(share.abs_diff(150) <= 25, "{weights}: {target:?}: {by_server:?}");
+        }
+    }
+    Ok(())
+}
+
+/// From one client by the same frontend: 400 connections on four endpoints, so 100 on each with
+/// a standard deviation of 9.
+fn even_spread(cx: &mut Context<'_>) -> Result<()> {
+    let web = cx.service("web", &[Front::NodePort]).endpoints(&["a0", "a1", "b0", "b1"]);
+    cx.program(&[&web])?;
+    let node_ports = cx.node_ports_of(&web, 0);
+    for (client, targets) in [("a3", web.at(Front::Cluster)), ("outside", node_ports)] {
+        for target in targets {
+            let by_server: BTreeMap<String, u64> = who(cx.cluster(), client, target, 400)?;
+            ensure!(by_server.len() == 4, "{target:?}: {by_server:?}");
+            for share in by_server.values() {
+                ensure!(share.abs_diff(100) <= 45, "{target:?}: {by_server:?}");
+            }
+        }
+    }
+    Ok(())
+}
+
+fn cleanup(cx: &mut Context<'_>) -> Result<()> {
+    let web = cx.service("web", &[Front::External]).endpoints(&["a0", "b0"]);
+    cx.program(&[&web])?;
+    cx.look(&[from(&["b3"]).to(&web.everywhere()).answers(&["a0", "b0"])])?;
+    let pins = cx.bed.bpf_root(1).join("proxy-daemon");
+    ensure!(pins.is_dir(), "{} is not there", pins.display());
+    let result = cleaned(cx, &pins);
+    cx.restart(1, &[])?;
+    result?;
+    cx.look(&[from(&["b3"]).to(&web.everywhere()).answers(&["a0", "b0"])])
+}
+
+fn cleaned(cx: &mut Context<'_>, pins: &std::path::Path) -> Result<()> {
+    cx.bed.start_daemon(1, &["--cleanup".to_owned()])?;
+    let status = eventually(Duration::from_secs(15), || {
+        cx.bed.daemon_ended(1)?.context("the cleanup goes on")
+    });
+    cx.bed.forget_daemon(1);
+    ensure!(status?.success(), "--cleanup fails\n{}", cx.bed.log_tails(5));
+    ensure!(!pins.exists(), "pins are left: {:?}", fs::read_dir(pins)?.collect::<Vec<_>>());
+    for device in ["eth0", "cni0"] {
+        for direction in ["ingress", "egress"] {
+            let filters = cx
+                .node(1)
+                .command("tc")
+                .args(["filter", "show", "dev", device, direction])
+                .stdout_of()?;
+            ensure!(!filters.contains("tc_"), "left at {device}: {filters}");
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,296 @@
+//! The daemon in ebpf mode, from manifests: what it programs, and what lives on when it
+//! dies, comes back, and takes everything down.
+
+#![allow(clippy::needless_range_loop, reason = "a family indexes the names of all sides")]
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+
+use super::wire::{CLIENT, Namespaces, POD, REMOTE};
+use super::{Cgroup, in_netns, succeeds};
+use crate::binary::binary;
+use crate::daemon::Daemon;
+
+const EXTERNAL: [&str; 2] = ["198.51.100.1", "2001:db8:51::1"];
+const CLUSTER: [&str; 2] = ["10.96.0.10", "fd00:96::a"];
+const NODE_PORT: u16 = 30080;
+const PATIENCE: Duration = Duration::from_secs(20);
+
+struct Bed {
+    net: Namespaces,
+    directory: tempfile::TempDir,
+    cgroup: Cgroup,
+}
+
+impl Bed {
+    fn new(net: Namespaces) -> Result<Self> {
+        // What is mounted from here on goes with this thread.
+        unshare(CloneFlags::CLONE_NEWNS).context("a new mount namespace")?;
+        let none: Option<&str> = None;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+        let directory = tempfile::tempdir()?;
+        fs::create_dir(directory.path().join("manifests"))?;
+        let bed = Self { net, directory, cgroup: Cgroup::new("daemon")? };
+        bed.write("service.yaml", SERVICE)?;
+        for family in 0..2 {
+            for (name, namespace, side) in
+                [("remote", &bed.net.remote, &REMOTE), ("pod", &bed.net.pod, &POD)]
+            {
+                let address: IpAddr = side.other[family].parse()?;
+                let listener = bed.net.at(namespace, || Ok(TcpListener::bind((address, 8080))?))?;
+                serve(listener, name);
+            }
+        }
+        Ok(bed)
+    }
+
+    fn write(&self, name: &str, text: &str) -> Result<()> {
+        // Whole or not at all: the daemon reads whatever is there.
+        let part = self.directory.path().join(name);
+        fs::write(&part, text)?;
+        Ok(fs::rename(part, self.directory.path().join("manifests").join(name))?)
+    }
+
+    /// Endpoints of both families at these sides.
+    fn endpoints(&self, sides: &[(&str, &str)]) -> Result<()> {
+        let mut text = String::new();
+        for (family, kind) in ["IPv4", "IPv6"].into_iter().enumerate() {
+            text += &format!(
+                "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  \
+                 name: web-{}\n  namespace: default\n  labels: {{kubernetes.io/service-name: web}}\n\
+                 addressType: {kind}\nports: [{{name: http, port: 8080, protocol: TCP}}]\nendpoints:\n",
+                kind.to_lowercase()
+            );
+            for (side, node) in sides {
+                let side = if *side == "pod" { &POD } else { &REMOTE };
+                text += &format!(
+                    "- {{addresses: [\"{}\"], conditions: {{ready: true}}, nodeName: {node}}}\n",
+                    side.other[family]
+                );
+            }
+        }
+        self.write("slices.yaml", &text)
+    }
+
+    fn arguments(&self) -> Vec<String> {
+        let path = |name: &str| self.directory.path().join(name).display().to_string();
+        vec![
+            format!("--bpf-root={}", path("bpf")),
+            format!("--cgroup-root={}", self.cgroup.0.display()),
+            format!("--manifests={}", path("manifests")),
+            "--hostname-override=node-a".into(),
+            "--cluster-cidr=10.244.0.0/16,fd00:244::/56".into(),
+            "--healthz-bind-address=127.0.0.1:10256".into(),
+            "-v=4".into(),
+        ]
+    }
+
+    fn start(&self) -> Result<Daemon> {
+        let arguments = self.arguments();
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        Daemon::start_in("ebpf", &binary("proxy-daemon"), self.directory.path(), &arguments)
+    }
+
+    /// Who answers a connection from outside.
+    fn ask(&self, address: &str, port: u16) -> Result<String> {
+        let (mut stream, name) = self.open(address, port)?;
+        exchange(&mut stream)?;
+        Ok(name)
+    }
+
+    fn open(&self, address: &str, port: u16) -> Result<(TcpStream, String)> {
+        let to = SocketAddr::new(address.parse()?, port);
+        let timeout = Duration::from_secs(2);
+        let mut stream =
+            self.net.at(&self.net.client, || Ok(TcpStream::connect_timeout(&to, timeout)?))?;
+        stream.set_read_timeout(Some(timeout))?;
+        let mut name = [0; 6];
+        stream.read_exact(&mut name)?;
+        Ok((stream, String::from_utf8_lossy(&name).trim().to_owned()))
+    }
+
+    /// Waits until connections from outside end where they should, and nowhere else.
+    fn settles(&self, daemon: &Daemon, expected: &[&str]) -> Result<()> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let answers: Vec<String> = (0..12)
+                .map(|_| self.ask(EXTERNAL[0], 80).unwrap_or_else(|error| error.to_string()))
+                .collect();
+            let all = answers.iter().all(|answer| expected.contains(&&**answer));
+            if all && expected.iter().all(|name| answers.iter().any(|answer| answer == name)) {
+                return Ok(());
+            }
+            if Instant::now() > end {
+                bail!("answers {answers:?}, expected {expected:?}\n{}", daemon.log());
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    fn pins(&self, what: &str) -> usize {
+        let path = self.directory.path().join("bpf/proxy-daemon");
+        fs::read_dir(path)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|version| fs::read_dir(version.path().join(what)).ok())
+            .map(Iterator::count)
+            .sum()
+    }
+}
+
+/// Says who it is, then echoes.
+fn serve(listener: TcpListener, name: &'static str) {
+    // Ends with the test process: a thread that waits in accept cannot be told to.
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            thread::spawn(move || {
+                let mut stream = stream;
+                let _ = write!(stream, "{name:6}");
+                let mut buffer = [0; 64];
+                while let Ok(length @ 1..) = stream.read(&mut buffer) {
+                    if stream.write_all(&buffer[..length]).is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+    });
+}
+
+fn exchange(stream: &mut TcpStream) -> Result<()> {
+    let mut buffer = [0; 5];
+    stream.write_all(b"hello")?;
+    stream.read_exact(&mut buffer)?;
+    ensure!(&buffer == b"hello", "{buffer:?}");
+    Ok(())
+}
+
+const SERVICE: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: default, uid: web}
+spec:
+  type: NodePort
+  clusterIP: 10.96.0.10
+  clusterIPs: [10.96.0.10, 'fd00:96::a']
+  ipFamilies: [IPv4, IPv6]
+  ipFamilyPolicy: RequireDualStack
+  externalIPs: [198.51.100.1, '2001:db8:51::1']
+  selector: {app: web}
+  ports: [{name: http, port: 80, targetPort: 8080, nodePort: 30080, protocol: TCP}]
+---
+apiVersion: v1
+kind: Node
+metadata: {name: node-a}
+status:
+  addresses:
+  - {type: InternalIP, address: 203.0.113.1}
+  - {type: InternalIP, address: '2001:db8:7::1'}
+";
+
+/// # Errors
+/// What differed.
+pub fn daemon() -> Result<()> {
+    in_netns(|| {
+        let bed = Bed::new(Namespaces::new()?)?;
+        bed.endpoints(&[("remote", "node-b"), ("pod", "node-a")])?;
+        let mut daemon = bed.start()?;
+        bed.settles(&daemon, &["remote", "pod"])?;
+        for family in 0..2 {
+            for (address, port) in [(EXTERNAL[family], 80), (CLIENT.node[family], NODE_PORT)] {
+                let answer = bed.ask(address, port);
+                answer.with_context(|| format!("{address} {port}\n{}", daemon.log()))?;
+            }
+            // In the socket, from the node.
+            let dial = format!(
+                "exec 3<>/dev/tcp/{}/80 && read -t 5 -N 6 name <&3 && [ -n \"$name\" ]",
+                CLUSTER[family]
+            );
+            succeeds(&bed.cgroup.bash(&dial)?).with_context(|| CLUSTER[family].to_owned())?;
+        }
+        // An unused port of the Service's address is refused.
+        let output = bed.cgroup.bash("LC_ALL=C exec 3<>/dev/tcp/10.96.0.10/81")?;
+        let error = String::from_utf8_lossy(&output.stderr);
+        ensure!(error.contains("Connection refused"), "{error}");
+
+        lives_on(&bed, &mut daemon)?;
+        taken_down(&bed, daemon)
+    })
+}
+
+/// Connections live through death, restart and the removal of their endpoint's fellow.
+fn lives_on(bed: &Bed, daemon: &mut Daemon) -> Result<()> {
+    let mut open: Vec<(TcpStream, String)> =
+        (0..8).map(|_| bed.open(EXTERNAL[0], 80)).collect::<Result<_>>()?;
+    let links = bed.pins("links");
+    ensure!(links >= 8, "{links} links are pinned");
+    for _ in 0..3 {
+        daemon.kill()?;
+        for _ in 0..20 {
+            bed.ask(EXTERNAL[0], 80).context("while no daemon runs")?;
+        }
+        *daemon = bed.start()?;
+        for _ in 0..50 {
+            bed.ask(EXTERNAL[0], 80).context("while a daemon starts")?;
+            thread::sleep(Duration::from_millis(10));
+        }
+        bed.settles(daemon, &["remote", "pod"])?;
+    }
+    ensure!(bed.pins("links") == links, "{} links, before {links}", bed.pins("links"));
+    bed.endpoints(&[("pod", "node-a")])?;
+    bed.settles(daemon, &["pod"])?;
+    for (stream, name) in &mut open {
+        exchange(stream).with_context(|| format!("a connection to {name} was cut"))?;
+    }
+    ensure!(open.iter().any(|(_, name)| name == "remote"), "none was to the removed endpoint");
+    // A second daemon does not fight the first.
+    let second = Command::new(binary("proxy-daemon"))
+        .arg("--proxy-mode=ebpf")
+        .args(bed.arguments())
+        .output()?;
+    let error = String::from_utf8_lossy(&second.stderr);
+    ensure!(!second.status.success() && error.contains("another daemon"), "{error}");
+    Ok(())
+}
+
+/// A Service that goes is gone, and `--cleanup` leaves nothing.
+fn taken_down(bed: &Bed, mut daemon: Daemon) -> Result<()> {
+    bed.endpoints(&[])?;
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let error = bed.ask(EXTERNAL[0], 80).err().map(|error| error.to_string());
+        if error.as_deref().is_some_and(|error| error.contains("refused")) {
+            break;
+        }
+        ensure!(Instant::now() < end, "without endpoints: {error:?}\n{}", daemon.log());
+        thread::sleep(Duration::from_millis(100));
+    }
+    daemon.kill()?;
+    let output = Command::new(binary("proxy-daemon"))
+        .args(["--proxy-mode=ebpf", "--cleanup"])
+        .args(bed.arguments())
+        .output()?;
+    succeeds(&output)?;
+    // Nothing is left at the devices either (clsact has no pins to tell).
+    for link in [CLIENT.link, REMOTE.link, POD.link] {
+        for direction in ["ingress", "egress"] {
+            let output =
+                Command::new("tc").args(["filter", "show", "dev", link, direction]).output()?;
+            let filters = String::from_utf8_lossy(&output.stdout);
+            ensure!(!filters.contains("tc_"), "left at {link}: {filters}");
+        }
+    }
+    ensure!(bed.pins("links") + bed.pins("maps") == 0, "pins are left");
+    ensure!(!Path::new(&bed.directory.path().join("bpf/proxy-daemon")).exists(), "a directory");
+    Ok(())
+}

@@ -1,0 +1,429 @@
+//! Real traffic through the programs at devices: a client, a node, a backend on another
+//! node and a pod on this one, each in a namespace of its own, joined by veth pairs. Their
+//! senders leave checksums and segmentation to the "hardware", as hosts do.
+
+#![allow(clippy::needless_range_loop, reason = "a family indexes the names of all sides")]
+
+use std::fs::File;
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::process;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, socket};
+use proxy_daemon::dataplane::ebpf::{Attachment, Programs, TcHook, XdpMode};
+use proxy_ebpf::fake::frames::{check, is_partial};
+use proxy_ebpf::layout::{
+    Backend, BackendId, Config, Device, Frontend, FrontendId, FrontendKey, ServiceId, SlotRange,
+    Timeouts,
+};
+use proxy_ebpf::order::Be16;
+use proxy_ebpf::parse::{TCP, UDP};
+
+use super::{PATIENCE, has_tcx, in_netns, load, run};
+
+/// Name of the link at the node, addresses of the node and of the other end.
+pub(super) struct Side {
+    pub(super) link: &'static str,
+    pub(super) node: [&'static str; 2],
+    pub(super) other: [&'static str; 2],
+}
+
+pub(super) const CLIENT: Side = Side {
+    link: "c0",
+    node: ["203.0.113.1", "2001:db8:7::1"],
+    other: ["203.0.113.7", "2001:db8:7::7"],
+};
+pub(super) const REMOTE: Side = Side {
+    link: "r0",
+    node: ["198.18.0.1", "2001:db8:8::1"],
+    other: ["198.18.0.5", "2001:db8:8::5"],
+};
+pub(super) const POD: Side =
+    Side { link: "p0", node: ["10.244.0.1", "fd00:244::1"], other: ["10.244.0.5", "fd00:244::5"] };
+const VIP: [&str; 2] = ["198.51.100.1", "2001:db8:51::1"];
+const PORT: u16 = 80;
+
+/// The thread is in the node's.
+pub(super) struct Namespaces {
+    pub(super) node: File,
+    pub(super) client: File,
+    pub(super) remote: File,
+    pub(super) pod: File,
+}
+
+impl Namespaces {
+    pub(super) fn new() -> Result<Self> {
+        let node = netns()?;
+        let [client, remote, pod] =
+            [join(&node, &CLIENT)?, join(&node, &REMOTE)?, join(&node, &POD)?];
+        std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
+        std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1")?;
+        Ok(Self { node, client, remote, pod })
+    }
+
+    /// Does something in another namespace; sockets stay where they are made.
+    pub(super) fn at<T>(&self, namespace: &File, action: impl FnOnce() -> Result<T>) -> Result<T> {
+        setns(namespace, CloneFlags::CLONE_NEWNET)?;
+        let result = action();
+        setns(&self.node, CloneFlags::CLONE_NEWNET)?;
+        result
+    }
+}
+
+struct Wire {
+    net: Namespaces,
+    programs: Programs,
+    attachments: Vec<Attachment>,
+    /// Ids given out so far: of slots and backends, and of frontends.
+    used: (u32, u32),
+}
+
+fn netns() -> Result<File> {
+    Ok(File::open("/proc/thread-self/ns/net")?)
+}
+
+/// A namespace joined to `node` by a link, with a default route to it.
+fn join(node: &File, side: &Side) -> Result<File> {
+    unshare(CloneFlags::CLONE_NEWNET).context("a new network namespace")?;
+    let other = netns()?;
+    let target = format!("/proc/{}/fd/{}", process::id(), node.as_raw_fd());
+    let peer = ["type", "veth", "peer", "name", side.link, "netns", &target];
+    run("ip", &[["link", "add", "up0"].as_slice(), &peer].concat())?;
+    run("ip", &["link", "set", "lo", "up"])?;
+    ends("up0", side.other)?;
+    setns(node, CloneFlags::CLONE_NEWNET)?;
+    ends(side.link, side.node)?;
+    setns(&other, CloneFlags::CLONE_NEWNET)?;
+    run("ip", &["-4", "route", "add", "default", "via", side.node[0]])?;
+    run("ip", &["-6", "route", "add", "default", "via", side.node[1]])?;
+    setns(node, CloneFlags::CLONE_NEWNET)?;
+    Ok(other)
+}
+
+fn ends(link: &str, addresses: [&str; 2]) -> Result<()> {
+    run("ip", &["address", "add", &format!("{}/24", addresses[0]), "dev", link])?;
+    run("ip", &["address", "add", &format!("{}/64", addresses[1]), "dev", link, "nodad"])?;
+    run("ip", &["link", "set", link, "up"])
+}
+
+fn index(link: &str) -> Result<u32> {
+    Ok(nix::net::if_::if_nametoindex(link)?)
+}
+
+impl Wire {
+    fn new() -> Result<Self> {
+        let net = Namespaces::new()?;
+        let mut programs = load()?;
+        let config = Config {
+            seed: 1,
+            port_low: 50_000,
+            port_high: 50_999,
+            timeouts: Timeouts::default(),
+            ..Config::default()
+        };
+        programs.tables().set_config(config)?;
+        let address = |text: &str| -> Result<_> { Ok(text.parse::<IpAddr>()?.into()) };
+        for side in [CLIENT, REMOTE, POD] {
+            let [source4, source6] = [address(side.node[0])?, address(side.node[1])?];
+            let device = Device { source4, source6, ..Device::default() };
+            programs.tables().set_device(index(side.link)?, device)?;
+        }
+        Ok(Self { net, programs, attachments: Vec::new(), used: (0, 0) })
+    }
+
+    fn attach(&mut self, links: &[&str]) -> Result<()> {
+        for link in links {
+            let (hook, attachments) = self.programs.attach_tc(link, true)?;
+            let expected = if has_tcx()? { TcHook::Tcx } else { TcHook::Clsact };
+            ensure!(hook == expected, "attached by {hook:?} on a kernel with {expected:?}");
+            self.attachments.extend(attachments.into_iter().map(|(_, attachment)| attachment));
+        }
+        Ok(())
+    }
+
+    fn at<T>(&self, namespace: &File, action: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.net.at(namespace, action)
+    }
+
+    /// Both protocols of one address lead to this backend, or to none.
+    fn frontend(&mut self, address: &str, backend: Option<SocketAddr>, flags: u32) -> Result<()> {
+        let (ids, frontends) = self.used;
+        let mut range = SlotRange { base: ids, len: 0 };
+        if let Some(backend) = backend {
+            let local =
+                if POD.other.contains(&&*backend.ip().to_string()) { Backend::LOCAL } else { 0 };
+            let value = Backend {
+                address: backend.ip().into(),
+                port: Be16::from_host(backend.port()),
+                flags: Backend::IN_USE | local,
+                service: ServiceId::new(0),
+            };
+            self.programs.tables().set_backend(BackendId(ids), value)?;
+            self.programs.tables().set_slots(ids, &[BackendId(ids)])?;
+            range.len = 1;
+        }
+        let id = FrontendId(frontends);
+        let value = Frontend { node: range, outside: range, id, flags, ..Frontend::default() };
+        for protocol in [TCP, UDP] {
+            let address = address.parse::<IpAddr>()?.into();
+            let key = FrontendKey::new(address, Be16::from_host(PORT), protocol);
+            self.programs.tables().set_frontend(key, value)?;
+        }
+        self.used = (ids + 1, frontends + 1);
+        Ok(())
+    }
+
+    fn tcp_server(&self, namespace: &File, address: &str) -> Result<TcpListener> {
+        self.at(namespace, || Ok(TcpListener::bind((address.parse::<IpAddr>()?, 8080))?))
+    }
+
+    /// A connection through the frontend: who the server thinks is there, after `sent` bytes
+    /// there and back.
+    fn exchange(&self, listener: &TcpListener, vip: &str, sent: usize) -> Result<IpAddr> {
+        self.send(listener, vip, sent, sent)
+    }
+
+    /// The same with no more than the first `returned` of them back.
+    fn send(
+        &self,
+        listener: &TcpListener,
+        vip: &str,
+        sent: usize,
+        returned: usize,
+    ) -> Result<IpAddr> {
+        let to = SocketAddr::new(vip.parse()?, PORT);
+        let server = listener.try_clone()?;
+        let echo = thread::spawn(move || -> Result<IpAddr> {
+            let (mut stream, peer) = server.accept()?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            let mut all = Vec::new();
+            stream.read_to_end(&mut all)?;
+            ensure!(all.len() == sent, "{} bytes arrived of {sent}", all.len());
+            stream.write_all(&all[..returned])?;
+            Ok(peer.ip())
+        });
+        let mut stream = self
+            .at(&self.net.client, || Ok(TcpStream::connect_timeout(&to, PATIENCE)?))
+            .with_context(|| format!("connect to {to}"))?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        let data: Vec<u8> = (0..sent).map(|i| u8::try_from(i % 251).unwrap_or(0)).collect();
+        stream.write_all(&data)?;
+        stream.shutdown(std::net::Shutdown::Write)?;
+        let mut back = Vec::new();
+        stream.read_to_end(&mut back).context("the echo")?;
+        ensure!(back == data[..returned], "{} bytes came back of {returned}", back.len());
+        match echo.join() {
+            Ok(peer) => peer,
+            Err(_) => bail!("the server panicked"),
+        }
+    }
+
+    /// A datagram there and back.
+    fn query(&self, namespace: &File, server: &str, vip: &str, length: usize) -> Result<IpAddr> {
+        let server =
+            self.at(namespace, || Ok(UdpSocket::bind((server.parse::<IpAddr>()?, 8080))?))?;
+        let client = self.udp_client(vip)?;
+        server.set_read_timeout(Some(PATIENCE))?;
+        client.send(&vec![7; length])?;
+        let mut buffer = vec![0; 65536];
+        let (got, peer) = server.recv_from(&mut buffer).context("the query")?;
+        ensure!(got == length, "{got} bytes of {length}");
+        server.send_to(&buffer[..got], peer)?;
+        let got = client.recv(&mut buffer).context("the reply")?;
+        ensure!(got == length, "{got} bytes back of {length}");
+        Ok(peer.ip())
+    }
+
+    fn udp_client(&self, vip: &str) -> Result<UdpSocket> {
+        let to = SocketAddr::new(vip.parse()?, PORT);
+        let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+        let client = self.at(&self.net.client, || Ok(UdpSocket::bind(any)?))?;
+        client.connect(to)?;
+        client.set_read_timeout(Some(PATIENCE))?;
+        Ok(client)
+    }
+}
+
+/// Frames that come to a namespace from here on.
+struct Capture(OwnedFd);
+
+impl Capture {
+    fn start(wire: &Wire, namespace: &File) -> Result<Self> {
+        wire.at(namespace, || {
+            let flags = SockFlag::SOCK_NONBLOCK;
+            Ok(Self(socket(AddressFamily::Packet, SockType::Raw, flags, SockProtocol::EthAll)?))
+        })
+    }
+
+    /// Those so far from one of these addresses, each with all of it right or, where that
+    /// is left to the "hardware", its checksum right so far: how many of either kind.
+    ///
+    /// Between veth ends such a checksum is never completed, and what nobody completes
+    /// nobody finds wrong: the traffic itself proves nothing about it.
+    fn verify(&self, from: &[&str]) -> Result<(u32, u32)> {
+        let from: Vec<IpAddr> = from.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
+        let (mut right, mut partial) = (0, 0);
+        let mut buffer = vec![0; 70_000];
+        while let Ok(length) = recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+            let frame = &buffer[..length];
+            if !source(frame).is_some_and(|source| from.contains(&source)) {
+                continue;
+            }
+            if is_partial(frame) {
+                partial += 1;
+                continue;
+            }
+            let ended = check(frame).map_err(anyhow::Error::msg);
+            ended.with_context(|| format!("{:02x?}", &frame[..length.min(80)]))?;
+            right += 1;
+        }
+        Ok((right, partial))
+    }
+}
+
+fn source(frame: &[u8]) -> Option<IpAddr> {
+    match frame.get(12..14)? {
+        [0x08, 0x00] => Some(IpAddr::from(<[u8; 4]>::try_from(frame.get(26..30)?).ok()?)),
+        [0x86, 0xdd] => Some(IpAddr::from(<[u8; 16]>::try_from(frame.get(22..38)?).ok()?)),
+        _ => None,
+    }
+}
+
+/// TCP in bulk and UDP, in fragments too, through an external address and the node's own.
+///
+/// # Errors
+/// What differed.
+pub fn forwards() -> Result<()> {
+    in_netns(|| {
+        let mut wire = Wire::new()?;
+        wire.attach(&[CLIENT.link, REMOTE.link])?;
+        for family in 0..2 {
+            let cases = [
+                (&REMOTE, VIP[family], REMOTE.node[family]),
+                (&REMOTE, CLIENT.node[family], REMOTE.node[family]),
+                (&POD, VIP[family], CLIENT.other[family]),
+                (&POD, CLIENT.node[family], CLIENT.other[family]),
+            ];
+            for (side, vip, peer) in cases {
+                let namespace =
+                    if side.link == POD.link { &wire.net.pod } else { &wire.net.remote }
+                        .try_clone()?;
+                let backend = side.other[family];
+                let address = SocketAddr::new(backend.parse()?, 8080);
+                wire.frontend(vip, Some(address), Frontend::MASQUERADE_REMOTE)?;
+                let what = || format!("{vip} to {backend}");
+                let server = wire.tcp_server(&namespace, backend)?;
+                let requests = Capture::start(&wire, &namespace)?;
+                let replies = Capture::start(&wire, &wire.net.client)?;
+                for sent in [1, 3_000_000] {
+                    let seen = wire.exchange(&server, vip, sent).with_context(what)?;
+                    ensure!(seen == peer.parse::<IpAddr>()?, "{}: the client is {seen}", what());
+                }
+                for (capture, from) in [(requests, peer), (replies, vip)] {
+                    let (_, partial) = capture.verify(&[from]).with_context(what)?;
+                    ensure!(partial > 5, "{partial} unfinished checksums from {from}, {}", what());
+                }
+                for length in [1, 5000] {
+                    let seen = wire.query(&namespace, backend, vip, length);
+                    let seen = seen.with_context(|| format!("{} {length} bytes", what()))?;
+                    ensure!(seen == peer.parse::<IpAddr>()?, "{}: the client is {seen}", what());
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Refused at once where there is no endpoint, TCP and UDP, whatever the checksum's state.
+///
+/// # Errors
+/// What differed.
+pub fn refuses() -> Result<()> {
+    in_netns(|| {
+        let mut wire = Wire::new()?;
+        wire.attach(&[CLIENT.link, REMOTE.link])?;
+        for vip in VIP {
+            wire.frontend(vip, None, 0)?;
+            let answers = Capture::start(&wire, &wire.net.client)?;
+            let begin = Instant::now();
+            let to = SocketAddr::new(vip.parse()?, PORT);
+            let result =
+                wire.at(&wire.net.client, || Ok(TcpStream::connect_timeout(&to, PATIENCE)))?;
+            let error = result.err().context("connected to nobody")?;
+            ensure!(error.kind() == ErrorKind::ConnectionRefused, "{vip}: {error}");
+            let client = wire.udp_client(vip)?;
+            client.send(b"query")?;
+            let error = client.recv(&mut [0; 9]).err().context("an answer from nobody")?;
+            ensure!(error.kind() == ErrorKind::ConnectionRefused, "{vip}: {error}");
+            ensure!(begin.elapsed() < Duration::from_secs(2), "{vip}: {:?}", begin.elapsed());
+            // The reset is made of a SYN whose checksum was never finished.
+            let counted = answers.verify(&[vip])?;
+            ensure!(counted == (1, 1), "{vip}: finished and unfinished answers: {counted:?}");
+        }
+        Ok(())
+    })
+}
+
+/// A link behind the node takes less than the client's: the client is told, in both
+/// families, and all bytes arrive.
+///
+/// # Errors
+/// What differed.
+pub fn path_mtu() -> Result<()> {
+    in_netns(|| {
+        let mut wire = Wire::new()?;
+        wire.attach(&[CLIENT.link, REMOTE.link])?;
+        // At the node's end only, so that the backend offers segments that are too long.
+        run("ip", &["link", "set", REMOTE.link, "mtu", "1300"])?;
+        for family in 0..2 {
+            let backend = SocketAddr::new(REMOTE.other[family].parse()?, 8080);
+            wire.frontend(VIP[family], Some(backend), Frontend::MASQUERADE_REMOTE)?;
+            let server = wire.tcp_server(&wire.net.remote, REMOTE.other[family])?;
+            // Little comes back: nobody tells the backend that its link takes less.
+            wire.send(&server, VIP[family], 200_000, 1000).context(VIP[family])?;
+            let route = wire.at(&wire.net.client, || {
+                let family = if family == 0 { "-4" } else { "-6" };
+                let to = if family == "-4" { VIP[0] } else { VIP[1] };
+                let output =
+                    process::Command::new("ip").args([family, "route", "get", to]).output()?;
+                Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+            })?;
+            ensure!(route.contains("mtu 1300"), "the client was not told: {route}");
+        }
+        Ok(())
+    })
+}
+
+/// XDP beside tc, native and generic: packets that it leaves alone are tc's, so everything
+/// works as without. (Its own forwarding is compared in `packets`: between veth ends a
+/// sender's unfinished checksums would never be finished after XDP.)
+///
+/// # Errors
+/// What differed.
+pub fn xdp_leaves_the_rest() -> Result<()> {
+    for mode in [XdpMode::Native, XdpMode::Generic] {
+        in_netns(move || {
+            let mut wire = Wire::new()?;
+            wire.attach(&[CLIENT.link, REMOTE.link])?;
+            let xdp = wire.programs.attach_xdp(CLIENT.link, mode)?;
+            for family in 0..2 {
+                let backend = POD.other[family];
+                let address = SocketAddr::new(backend.parse()?, 8080);
+                wire.frontend(VIP[family], Some(address), Frontend::MASQUERADE_REMOTE)?;
+                let server = wire.tcp_server(&wire.net.pod, backend)?;
+                let seen = wire.exchange(&server, VIP[family], 100_000)?;
+                ensure!(seen == CLIENT.other[family].parse::<IpAddr>()?, "the client is {seen}");
+                wire.query(&wire.net.pod, backend, VIP[family], 5000)?;
+            }
+            drop(xdp);
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
