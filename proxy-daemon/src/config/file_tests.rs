@@ -394,6 +394,23 @@ fn whose_mode_counts() {
 }
 
 #[test]
+fn a_file_for_nftables_mode_keeps_what_it_means_there() {
+    let ipvs = ["--proxy-mode=ipvs"];
+    let text = HEAD.to_owned()
+        + "mode: nftables\niptables: {masqueradeAll: true, masqueradeBit: 3}\n\
+           nftables: {masqueradeBit: 0}\n";
+    let config = good(&text, &ipvs);
+    assert_eq!(config.masquerade, Masquerade { all: false, bit: 0 });
+    assert_eq!(config.node_port_addresses, NodePortAddresses::Primary, "its default there");
+    let text = text + "nodePortAddresses: [10.0.0.0/8]\n";
+    let config = good(&text.replace("{masqueradeBit: 0}", "{masqueradeAll: true}"), &ipvs);
+    assert_eq!(config.masquerade, Masquerade { all: true, bit: 14 });
+    assert!(matches!(config.node_port_addresses, NodePortAddresses::Cidrs(_)));
+    let iptables = good(&text.replace("mode: nftables", "mode: iptables"), &ipvs);
+    assert_eq!(iptables.masquerade, Masquerade { all: true, bit: 3 });
+}
+
+#[test]
 fn addresses_follow_the_family_of_bind_address() {
     let serving = good(&with("bindAddress", "'::'"), &[]).serving;
     assert_eq!(serving.healthz, Some("[::]:10256".parse().unwrap()));
