@@ -108,7 +108,7 @@ const OWN_EFFECTS: &[Effect] = &[
     ("manifests", "/m", |c| c.source == Source::Manifests("/m".into())),
     ("drainTimeout", "0s", |c| c.drain_timeout.is_zero()),
     ("cgroupRoot", "/c", |c| c.cgroup_root == Some("/c".into())),
-    ("sysctlRoot", "/s", |c| c.sysctl_root == PathBuf::from("/s")),
+    ("sysctlRoot", "/s", |c| c.sysctl_root.as_os_str() == "/s"),
 ];
 
 /// Fields without an effect, each with a value that is not kube-proxy's default.
