@@ -58,7 +58,7 @@ pub(super) fn explain(text: &str, mode: &str, strict: bool) -> Result<Explained,
     let doubtful: Vec<String> =
         warnings.into_iter().filter(|warning| !unknown.contains(warning)).collect();
     let (unknown_count, refused) = (unknown.len(), problems.len());
-    let good = problems.is_empty() && !(strict && !unknown.is_empty());
+    let good = problems.is_empty() && (!strict || unknown.is_empty());
     let mut text = head;
     let problems: Vec<String> = problems.iter().map(Problem::to_string).collect();
     for (title, lines) in [

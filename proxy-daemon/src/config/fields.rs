@@ -69,8 +69,9 @@ const fn inert(
     }
 }
 
-const NFTABLES: &str = "it is for kube-proxy's nftables mode; the section iptables has the \
-                        masquerade settings of both modes here";
+const NFTABLES: &str = "it is for kube-proxy's nftables mode, which the file does not name";
+const NFTABLES_PERIOD: &str = "ipvs.syncPeriod and ipvs.minSyncPeriod set the periods of both \
+                               modes";
 
 pub const KUBE_PROXY: &[Field] = &[
     flag("featureGates", Shape::Gates, "--feature-gates"),
@@ -114,10 +115,13 @@ pub const KUBE_PROXY: &[Field] = &[
     flag("ipvs.tcpTimeout", Shape::Duration, "--ipvs-tcp-timeout"),
     flag("ipvs.tcpFinTimeout", Shape::Duration, "--ipvs-tcpfin-timeout"),
     flag("ipvs.udpTimeout", Shape::Duration, "--ipvs-udp-timeout"),
-    inert("nftables.masqueradeBit", Shape::Integer, Kind::Count, "14", NFTABLES),
+    Field {
+        zero_counts: true,
+        ..inert("nftables.masqueradeBit", Shape::Integer, Kind::Count, "14", NFTABLES)
+    },
     inert("nftables.masqueradeAll", Shape::Bool, Kind::Bool, "false", NFTABLES),
-    inert("nftables.syncPeriod", Shape::Duration, Kind::Duration, "30s", NFTABLES),
-    inert("nftables.minSyncPeriod", Shape::Duration, Kind::Duration, "1s", NFTABLES),
+    inert("nftables.syncPeriod", Shape::Duration, Kind::Duration, "30s", NFTABLES_PERIOD),
+    inert("nftables.minSyncPeriod", Shape::Duration, Kind::Duration, "1s", NFTABLES_PERIOD),
     flag("winkernel.networkName", Shape::Text, "--network-name"),
     flag("winkernel.sourceVip", Shape::Text, "--source-vip"),
     flag("winkernel.enableDSR", Shape::Bool, "--enable-dsr"),

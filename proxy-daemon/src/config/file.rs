@@ -152,6 +152,7 @@ impl Contents {
         }
         if of == Of::KubeProxy {
             self.addresses_of_family();
+            self.as_in_nftables_mode();
         }
     }
 
@@ -215,6 +216,29 @@ impl Contents {
             if !self.settings.iter().any(|setting| setting.flag == flag) {
                 self.settings.push(Setting { flag, field, value: address.to_owned() });
             }
+        }
+    }
+
+    /// A file for kube-proxy's nftables mode means the masquerade settings of that section,
+    /// and node ports on the node's own addresses only: in the mode that takes its place too.
+    fn as_in_nftables_mode(&mut self) {
+        let value = |flag| self.settings.iter().find(|s| s.flag == flag).map(|s| s.value.as_str());
+        if value("--proxy-mode") != Some("nftables") {
+            return;
+        }
+        for (field, flag) in [
+            ("nftables.masqueradeBit", "--iptables-masquerade-bit"),
+            ("nftables.masqueradeAll", "--masquerade-all"),
+        ] {
+            self.settings.retain(|setting| setting.flag != flag);
+            if let Some(at) = self.inert.iter().position(|(inert, _)| inert.flag == field) {
+                let (_, value) = self.inert.remove(at);
+                self.settings.push(Setting { flag, field, value });
+            }
+        }
+        let (flag, field) = ("--nodeport-addresses", "nodePortAddresses");
+        if !self.settings.iter().any(|setting| setting.flag == flag) {
+            self.settings.push(Setting { flag, field, value: "primary".to_owned() });
         }
     }
 

@@ -108,7 +108,7 @@ const OWN_EFFECTS: &[Effect] = &[
     ("manifests", "/m", |c| c.source == Source::Manifests("/m".into())),
     ("drainTimeout", "0s", |c| c.drain_timeout.is_zero()),
     ("cgroupRoot", "/c", |c| c.cgroup_root == Some("/c".into())),
-    ("sysctlRoot", "/s", |c| c.sysctl_root == PathBuf::from("/s")),
+    ("sysctlRoot", "/s", |c| c.sysctl_root.as_os_str() == "/s"),
 ];
 
 /// Fields without an effect, each with a value that is not kube-proxy's default.
@@ -391,6 +391,23 @@ fn whose_mode_counts() {
     assert_eq!(said, "--proxy-mode=ebpf is ignored: mode=ipvs goes before it");
     let own = format!("mode: iptables\n---\n{OWN_HEAD}mode: ebpf\n");
     assert_eq!(mode(&own, &[]), (ProxyMode::Ebpf, String::new()));
+}
+
+#[test]
+fn a_file_for_nftables_mode_keeps_what_it_means_there() {
+    let ipvs = ["--proxy-mode=ipvs"];
+    let text = HEAD.to_owned()
+        + "mode: nftables\niptables: {masqueradeAll: true, masqueradeBit: 3}\n\
+           nftables: {masqueradeBit: 0}\n";
+    let config = good(&text, &ipvs);
+    assert_eq!(config.masquerade, Masquerade { all: false, bit: 0 });
+    assert_eq!(config.node_port_addresses, NodePortAddresses::Primary, "its default there");
+    let text = text + "nodePortAddresses: [10.0.0.0/8]\n";
+    let config = good(&text.replace("{masqueradeBit: 0}", "{masqueradeAll: true}"), &ipvs);
+    assert_eq!(config.masquerade, Masquerade { all: true, bit: 14 });
+    assert!(matches!(config.node_port_addresses, NodePortAddresses::Cidrs(_)));
+    let iptables = good(&text.replace("mode: nftables", "mode: iptables"), &ipvs);
+    assert_eq!(iptables.masquerade, Masquerade { all: true, bit: 3 });
 }
 
 #[test]
