@@ -57,3 +57,19 @@ pub fn usable_for_node_ports(address: &IpAddr) -> bool {
         IpAddr::V6(v6) => !v6.is_loopback() && !v6.is_unicast_link_local() && !v6.is_unspecified(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_of_ones_own_goes_before_the_nodes_of_its_family() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let primary = [ip("192.0.2.1"), ip("192.0.2.2"), ip("2001:db8::1")];
+        let choose = |choice| node_port_addresses(&choice, &[ip("198.51.100.1")], &primary);
+        let of_the_node = choose(NodePortAddresses::Primary);
+        assert_eq!(of_the_node, [ip("192.0.2.1"), ip("2001:db8::1")]);
+        let own = choose(NodePortAddresses::PrimaryOr(ip("192.0.2.9")));
+        assert_eq!(own, [ip("192.0.2.9"), ip("2001:db8::1")]);
+    }
+}
