@@ -478,7 +478,7 @@ impl Metrics {
             gauge.set(level(value));
         }
         for Fill { table, used, capacity } in &report.fills {
-            let label = TableLabel { table: *table };
+            let label = TableLabel { table };
             self.table_entries.get_or_create(&label).set(i64::from(*used));
             self.table_capacity.get_or_create(&label).set(i64::from(*capacity));
         }

@@ -130,6 +130,20 @@ impl EbpfPlane {
         }
     }
 
+    /// No socket of the node gets a port of masqueraded packets by itself: a reply to the one would
+    /// be taken for the other's.
+    fn reserve_ports(&mut self) {
+        const NAME: &str = "net/ipv4/ip_local_reserved_ports";
+        let sysctls = Sysctls::at(&self.config.sysctl_root);
+        let result = sysctls.read(NAME).and_then(|reserved| match with_ports(&reserved) {
+            Some(more) => sysctls.set_to(NAME, &more),
+            None => Ok(false),
+        });
+        if let Err(error) = result {
+            self.complain(NAME, &error);
+        }
+    }
+
     fn complain(&mut self, about: &str, error: &dyn fmt::Display) {
         if self.complained.insert(about.to_owned()) {
             warn!(%error, about, "going on without it");
@@ -337,6 +351,22 @@ fn wants_device(patterns: &[String], device: &links::Device) -> bool {
     })
 }
 
+/// The ports that are to be reserved, when those of masqueraded packets are not among them yet.
+fn with_ports(reserved: &str) -> Option<String> {
+    let (from, to) = PORTS;
+    let ours = format!("{from}-{to}");
+    let covers = |range: &str| {
+        let (low, high) = range.split_once('-').unwrap_or((range, range));
+        low.parse::<u16>().is_ok_and(|low| low <= from)
+            && high.parse::<u16>().is_ok_and(|high| high >= to)
+    };
+    match reserved {
+        "" => Some(ours),
+        reserved if reserved.split(',').any(covers) => None,
+        reserved => Some(format!("{reserved},{ours}")),
+    }
+}
+
 fn is_port(device: &links::Device) -> bool {
     device.enslaved == Some(Enslaved::Bridge)
 }
@@ -375,6 +405,7 @@ impl Dataplane for EbpfPlane {
 
     fn prepare(&mut self) -> Result<(), PlaneError> {
         self.set_sysctls();
+        self.reserve_ports();
         self.write_opt_outs().map_err(|error| table(&error))?;
         self.write_prefixes().map_err(|error| table(&error))?;
         self.attach_devices()?;
@@ -454,5 +485,18 @@ impl Dataplane for EbpfPlane {
     fn work(&self) -> WorkDone {
         let requests = self.table.writes();
         WorkDone { requests, dumps: 0, sends: requests }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::with_ports;
+
+    #[test]
+    fn ports_are_reserved_besides_those_that_are() {
+        assert_eq!(with_ports("").as_deref(), Some("50000-65535"));
+        assert_eq!(with_ports("8080,9000-9010").as_deref(), Some("8080,9000-9010,50000-65535"));
+        assert_eq!(with_ports("8080,50000-65535"), None);
+        assert_eq!(with_ports("40000-65535"), None);
     }
 }

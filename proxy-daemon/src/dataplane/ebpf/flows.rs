@@ -48,13 +48,18 @@ impl FlowTable {
         let mut removed = 0;
         for key in self.sweeper.candidates(&all, now()) {
             let Some(flow) = self.get(&key)? else { continue };
-            let other = self.get(&flow.to.inverse())?;
+            let other_key = flow.to.inverse();
+            // What is there may be another flow's.
+            let other = self.get(&other_key)?.filter(|other| other.to == key.inverse());
             if !self.sweeper.ends(&key, &flow, other.as_ref(), now()) {
                 continue;
             }
-            match self.flows.remove(&key).map_err(failed(names::FLOWS, "remove")) {
-                Err(error) if !error.is_missing() => return Err(error),
-                _ => removed += 1,
+            // Both: a request's half alone would lead datagrams to where no reply comes back.
+            for key in [Some(key), other.map(|_| other_key)].into_iter().flatten() {
+                match self.flows.remove(&key).map_err(failed(names::FLOWS, "remove")) {
+                    Err(error) if !error.is_missing() => return Err(error),
+                    _ => removed += 1,
+                }
             }
         }
         self.sweeper.end();

@@ -149,6 +149,9 @@ pub(super) fn detach_filter(program: &str, priority: u16, handle: u32, ifindex: 
     drop(link);
 }
 
+/// A program's name, and where it is attached.
+pub type Named = (&'static str, Attachment);
+
 /// All programs, in the kernel and verified, with their maps.
 #[derive(Debug)]
 pub struct Programs {
@@ -248,7 +251,7 @@ impl Programs {
         &mut self,
         interface: &str,
         both: bool,
-    ) -> Result<(TcHook, Vec<(&'static str, Attachment)>), LoadError> {
+    ) -> Result<(TcHook, Vec<Named>), LoadError> {
         let hook = tc_hook(interface)?;
         if hook == TcHook::Clsact {
             add_clsact(interface)?;
