@@ -295,13 +295,18 @@ const fn left_to_others(kernel: Kernel) -> &'static [&'static str] {
 }
 
 /// A second name for a built file, which keeps its content while another build replaces it.
+/// Guests of several kernels may ask for the same one at once.
 fn link(file: &Path, dir: &Path) -> Result<PathBuf> {
     let name = file.file_name().context("a built file has a name")?;
     let linked = dir.join(name);
-    if !linked.exists() {
-        std::fs::hard_link(file, &linked)
-            .or_else(|_| std::fs::copy(file, &linked).map(drop))
-            .with_context(|| format!("cannot link {} to {}", file.display(), dir.display()))?;
-    }
+    let result = match std::fs::hard_link(file, &linked) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+            // Never onto a name that is in use: it may be the very file.
+            let part = tempfile::NamedTempFile::new_in(dir)?.into_temp_path();
+            std::fs::copy(file, &part).and_then(|_| std::fs::rename(&part, &linked))
+        }
+        _ => Ok(()),
+    };
+    result.with_context(|| format!("cannot link {} to {}", file.display(), dir.display()))?;
     Ok(linked)
 }
