@@ -73,6 +73,11 @@ pub fn decide(
         work.to = work.known.to;
         return carry_on(tables, arrival, &work.known);
     }
+    if work.headers.tuple.protocol == TCP
+        && work.headers.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN
+    {
+        make_way(tables, &work.headers.tuple);
+    }
     if arrival.device & Device::PORT != 0 {
         return Verdict::Pass;
     }
@@ -107,6 +112,20 @@ fn resolve(tables: &impl Tables, headers: &mut Headers) -> bool {
 fn follow(tables: &impl Tables, arrival: &Arrival, work: &mut Work) -> bool {
     let headers = &work.headers;
     flow::advance(tables, &headers.tuple, headers.tcp_flags, arrival.now, &mut work.known)
+}
+
+/// A client may connect to a backend itself (or its socket was translated) from a port whose
+/// flow to that backend, by a frontend, has ended: the replies are not that flow's any more.
+#[cfg_attr(target_arch = "bpf", inline(never))]
+fn make_way(tables: &impl Tables, first: &Tuple) {
+    let reply = first.inverse();
+    let Some((flags, to)) = tables.flow(&reply, |flow| (flow.flags, flow.to)) else {
+        return;
+    };
+    if flags & Flow::REPLY != 0 && Flow::is_closing(flags) {
+        tables.remove_flow(&to.inverse());
+        tables.remove_flow(&reply);
+    }
 }
 
 #[inline(always)]

@@ -366,6 +366,27 @@ fn a_port_used_again_after_the_end_gets_a_new_choice() {
     assert_eq!(node.at(Hook::Ingress).syn(client(4000)).1.unwrap().destination, ip("10.244.1.5"));
 }
 
+/// A socket that `connect(2)` has translated talks to the backend itself.
+#[test]
+fn a_direct_connection_from_the_port_of_an_ended_flow_gets_its_own_replies() {
+    let mut node = Node::new();
+    node.frontend(VIP, TCP, 0, 0..1);
+    let direct = node.syn(client(4000)).1.unwrap();
+    let with = |flags, tuple| Frame { tcp_flags: flags, ..Frame::new(tuple, b"") };
+    let (fin, answer) = (tcp::FIN | tcp::ACK, with(tcp::SYN | tcp::ACK, direct.inverse()));
+    node.send(&with(fin, client(4000)));
+    node.syn(direct);
+    let reply = node.at(Hook::Egress).send(&answer);
+    assert_eq!(reply.1, Some(client(4000).inverse()), "the flow lives until both have ended it");
+    node.send(&with(fin, direct.inverse()));
+    for device in [0, Device::PORT] {
+        node.device = device;
+        assert_eq!(node.syn(direct), (Fate::Next, Some(direct)));
+        assert_eq!(node.send(&answer), (Fate::Next, Some(direct.inverse())));
+    }
+    assert_eq!(node.tables.flows.borrow().len(), 0);
+}
+
 #[test]
 fn udp_leaves_a_backend_that_is_gone_at_once() {
     let mut node = Node::new();
