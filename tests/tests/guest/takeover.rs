@@ -7,6 +7,7 @@ use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -17,7 +18,7 @@ use proxy_tests::daemon::Daemon;
 use proxy_tests::traffic::{Listen, Protocol, Server};
 
 use crate::daemon::KUBE_PROXY;
-use crate::node::{Clients, SYNCED, load_recorded, node_network, plain};
+use crate::node::{Clients, SYNCED, load_recorded, node_network, plain, until};
 use crate::{in_namespace, run, run_with};
 
 const IPTABLES: &str = include_str!("../../fixtures/ipvs-iptables-save.txt");
@@ -203,18 +204,33 @@ fn recorded_servers() -> String {
     lines.join("\n")
 }
 
-/// iptables without what counts packets that the test itself sends: policies.
+/// iptables without what counts packets that the test or the kernel itself sends (of IPv6, at
+/// any time): policies, and rules but those for a source that
+/// sends nothing.
 fn iptables(program: &str) -> String {
-    let saved = run(program, &["-c"]);
+    // Between reading a rule and asking for its set's name, the set may go.
+    let mut saved = saved(program);
+    until("a ruleset in one piece", LONG, || {
+        if saved.is_none() {
+            saved = self::saved(program);
+        }
+        saved.is_some()
+    });
+    let saved = saved.unwrap_or_default();
     let lines = saved.lines().filter(|line| !line.starts_with('#'));
     lines
-        .map(|line| {
-            format!(
-                "{}\n",
-                line.split(" [").next().filter(|_| line.starts_with(':')).unwrap_or(line)
-            )
+        .map(|line| match line.split_once(']') {
+            _ if line.starts_with(':') => line.split(" [").next().unwrap_or(line),
+            Some((_, rule)) if line.starts_with('[') && !rule.contains(" -s ") => rule.trim_start(),
+            _ => line,
         })
+        .map(|line| format!("{line}\n"))
         .collect()
+}
+
+fn saved(program: &str) -> Option<String> {
+    let output = Command::new(program).arg("-c").output().expect("iptables-save");
+    output.status.success().then(|| String::from_utf8(output.stdout).expect("text"))
 }
 
 /// Everything that may hold leftovers or something foreign, as its own tool shows it.
