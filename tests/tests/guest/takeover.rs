@@ -94,7 +94,7 @@ impl Jail {
 
     /// `--cleanup`: what it said.
     fn cleanup(&self, arguments: &[&str]) -> String {
-        let output = std::process::Command::new(&self.program)
+        let output = Command::new(&self.program)
             .arg("--cleanup")
             .args(arguments)
             .output()
