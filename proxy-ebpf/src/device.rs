@@ -7,8 +7,8 @@ use crate::layout::{
     FragmentPorts, Frontend, FrontendCounters, FrontendId, FrontendKey, Traffic, Tuple,
 };
 use crate::order::{Address, Be16};
-use crate::parse::{Headers, Kind, SCTP, TCP, tcp};
-use crate::select::{Client, Hash, select};
+use crate::parse::{Headers, Kind, SCTP, TCP, UDP, tcp};
+use crate::select::{Client, Hash, SECOND, select};
 use crate::tables::{Network, Tables};
 use crate::verdict::{Reason, Verdict};
 
@@ -73,11 +73,7 @@ pub fn decide(
         work.to = work.known.to;
         return carry_on(tables, arrival, &work.known);
     }
-    if work.headers.tuple.protocol == TCP
-        && work.headers.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN
-    {
-        make_way(tables, &work.headers.tuple);
-    }
+    make_way(tables, &work.headers, arrival.now);
     if arrival.device & Device::PORT != 0 {
         return Verdict::Pass;
     }
@@ -114,16 +110,39 @@ fn follow(tables: &impl Tables, arrival: &Arrival, work: &mut Work) -> bool {
     flow::advance(tables, &headers.tuple, headers.tcp_flags, arrival.now, &mut work.known)
 }
 
-/// A client may connect to a backend itself (or its socket was translated) from a port whose
-/// flow to that backend, by a frontend, has ended: the replies are not that flow's any more.
+/// Nanoseconds that a translated packet may wait in the stack before it leaves: for three
+/// questions about its neighbour's address, a second apart (`mcast_probes`, `retrans_time_ms`).
+const IN_THE_STACK: u64 = 3 * SECOND;
+
+/// A client may speak to a backend itself (or its socket was translated) from a port that was
+/// used for a flow to that backend, by a frontend: the replies are not that flow's any more.
+///
+/// A connection says where it begins and ends. Datagrams do not, and those of the flow come
+/// by here as well, translated, when they leave the node; but then the flow was seen just now.
 #[cfg_attr(target_arch = "bpf", inline(never))]
-fn make_way(tables: &impl Tables, first: &Tuple) {
+fn make_way(tables: &impl Tables, headers: &Headers, now: u64) {
+    let first = &headers.tuple;
+    match first.protocol {
+        TCP if headers.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN => {}
+        UDP => {}
+        _ => return,
+    }
     let reply = first.inverse();
     let Some((flags, to)) = tables.flow(&reply, |flow| (flow.flags, flow.to)) else {
         return;
     };
-    if flags & Flow::REPLY != 0 && Flow::is_closing(flags) {
-        tables.remove_flow(&to.inverse());
+    if flags & Flow::REPLY == 0 {
+        return;
+    }
+    let request = to.inverse();
+    let over = if first.protocol == TCP {
+        Flow::is_closing(flags)
+    } else {
+        let seen = tables.flow(&request, |flow| flow.seen).unwrap_or(0);
+        now.saturating_sub(seen) > IN_THE_STACK
+    };
+    if over {
+        tables.remove_flow(&request);
         tables.remove_flow(&reply);
     }
 }

@@ -9,8 +9,8 @@ use super::Fatal;
 use crate::config::{Config, Xdp};
 use crate::dataplane::ebpf::pins::Pins;
 use crate::dataplane::ebpf::{
-    Capacity, EbpfConfig, EbpfPlane, FlowTable, Programs, SocketRelease, Tables, XdpMode,
-    cgroup2_mount, object,
+    Capacity, EbpfConfig, EbpfPlane, FlowTable, Programs, SocketRelease, Tables, XdpMode, cgroup,
+    object,
 };
 use crate::kernel::links::NetlinkLinks;
 use crate::kernel::netlink::{Socket, Subsystem};
@@ -22,6 +22,7 @@ const SWEEP: Duration = Duration::from_secs(30);
 
 pub fn plane(config: &Config) -> Result<EbpfPlane, Fatal> {
     let text = |error: &dyn std::fmt::Display| error.to_string();
+    let cgroup = cgroup(config.cgroup_root.as_deref()).map_err(|e| text(&e))?;
     let pins = Pins::open(&config.bpf_root).map_err(|e| text(&e))?;
     let sizes = config.map_sizes;
     let capacity = Capacity {
@@ -37,10 +38,6 @@ pub fn plane(config: &Config) -> Result<EbpfPlane, Fatal> {
         warn!(?made, asked = ?capacity, "the maps keep the size they were made with until --cleanup");
     }
     sweep(FlowTable::open(&pins).map_err(|e| text(&e))?)?;
-    let cgroup = match &config.cgroup_root {
-        Some(path) => path.clone(),
-        None => cgroup2_mount().map_err(|e| text(&e))?,
-    };
     let peers = Tables::open(&pins).map_err(|e| text(&e))?;
     let sockets = SocketRelease::start(peers, AllNamespaces::at(Path::new("/proc")))
         .map_err(|error| format!("cannot start the thread for sockets: {error}"))?;

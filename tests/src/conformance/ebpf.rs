@@ -2,23 +2,34 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::SocketAddr;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 
+use super::clients::Client;
 use super::context::Context;
 use super::ipvs::process_on_all_addresses;
 use super::look::{eventually, from, who};
-use super::service::Front;
+use super::service::{Front, Target};
 use super::{Case, case};
+use crate::traffic::{ConnectSpec, connect};
 
 pub(super) const CASES: &[Case] = &[
     case("weights by annotation, changed live", weights),
     case("a VIP's unused port never reaches a process of the node", process_on_all_addresses),
     case("new connections are spread evenly", even_spread),
+    case("a port used for a node port is free for the ClusterIP afterwards", same_port_again),
     case("--cleanup removes all that is ours", cleanup),
 ];
+
+/// After which datagrams from the same port need not be of the same flow.
+const SILENCE: Duration = Duration::from_secs(4);
+
+/// For one connection; datagrams are not sent again.
+const ANSWER: Duration = Duration::from_secs(3);
 
 const WEIGHTS: &str = "node-dataplane/weights";
 
@@ -53,6 +64,32 @@ fn even_spread(cx: &mut Context<'_>) -> Result<()> {
                 ensure!(share.abs_diff(100) <= 45, "{target:?}: {by_server:?}");
             }
         }
+    }
+    Ok(())
+}
+
+/// The other node translates the first; the socket of the second is translated here, or its
+/// packets are, and the other node must let the endpoint's answers pass as they are.
+fn same_port_again(cx: &mut Context<'_>) -> Result<()> {
+    let web = cx.service("web", &[Front::NodePort]).endpoints(&["b0"]);
+    cx.program(&[&web])?;
+    let client = Client::named(cx.cluster(), "a3")?;
+    let from_port = |port, (protocol, target): Target| {
+        let source = SocketAddr::new(client.address(target.ip())?, port);
+        let spec = ConnectSpec::new(protocol, target, 1).source(source).timeout(ANSWER);
+        let report = client.host.in_netns(|| connect(&spec))??;
+        ensure!(report.failed() == 0, "{protocol} {target}: {:?}", report.examples);
+        anyhow::Ok(())
+    };
+    let by_node_port = cx.node_ports_of(&web, 1);
+    let by_cluster_ip = web.at(Front::Cluster);
+    ensure!(by_node_port.len() == by_cluster_ip.len(), "{by_node_port:?}, {by_cluster_ip:?}");
+    for (port, target) in (42_000..).zip(by_node_port) {
+        from_port(port, target)?;
+    }
+    thread::sleep(SILENCE);
+    for (port, target) in (42_000..).zip(by_cluster_ip) {
+        from_port(port, target)?;
     }
     Ok(())
 }

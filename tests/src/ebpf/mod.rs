@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::sched::{CloneFlags, unshare};
-use proxy_daemon::dataplane::ebpf::{self, Capacity, LoadError, Programs, XdpMode, cgroup2_mount};
+use proxy_daemon::dataplane::ebpf::{self, Capacity, LoadError, Programs, XdpMode, cgroup};
 use proxy_ebpf::layout::{
     Backend, BackendId, Frontend, FrontendCounters, FrontendId, FrontendKey, Mark, ServiceId,
     SlotRange,
@@ -145,7 +145,7 @@ impl Cgroup {
     const PREFIX: &str = "proxy-ebpf-test-";
 
     fn new(name: &str) -> Result<Self> {
-        let root = cgroup2_mount()?;
+        let root = cgroup(None)?;
         for entry in fs::read_dir(&root)? {
             let path = entry?.path();
             if Self::is_leftover(&path) {

@@ -1,22 +1,38 @@
-//! Where the cgroup v2 hierarchy is mounted.
+//! The cgroup whose sockets are seen: the root of the hierarchy, or one that was given.
 
 use std::fs;
 use std::os::unix::ffi::OsStringExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
 use super::LoadError;
 
 const MOUNTS: &str = "/proc/self/mounts";
 
-/// `/sys/fs/cgroup` on most machines, `/sys/fs/cgroup/unified` where v1 is in use beside
-/// it, and anything in a container: so it is looked up.
+/// The cgroup to attach to: `given` when it is one, or else the root of the hierarchy.
 ///
 /// # Errors
-/// The mount table cannot be read, or has no cgroup2 in it.
-pub fn cgroup2_mount() -> Result<PathBuf, LoadError> {
+/// `given` is no cgroup v2 directory, or no such hierarchy is mounted, or the mount table cannot
+/// be read.
+pub fn cgroup(given: Option<&Path>) -> Result<PathBuf, LoadError> {
+    let Some(given) = given else {
+        return mount()?.ok_or(LoadError::NoCgroup2);
+    };
+    let path = given.to_owned();
+    match statfs(given) {
+        Err(errno) => Err(LoadError::Read { path, source: errno.into() }),
+        Ok(found) if found.filesystem_type() == CGROUP2_SUPER_MAGIC && given.is_dir() => Ok(path),
+        Ok(_) => Err(LoadError::NotCgroup2 { path, mounted: mount().ok().flatten() }),
+    }
+}
+
+/// `/sys/fs/cgroup` on most machines, `/sys/fs/cgroup/unified` where v1 is in use beside
+/// it, and anything in a container: so it is looked up.
+fn mount() -> Result<Option<PathBuf>, LoadError> {
     let mounts = fs::read_to_string(MOUNTS)
         .map_err(|source| LoadError::Read { path: MOUNTS.into(), source })?;
-    find(&mounts).ok_or(LoadError::NoCgroup2)
+    Ok(find(&mounts))
 }
 
 /// The first cgroup2 line of `fstab(5)`-style text: device, mount point, type, ...
@@ -55,6 +71,20 @@ fn unescape(path: &str) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_given_must_be_a_cgroup() {
+        let error = |path: &str| cgroup(Some(Path::new(path))).unwrap_err().to_string();
+        let not_one = "--cgroup-root /proc/self is no directory of a cgroup v2 hierarchy";
+        assert!(error("/proc/self").starts_with(not_one), "{}", error("/proc/self"));
+        assert!(error("/no/such").starts_with("/no/such: "), "{}", error("/no/such"));
+        let root = mount().unwrap().expect("the machine has a cgroup v2 hierarchy");
+        assert_eq!(cgroup(None).unwrap(), root);
+        assert_eq!(cgroup(Some(&root)).unwrap(), root);
+        assert!(error("/proc").ends_with(&format!("mounted at {}", root.display())));
+        let file = root.join("cgroup.procs");
+        assert!(cgroup(Some(&file)).is_err());
+    }
 
     #[test]
     fn finds_cgroup2_wherever_it_is() {

@@ -42,6 +42,13 @@ pub enum LoadError {
          `mount -t cgroup2 none /sys/fs/cgroup/unified`"
     )]
     NoCgroup2,
+    #[error(
+        "--cgroup-root {} is no directory of a cgroup v2 hierarchy, which programs at connect(2) \
+         are attached to{}",
+        path.display(),
+        mounted.as_ref().map(|at| format!("; here it is mounted at {}", at.display())).unwrap_or_default()
+    )]
+    NotCgroup2 { path: PathBuf, mounted: Option<PathBuf> },
 }
 
 impl LoadError {
@@ -57,7 +64,8 @@ impl LoadError {
             | Self::Object(_)
             | Self::Layout { .. }
             | Self::Other { .. }
-            | Self::NoCgroup2 => None,
+            | Self::NoCgroup2
+            | Self::NotCgroup2 { .. } => None,
         }
     }
 

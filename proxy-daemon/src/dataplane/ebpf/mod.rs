@@ -21,7 +21,7 @@ pub mod store;
 mod tables;
 pub mod value;
 
-pub use cgroup::cgroup2_mount;
+pub use cgroup::cgroup;
 pub use dataplane::{EbpfConfig, EbpfPlane};
 pub use error::LoadError;
 pub use flows::FlowTable;

@@ -1,0 +1,137 @@
+//! Flows: whose a port is, when they end, and what may follow them.
+
+use super::*;
+
+#[test]
+fn two_services_with_one_backend_do_not_mix_up_a_clients_port() {
+    let mut node = Node::new();
+    node.frontend(VIP, TCP, 0, 0..1);
+    node.frontend("198.51.100.2", TCP, 0, 0..1);
+    let other = tuple(TCP, (CLIENT, 4000), ("198.51.100.2", 80));
+    let first = node.syn(client(4000)).1.unwrap();
+    let second = node.syn(other).1.unwrap();
+    assert_ne!(first, second);
+    assert_eq!(second.source, ip(CLIENT), "only the port makes the difference");
+    let reply = |seen: Tuple| Frame::new(seen.inverse(), b"");
+    let node = node.at(Hook::Egress);
+    assert_eq!(node.send(&reply(first)).1, Some(client(4000).inverse()));
+    assert_eq!(node.send(&reply(second)).1, Some(other.inverse()));
+}
+
+#[test]
+fn ports_run_out_loudly_and_come_back_when_flows_end() {
+    let mut node = Node::new();
+    node.tables.config.port_high = node.tables.config.port_low + 3;
+    node.frontend(VIP, TCP, Frontend::MASQUERADE_REMOTE, 1..2);
+    let fates: Vec<Fate> = (0..40).map(|port| node.syn(client(4000 + port)).0).collect();
+    assert_eq!(fates.iter().filter(|fate| **fate == Fate::Redirect).count(), 4);
+    assert!(node.drops().iter().all(|reason| *reason == Reason::PortsExhausted));
+    // Nobody answered the four; what opens for longer than a minute never will.
+    node.now += 61 * SECOND;
+    assert_eq!(node.syn(client(5000)).0, Fate::Redirect);
+    assert_eq!(node.tables.flows.borrow().len(), 8, "an ended flow is gone whole");
+}
+
+#[test]
+fn a_port_that_a_socket_of_the_node_uses_is_not_taken() {
+    let mut node = Node::new();
+    node.tables.config.port_high = node.tables.config.port_low + 1;
+    node.tables.sockets_of_node = [50_000].into();
+    node.frontend(VIP, TCP, Frontend::MASQUERADE_REMOTE, 1..2);
+    assert_eq!(node.syn(client(4000)).1.unwrap().source_port.to_host(), 50_001);
+    assert_eq!(node.syn(client(4001)).0, Fate::Drop);
+}
+
+#[test]
+fn a_full_table_of_flows_drops_and_says_so() {
+    let mut node = Node::new();
+    node.frontend(VIP, TCP, 0, 0..1);
+    node.tables.room = Some(1);
+    assert_eq!(node.syn(client(4000)).0, Fate::Drop);
+    assert_eq!(node.drops(), [Reason::FlowsFull]);
+    assert!(node.tables.flows.borrow().is_empty());
+}
+
+#[test]
+fn a_connection_lives_on_when_its_backend_is_removed_and_a_new_one_goes_elsewhere() {
+    let mut node = Node::new();
+    node.frontend(VIP, TCP, 0, 0..1);
+    let first = node.syn(client(4000)).1.unwrap();
+    node.tables.backends[0].flags = 0;
+    node.frontend(VIP, TCP, 0, 1..2);
+    let data = Frame { tcp_flags: tcp::ACK, ..Frame::new(client(4000), b"data") };
+    assert_eq!(node.send(&data).1, Some(first));
+    // The port is used again: nothing of the old connection may hold the new one.
+    assert_eq!(node.syn(client(4000)).1.unwrap().destination, ip("10.244.1.5"));
+}
+
+#[test]
+fn a_port_used_again_after_the_end_gets_a_new_choice() {
+    let mut node = Node::new();
+    node.frontend(VIP, TCP, 0, 0..1);
+    let seen = node.syn(client(4000)).1.unwrap();
+    node.frontend(VIP, TCP, 0, 1..2);
+    assert_eq!(node.syn(client(4000)).1, Some(seen), "a repeated SYN is the same connection");
+    let fin = |tuple| Frame { tcp_flags: tcp::FIN | tcp::ACK, ..Frame::new(tuple, b"") };
+    node.send(&fin(client(4000)));
+    node.at(Hook::Egress).send(&fin(seen.inverse()));
+    assert_eq!(node.at(Hook::Ingress).syn(client(4000)).1.unwrap().destination, ip("10.244.1.5"));
+}
+
+/// A socket that `connect(2)` has translated talks to the backend itself.
+#[test]
+fn a_direct_connection_from_the_port_of_an_ended_flow_gets_its_own_replies() {
+    let mut node = Node::new();
+    node.frontend(VIP, TCP, 0, 0..1);
+    let direct = node.syn(client(4000)).1.unwrap();
+    let with = |flags, tuple| Frame { tcp_flags: flags, ..Frame::new(tuple, b"") };
+    let (fin, answer) = (tcp::FIN | tcp::ACK, with(tcp::SYN | tcp::ACK, direct.inverse()));
+    node.send(&with(fin, client(4000)));
+    node.syn(direct);
+    let reply = node.at(Hook::Egress).send(&answer);
+    assert_eq!(reply.1, Some(client(4000).inverse()), "the flow lives until both have ended it");
+    node.send(&with(fin, direct.inverse()));
+    for device in [0, Device::PORT] {
+        node.device = device;
+        assert_eq!(node.syn(direct), (Fate::Next, Some(direct)));
+        assert_eq!(node.send(&answer), (Fate::Next, Some(direct.inverse())));
+    }
+    assert_eq!(node.tables.flows.borrow().len(), 0);
+}
+
+/// The same, by datagrams: nothing but time tells that the flow is over.
+#[test]
+fn datagrams_straight_to_the_backend_of_a_silent_flow_get_their_own_replies() {
+    let mut node = Node::new();
+    node.frontend(VIP, UDP, 0, 0..1);
+    let by_frontend = Tuple { protocol: UDP, ..client(4000) };
+    let direct = node.send(&Frame::new(by_frontend, b"query")).1.unwrap();
+    let answer = Frame::new(direct.inverse(), b"answer");
+    // The translated packet itself leaves by another device, after waiting for its neighbour.
+    node.now += 3 * SECOND;
+    assert_eq!(node.at(Hook::Egress).send(&Frame::new(direct, b"query")).1, Some(direct));
+    assert_eq!(node.send(&answer).1, Some(by_frontend.inverse()));
+    node.now += SECOND;
+    for device in [0, Device::PORT] {
+        node.device = device;
+        assert_eq!(node.send(&Frame::new(direct, b"query")), (Fate::Next, Some(direct)));
+        assert_eq!(node.send(&answer), (Fate::Next, Some(direct.inverse())));
+    }
+    assert_eq!(node.tables.flows.borrow().len(), 0);
+}
+
+#[test]
+fn udp_leaves_a_backend_that_is_gone_at_once() {
+    let mut node = Node::new();
+    node.frontend(VIP, UDP, 0, 0..1);
+    let query = Frame::new(Tuple { protocol: UDP, ..client(4000) }, b"query");
+    assert_eq!(node.send(&query).1.unwrap().destination, ip("10.244.0.5"));
+    node.frontend(VIP, UDP, 0, 1..2);
+    assert_eq!(node.send(&query).1.unwrap().destination, ip("10.244.0.5"), "it still serves");
+    node.tables.backends[0].flags = 0;
+    assert_eq!(node.send(&query).1.unwrap().destination, ip("10.244.1.5"));
+    // The id is somebody else's now.
+    node.tables.backends[1].address = ip("10.244.2.5");
+    assert_eq!(node.send(&query).1.unwrap().destination, ip("10.244.2.5"));
+    assert_eq!(node.tables.flows.borrow().len(), 2, "nothing is left of the old flows");
+}
