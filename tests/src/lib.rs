@@ -9,4 +9,5 @@ pub mod conformance;
 pub mod daemon;
 pub mod demo;
 pub mod ebpf;
+pub mod port;
 pub mod traffic;

@@ -9,6 +9,7 @@ use super::clients::{pod, pod_at};
 use super::{SECOND_TARGET_PORT, TARGET_PORT};
 use crate::apiserver::merge_patch;
 use crate::cluster::Cluster;
+use crate::port::Port;
 use crate::traffic::Protocol;
 
 /// A protocol, and an address with its port: what a client connects to.
@@ -21,15 +22,6 @@ pub(super) enum Front {
     External,
     Balancer,
     NodePort,
-}
-
-#[derive(Debug, Clone)]
-pub(super) struct Port {
-    pub name: String,
-    pub protocol: Protocol,
-    pub port: u16,
-    pub target: u16,
-    pub node_port: Option<u16>,
 }
 
 /// A Service with its endpoints.
@@ -154,7 +146,7 @@ impl Service {
                 "type": kind, "clusterIP": self.cluster_ips.first(),
                 "clusterIPs": self.cluster_ips, "ipFamilies": families,
                 "ipFamilyPolicy": policy,
-                "ports": self.ports.iter().map(service_port).collect::<Vec<_>>(),
+                "ports": self.ports.iter().map(Port::of_service).collect::<Vec<_>>(),
             },
             "status": {"loadBalancer": {}},
         });
@@ -214,19 +206,7 @@ impl Service {
 
 /// The usual port of a protocol.
 pub(super) fn port(protocol: Protocol) -> Port {
-    let name = protocol.to_string().to_lowercase();
-    Port { name, protocol, port: 80, target: TARGET_PORT, node_port: None }
-}
-
-fn service_port(port: &Port) -> Value {
-    let mut value = json!({
-        "name": port.name, "port": port.port, "targetPort": port.target,
-        "protocol": port.protocol.to_string(),
-    });
-    if let Some(node_port) = port.node_port {
-        value["nodePort"] = json!(node_port);
-    }
-    value
+    Port::new(&protocol.to_string().to_lowercase(), protocol, 80, TARGET_PORT)
 }
 
 /// An endpoint of a slice: the pod's name, and words that say what is odd about it.

@@ -5,28 +5,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, Pod};
+use crate::port::Port;
 use crate::traffic::Protocol;
 
 /// The pod of each node that is no endpoint at first: on node-a it is the client, on
 /// node-b it takes the traffic over.
 pub const SPARE: usize = 3;
-
-/// A port of a Service.
-#[derive(Debug, Clone)]
-pub struct Port {
-    pub name: &'static str,
-    pub protocol: Protocol,
-    pub port: u16,
-    /// Where the pods listen.
-    pub target: u16,
-    pub node_port: Option<u16>,
-}
-
-impl Port {
-    fn new(name: &'static str, protocol: Protocol, port: u16, target: u16) -> Self {
-        Self { name, protocol, port, target, node_port: None }
-    }
-}
 
 /// An endpoint: the pod's name, node, zone and addresses.
 #[derive(Debug, Clone)]
@@ -148,7 +132,7 @@ impl DemoService {
 
     /// The Service and its EndpointSlices, as the API has them.
     pub fn objects(&self) -> Vec<Value> {
-        let ports: Vec<Value> = self.ports.iter().map(service_port).collect();
+        let ports: Vec<Value> = self.ports.iter().map(Port::of_service).collect();
         let (v4, v6) = self.cluster_ips;
         let balancer: Vec<Value> =
             self.balancer_ips.iter().map(|ip| json!({"ip": ip, "ipMode": "VIP"})).collect();
@@ -198,15 +182,4 @@ impl DemoService {
             "addressType": kind, "ports": ports, "endpoints": endpoints,
         })
     }
-}
-
-fn service_port(port: &Port) -> Value {
-    let mut value = json!({
-        "name": port.name, "port": port.port, "targetPort": port.target,
-        "protocol": port.protocol.to_string(),
-    });
-    if let Some(node_port) = port.node_port {
-        value["nodePort"] = json!(node_port);
-    }
-    value
 }
