@@ -73,7 +73,7 @@ pub fn decide(
         work.to = work.known.to;
         return carry_on(tables, arrival, &work.known);
     }
-    make_way(tables, &work.headers, arrival.now);
+    make_way(tables, &work.headers, arrival);
     if arrival.device & Device::PORT != 0 {
         return Verdict::Pass;
     }
@@ -117,10 +117,10 @@ const IN_THE_STACK: u64 = 3 * SECOND;
 /// A client may speak to a backend itself (or its socket was translated) from a port that was
 /// used for a flow to that backend, by a frontend: the replies are not that flow's any more.
 ///
-/// A connection says where it begins and ends. Datagrams do not, and those of the flow come
-/// by here as well, translated, when they leave the node; but then the flow was seen just now.
+/// A connection says where it begins and ends. Datagrams do not, and where they leave, those of
+/// the flow come by as well, translated where they came in; but then it was seen just now.
 #[cfg_attr(target_arch = "bpf", inline(never))]
-fn make_way(tables: &impl Tables, headers: &Headers, now: u64) {
+fn make_way(tables: &impl Tables, headers: &Headers, arrival: &Arrival) {
     let first = &headers.tuple;
     match first.protocol {
         TCP if headers.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN => {}
@@ -135,11 +135,13 @@ fn make_way(tables: &impl Tables, headers: &Headers, now: u64) {
         return;
     }
     let request = to.inverse();
-    let over = if first.protocol == TCP {
-        Flow::is_closing(flags)
-    } else {
-        let seen = tables.flow(&request, |flow| flow.seen).unwrap_or(0);
-        now.saturating_sub(seen) > IN_THE_STACK
+    let over = match (first.protocol, arrival.hook) {
+        (TCP, _) => Flow::is_closing(flags),
+        (_, Hook::Egress) => {
+            let seen = tables.flow(&request, |flow| flow.seen).unwrap_or(0);
+            arrival.now.saturating_sub(seen) > IN_THE_STACK
+        }
+        _ => true,
     };
     if over {
         tables.remove_flow(&request);

@@ -9,5 +9,7 @@ pub mod conformance;
 pub mod daemon;
 pub mod demo;
 pub mod ebpf;
+pub mod node;
 pub mod port;
+pub mod scale;
 pub mod traffic;

@@ -390,11 +390,11 @@ pub struct HostFlags {
     /// Entries of ebpf mode's maps, by comma, when they are made: frontends (an address and port),
     /// backends (an endpoint of a Service port), slots (an endpoint of a frontend's set)
     ///
-    /// Maps that are there keep their size until --cleanup.
+    /// The default takes 12 MiB. Maps that are there keep their size until --cleanup.
     #[arg(
         long,
         value_name = "SIZES",
-        default_value = "frontends=16384,backends=65536,slots=262144"
+        default_value = "frontends=65536,backends=327680,slots=524288"
     )]
     pub ebpf_map_sizes: String,
 

@@ -100,7 +100,7 @@ pub struct MapSizes {
 
 impl Default for MapSizes {
     fn default() -> Self {
-        Self { frontends: 1 << 14, backends: 1 << 16, slots: 1 << 18 }
+        Self { frontends: 65_536, backends: 327_680, slots: 524_288 }
     }
 }
 

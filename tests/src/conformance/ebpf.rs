@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
-use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -24,9 +23,6 @@ pub(super) const CASES: &[Case] = &[
     case("a port used for a node port is free for the ClusterIP afterwards", same_port_again),
     case("--cleanup removes all that is ours", cleanup),
 ];
-
-/// After which datagrams from the same port need not be of the same flow.
-const SILENCE: Duration = Duration::from_secs(4);
 
 /// For one connection; datagrams are not sent again.
 const ANSWER: Duration = Duration::from_secs(3);
@@ -87,7 +83,6 @@ fn same_port_again(cx: &mut Context<'_>) -> Result<()> {
     for (port, target) in (42_000..).zip(by_node_port) {
         from_port(port, target)?;
     }
-    thread::sleep(SILENCE);
     for (port, target) in (42_000..).zip(by_cluster_ip) {
         from_port(port, target)?;
     }

@@ -12,10 +12,11 @@ use aya::programs::{
     SchedClassifier, TcAttachType, TestRun as _, TestRunOptions, Xdp,
 };
 use aya::sys::{BpfHelper, is_helper_supported};
+use aya::util::nr_cpus;
 use aya::{Ebpf, EbpfLoader};
 use nix::errno::Errno;
 use proxy_ebpf::device::Hook;
-use proxy_ebpf::layout::names;
+use proxy_ebpf::layout::{BackendCounters, FrontendCounters, names};
 
 use super::pins::{Pins, filter};
 use super::{LoadError, Tables, check_layout};
@@ -23,11 +24,11 @@ use super::{LoadError, Tables, check_layout};
 /// Sizes of the maps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Capacity {
-    /// Allocated as used; its counters are allocated at once, per CPU.
+    /// Addresses with a port. Allocated as used.
     pub frontends: u32,
     /// 4 bytes each, allocated at once.
     pub slots: u32,
-    /// Allocated at once, their counters per CPU.
+    /// 24 bytes each, allocated at once.
     pub backends: u32,
     /// Entries of the tables that make room by themselves, allocated at once: two for each
     /// flow (about 190 bytes each), and one for each client with affinity, datagram in
@@ -44,9 +45,10 @@ pub struct Capacity {
 impl Default for Capacity {
     fn default() -> Self {
         Self {
-            frontends: 1 << 14,
-            slots: 1 << 18,
-            backends: 1 << 16,
+            // 44,000 Services with 6 endpoints each, or 5,000 with 50, in 12 MiB.
+            frontends: 1 << 16,
+            slots: 1 << 19,
+            backends: 5 << 16,
             flows: 1 << 17,
             affinities: 1 << 15,
             fragments: 1 << 12,
@@ -57,6 +59,21 @@ impl Default for Capacity {
     }
 }
 
+/// In `FRONTENDS`: the frontend itself, and that its address is a Service's. Many share one
+/// address, none has two.
+const ENTRIES_PER_FRONTEND: u32 = 2;
+
+/// For the counters of frontends, and for those of backends: every CPU has its own, allocated
+/// at once, and machines have hundreds.
+const COUNTERS_BYTES: usize = 16 << 20;
+
+/// How many ids, the lowest, have counters. Low ones are taken first.
+fn counted<T>(ids: u32) -> Result<u32, LoadError> {
+    let cpus = nr_cpus().map_err(|(path, source)| LoadError::Read { path: path.into(), source })?;
+    let room = COUNTERS_BYTES / (size_of::<T>() * cpus.max(1));
+    Ok(u32::try_from(room).map_or(ids, |room| room.min(ids)))
+}
+
 impl Capacity {
     /// What the maps have: those that were there already keep their size.
     ///
@@ -64,7 +81,7 @@ impl Capacity {
     /// They are not pinned.
     pub fn as_made(self, pins: &Pins) -> Result<Self, LoadError> {
         Ok(Self {
-            frontends: pins.size(names::FRONTENDS)?,
+            frontends: pins.size(names::FRONTENDS)? / ENTRIES_PER_FRONTEND,
             slots: pins.size(names::SLOTS)?,
             backends: pins.size(names::BACKENDS)?,
             ..self
@@ -181,6 +198,8 @@ impl Programs {
     ) -> Result<Self, LoadError> {
         check_layout(object)?;
         let can_set_retval = u8::from(can_set_retval()?);
+        let frontends_counted = counted::<FrontendCounters>(capacity.frontends)?;
+        let backends_counted = counted::<BackendCounters>(capacity.backends)?;
         let mut loader = EbpfLoader::new();
         if let Some(pins) = pins {
             for name in names::PINNED {
@@ -188,11 +207,11 @@ impl Programs {
             }
         }
         let mut ebpf = loader
-            .map_max_entries(names::FRONTENDS, capacity.frontends)
-            .map_max_entries(names::FRONTEND_COUNTERS, capacity.frontends)
+            .map_max_entries(names::FRONTENDS, capacity.frontends * ENTRIES_PER_FRONTEND)
+            .map_max_entries(names::FRONTEND_COUNTERS, frontends_counted)
             .map_max_entries(names::SLOTS, capacity.slots)
             .map_max_entries(names::BACKENDS, capacity.backends)
-            .map_max_entries(names::BACKEND_COUNTERS, capacity.backends)
+            .map_max_entries(names::BACKEND_COUNTERS, backends_counted)
             .map_max_entries(names::FLOWS, capacity.flows)
             .map_max_entries(names::AFFINITY, capacity.affinities)
             .map_max_entries(names::FRAGMENTS, capacity.fragments)

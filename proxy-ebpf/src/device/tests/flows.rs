@@ -99,23 +99,31 @@ fn a_direct_connection_from_the_port_of_an_ended_flow_gets_its_own_replies() {
     assert_eq!(node.tables.flows.borrow().len(), 0);
 }
 
-/// The same, by datagrams: nothing but time tells that the flow is over.
+/// The same, by datagrams: nothing in them tells that the flow is over.
 #[test]
-fn datagrams_straight_to_the_backend_of_a_silent_flow_get_their_own_replies() {
+fn datagrams_straight_to_the_backend_of_a_flow_get_their_own_replies() {
+    let by_frontend = Tuple { protocol: UDP, ..client(4000) };
+    let query = |tuple| Frame::new(tuple, b"query");
     let mut node = Node::new();
     node.frontend(VIP, UDP, 0, 0..1);
-    let by_frontend = Tuple { protocol: UDP, ..client(4000) };
-    let direct = node.send(&Frame::new(by_frontend, b"query")).1.unwrap();
+    let direct = node.send(&query(by_frontend)).1.unwrap();
     let answer = Frame::new(direct.inverse(), b"answer");
     // The translated packet itself leaves by another device, after waiting for its neighbour.
     node.now += 3 * SECOND;
-    assert_eq!(node.at(Hook::Egress).send(&Frame::new(direct, b"query")).1, Some(direct));
+    assert_eq!(node.at(Hook::Egress).send(&query(direct)).1, Some(direct));
     assert_eq!(node.send(&answer).1, Some(by_frontend.inverse()));
-    node.now += SECOND;
+    // Nothing that comes in was translated here before.
+    for hook in [Hook::Ingress, Hook::Xdp] {
+        node.at(Hook::Ingress).send(&query(by_frontend));
+        assert_eq!(node.at(hook).send(&query(direct)).1, Some(direct));
+        assert_eq!(node.at(Hook::Egress).send(&answer).1, Some(direct.inverse()));
+    }
+    node.at(Hook::Ingress).send(&query(by_frontend));
+    node.now += 4 * SECOND;
     for device in [0, Device::PORT] {
         node.device = device;
-        assert_eq!(node.send(&Frame::new(direct, b"query")), (Fate::Next, Some(direct)));
-        assert_eq!(node.send(&answer), (Fate::Next, Some(direct.inverse())));
+        assert_eq!(node.at(Hook::Egress).send(&query(direct)).1, Some(direct));
+        assert_eq!(node.send(&answer).1, Some(direct.inverse()));
     }
     assert_eq!(node.tables.flows.borrow().len(), 0);
 }
