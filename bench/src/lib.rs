@@ -1,6 +1,8 @@
-//! The benchmark: our ipvs mode against kube-proxy's iptables rules, interleaved in one
-//! guest. `docs/benchmarks.md` says what is measured and what the numbers are worth.
+//! The benchmarks: our ipvs mode against kube-proxy's iptables rules, interleaved in one
+//! guest; and what ebpf mode's programs cost on this machine. `docs/benchmarks.md` says what
+//! is measured and what the numbers are worth.
 
+pub mod ebpf;
 pub mod iptables;
 pub mod measure;
 pub mod network;

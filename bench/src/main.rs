@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
-use bench::{measure, plot, record::Run, report};
+use bench::{ebpf, measure, plot, record::Run, report};
 use clap::{Parser, Subcommand};
 
 /// `cargo xtask bench` starts this in a guest.
@@ -19,6 +19,9 @@ enum Command {
     /// Measure; needs root and a kernel with IPVS, and changes nothing outside of network
     /// namespaces of its own. Writes `results.json`.
     Measure(measure::Plan),
+    /// Measure ebpf mode's programs on this machine; needs root, and the object in
+    /// `PROXY_EBPF_OBJECT`. Writes `ebpf.json` and `ebpf.md`
+    Ebpf(ebpf::Plan),
     /// Read `results.json` in DIR, and write the table and the plots beside it
     Report {
         /// Directory with the results
@@ -29,6 +32,7 @@ enum Command {
 fn main() -> Result<()> {
     match Cli::parse().command {
         Command::Measure(plan) => measure::run(&plan),
+        Command::Ebpf(plan) => ebpf::run(&plan),
         Command::Report { dir } => {
             let file = dir.join("results.json");
             let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;

@@ -5,9 +5,9 @@ use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use clap::ValueEnum;
 
 use crate::guest::{Kernel, Spec};
+use crate::mode::Mode;
 use crate::{ebpf, place, setup, shell};
 
 /// Show the daemon at work: two simulated nodes, Services, a few thousand connections
@@ -29,15 +29,6 @@ pub struct Args {
     /// Connections to each frontend from each kind of client
     #[arg(long, value_name = "N", default_value_t = 80)]
     connections: usize,
-}
-
-/// Data planes that can be shown.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Mode {
-    /// IPVS over netlink
-    Ipvs,
-    /// eBPF programs and maps
-    Ebpf,
 }
 
 /// Runs the command.

@@ -10,7 +10,9 @@ mod demo;
 mod ebpf;
 mod generate;
 mod guest;
+mod image;
 mod lint;
+mod mode;
 mod place;
 mod setup;
 mod shell;
@@ -38,6 +40,7 @@ enum Command {
     Demo(demo::Args),
     Vm(vm::Args),
     Bench(bench::Args),
+    Image(image::Args),
     Generate(generate::Args),
 }
 
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Vm(args) => vm::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Image(args) => image::run(&args),
         Command::Generate(args) => generate::run(&args),
     };
     outcome.unwrap_or_else(|error| {

@@ -12,6 +12,7 @@ use crate::dataplane::ebpf::{
     Capacity, EbpfConfig, EbpfPlane, FlowTable, Programs, SocketRelease, Tables, XdpMode, cgroup,
     object,
 };
+use crate::kernel::capabilities::{Capability, has};
 use crate::kernel::links::NetlinkLinks;
 use crate::kernel::netlink::{Socket, Subsystem};
 use crate::kernel::sockets::AllNamespaces;
@@ -38,6 +39,18 @@ pub fn plane(config: &Config) -> Result<EbpfPlane, Fatal> {
         warn!(?made, asked = ?capacity, "the maps keep the size they were made with until --cleanup");
     }
     sweep(FlowTable::open(&pins).map_err(|e| text(&e))?)?;
+    let missing: Vec<&str> =
+        [(Capability::SysAdmin, "CAP_SYS_ADMIN"), (Capability::SysPtrace, "CAP_SYS_PTRACE")]
+            .into_iter()
+            .filter_map(|(capability, name)| (!has(capability)).then_some(name))
+            .collect();
+    if !missing.is_empty() {
+        warn!(
+            ?missing,
+            "UDP sockets of pods that are connected to an endpoint will not be ended when it goes: \
+             other network namespaces cannot be entered"
+        );
+    }
     let peers = Tables::open(&pins).map_err(|e| text(&e))?;
     let sockets = SocketRelease::start(peers, AllNamespaces::at(Path::new("/proc")))
         .map_err(|error| format!("cannot start the thread for sockets: {error}"))?;

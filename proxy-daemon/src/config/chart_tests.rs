@@ -1,4 +1,4 @@
-//! The Helm chart, as rendered for three kinds of clusters.
+//! The Helm chart, as rendered for three kinds of clusters, and for ebpf mode.
 //!
 //! The rendered manifests are kept beside the chart, so that they are checked where there is
 //! no `helm` too; a digest in their first line tells that the chart is still the same.
@@ -15,9 +15,10 @@ use serde::Deserialize as _;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::deploy_tests::{daemonset, daemonset_for_ebpf};
 use super::{Config, ProxyMode, Source};
 
-const CLUSTERS: [&str; 3] = ["plain", "kubeadm", "eks"];
+const CLUSTERS: [&str; 4] = ["plain", "kubeadm", "eks", "ebpf"];
 const KUBEADM: &str = include_str!("fixtures/kubeadm.yaml");
 /// As EKS has it in the ConfigMap kube-proxy-config, shortened.
 const EKS: &str = "\
@@ -125,11 +126,10 @@ fn each_object_is_of_its_type_without_unknown_fields() {
 
 #[test]
 fn chart_and_kustomization_give_the_same_permissions() {
-    let kustomized = include_str!("../../../deploy/daemonset.yaml");
-    let kustomized = documents(kustomized).remove("DaemonSet").unwrap();
     let rbac = documents(include_str!("../../../deploy/rbac.yaml"));
     for cluster in CLUSTERS {
         let objects = documents(&rendered(cluster));
+        let kustomized = if cluster == "ebpf" { daemonset_for_ebpf() } else { daemonset() };
         assert_eq!(objects["ClusterRole"]["rules"], rbac["ClusterRole"]["rules"], "{cluster}");
         let pod = "/spec/template/spec";
         for part in [
@@ -150,6 +150,14 @@ fn chart_and_kustomization_give_the_same_permissions() {
             assert!(ours.is_some(), "{cluster}: {part}");
             assert_eq!(ours, kustomized.pointer(&part), "{cluster}: {part}");
         }
+        let host_pid = format!("{pod}/hostPID");
+        assert_eq!(objects["DaemonSet"].pointer(&host_pid), kustomized.pointer(&host_pid));
+        // Of the node; where configuration is mounted differs.
+        let volumes = |daemonset: &Value| -> Vec<Value> {
+            let all = daemonset.pointer(&format!("{pod}/volumes")).unwrap().as_array().unwrap();
+            all.iter().filter(|volume| volume["hostPath"].is_object()).cloned().collect()
+        };
+        assert_eq!(volumes(&objects["DaemonSet"]), volumes(&kustomized), "{cluster}");
     }
 }
 
@@ -194,6 +202,9 @@ fn the_daemon_starts_with_what_each_cluster_gives_it() {
     for config in [&kubeadm, &eks] {
         assert!(matches!(config.source, Source::Api { kubeconfig: Some(_), master: None }));
     }
+    let ebpf = config("ebpf", None);
+    assert_eq!(ebpf.proxy_mode, ProxyMode::Ebpf);
+    assert_eq!(ebpf.cgroup_root, Some("/host/sys/fs/cgroup".into()));
     for config in [plain, kubeadm, eks] {
         assert_eq!(config.proxy_mode, ProxyMode::Ipvs);
         assert_eq!(config.node_name.to_string(), "node-a");

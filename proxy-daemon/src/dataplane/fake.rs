@@ -1,6 +1,7 @@
 //! A data plane that lives in memory: for tests of everything above it.
 
 use std::collections::{BTreeSet, HashMap};
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU16;
 use std::ops::RangeInclusive;
@@ -15,6 +16,12 @@ pub enum Key {
     Address(IpAddr),
     Server(FrontendKey),
     Backend(FrontendKey, Backend),
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
 }
 
 impl ObjectKey for Key {

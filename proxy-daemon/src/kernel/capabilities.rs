@@ -6,7 +6,9 @@ use std::fs;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Capability {
     NetAdmin = 12,
+    SysPtrace = 19,
     SysAdmin = 21,
+    Perfmon = 38,
     Bpf = 39,
 }
 
@@ -40,6 +42,12 @@ pub fn effective_set() -> Result<u64, CapabilityError> {
     let status = fs::read_to_string("/proc/self/status")
         .map_err(|error| CapabilityError::Unreadable(error.to_string()))?;
     effective(&status).ok_or_else(|| CapabilityError::Unreadable("no CapEff line".to_owned()))
+}
+
+/// Whether this process has it; true when that cannot be known.
+#[must_use]
+pub fn has(capability: Capability) -> bool {
+    effective_set().map_or(true, |effective| effective & (1 << capability as u32) != 0)
 }
 
 fn effective(status: &str) -> Option<u64> {

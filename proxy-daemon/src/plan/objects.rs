@@ -5,7 +5,7 @@ use std::hash::Hash;
 use std::ops::RangeInclusive;
 
 /// A kernel object of a data plane: identity, with a value that can be updated in place.
-pub trait ObjectKey: Clone + Eq + Hash + Ord + fmt::Debug + Send + 'static {
+pub trait ObjectKey: Clone + Eq + Hash + Ord + fmt::Debug + fmt::Display + Send + 'static {
     type Value: Clone + PartialEq + fmt::Debug + Send + 'static;
 
     /// Position among the creations and updates of one round: lower goes first.

@@ -4,7 +4,7 @@
 //! counts a failed write as done, an object that keeps failing makes health bad, and the
 //! answer names it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Serialize, Serializer};
@@ -33,6 +33,9 @@ impl Now {
     }
 }
 
+/// A failure shorter than this is nobody's business.
+const PASSING: Duration = Duration::from_secs(5);
+
 /// What health depends on.
 #[derive(Debug)]
 pub struct Health {
@@ -42,6 +45,8 @@ pub struct Health {
     oldest_pending: Option<Instant>,
     last_updated: Option<Instant>,
     failing: Vec<Failing>,
+    /// Those of them that [`Health::lasting`] has told of.
+    told: BTreeSet<String>,
     /// True until a Node event says otherwise, so that a node can start while the API
     /// server is away (as kube-proxy does).
     node_eligible: bool,
@@ -57,6 +62,7 @@ impl Health {
             oldest_pending: None,
             last_updated: None,
             failing: Vec::new(),
+            told: BTreeSet::new(),
             node_eligible: true,
         }
     }
@@ -73,6 +79,17 @@ impl Health {
         if report.pending == 0 && report.failing_total == 0 {
             self.last_updated = Some(report.started + report.duration);
         }
+    }
+
+    /// What has been failing for longer than a retry or two take, each told once until it works
+    /// again.
+    pub fn lasting(&mut self, now: Now) -> Vec<Failing> {
+        self.told.retain(|told| self.failing.iter().any(|failing| failing.object == *told));
+        let lasting = self.failing.iter().filter(|failing| {
+            now.monotonic.saturating_duration_since(failing.since) >= PASSING
+                && self.told.insert(failing.object.clone())
+        });
+        lasting.cloned().collect()
     }
 
     pub fn node(&mut self, eligible: Option<bool>) {

@@ -25,7 +25,7 @@ use tokio::net::TcpListener;
 use tracing::{info, warn};
 
 use crate::config::{Config, ProxyMode, Serving};
-use crate::model::Family;
+use crate::model::{Family, NodeName};
 use crate::watch::SourceStats;
 use crate::watch::announce::{Announcement, Announcer};
 use checks::Checks;
@@ -42,6 +42,7 @@ type Clock = Box<dyn Fn() -> Now + Send + Sync>;
 /// Shared by the engine's observer and the HTTP servers.
 pub struct Status {
     mode: ProxyMode,
+    node: NodeName,
     configz: serde_json::Value,
     health: Mutex<Health>,
     metrics: Metrics,
@@ -67,6 +68,7 @@ impl Status {
         let started = clock().wall;
         Arc::new(Self {
             mode: config.proxy_mode,
+            node: config.node_name.clone(),
             configz: crate::config::document(config),
             health: Mutex::new(Health::new(families, config.health_timeout())),
             metrics: Metrics::new(families, config, started),

@@ -7,7 +7,9 @@ use tracing::warn;
 
 use super::Status;
 use crate::model::{ObjectName, Rejected};
-use crate::sync::{HealthCheck, Observer, SyncReport};
+use crate::policy::FrontendKey;
+use crate::sync::{Failing, HealthCheck, Observer, SyncReport};
+use crate::watch::announce::{Announcement, Regarding};
 
 /// Given to the engine; everything it does is a short lock.
 #[derive(Debug, Clone)]
@@ -20,12 +22,36 @@ impl Observer for StatusObserver {
     }
 
     fn synced(&mut self, report: &SyncReport) {
-        self.0.health().synced(report);
-        self.0.metrics.synced(report, self.0.now().wall);
+        let now = self.0.now();
+        let lasting = {
+            let mut health = self.0.health();
+            health.synced(report);
+            health.lasting(now)
+        };
+        self.0.metrics.synced(report, now.wall);
+        for Failing { object, error, .. } in lasting {
+            self.0.announce(Announcement {
+                regarding: Regarding::node(&self.0.node),
+                warning: true,
+                reason: "ProgrammingFailed",
+                action: "Program",
+                note: format!("{object}: {error}"),
+            });
+        }
     }
 
     fn rejected(&mut self, object: &Rejected) {
         self.0.metrics.rejected(object);
+    }
+
+    fn conflict(&mut self, loser: &ObjectName, holder: &ObjectName, frontend: &FrontendKey) {
+        self.0.announce(Announcement {
+            regarding: Regarding::by_name("Service", loser.clone()),
+            warning: true,
+            reason: "FrontendConflict",
+            action: "Program",
+            note: format!("{frontend} is served for {holder}, the older of the two"),
+        });
     }
 
     fn node(&mut self, eligible: Option<bool>) {

@@ -13,8 +13,8 @@ use super::health::Now;
 use super::*;
 use crate::config::Config;
 use crate::dataplane::FlowRelease;
-use crate::model::{ObjectName, Rejected};
-use crate::policy::LocalReady;
+use crate::model::{ObjectName, Protocol, Rejected};
+use crate::policy::{FrontendKey, LocalReady};
 use crate::sync::{Failing, HealthCheck, Observer as _, SyncKind, SyncReport, Totals, Work};
 
 /// Wall-clock second 0 of the tests: 2026-11-21T09:00:00Z.
@@ -233,6 +233,49 @@ async fn an_object_that_keeps_failing_is_named() {
     bed.synced(62_000, |_| {});
     let reply = bed.livez().await;
     assert_eq!((reply.code, reply.json().get("failing")), (200, None));
+}
+
+#[tokio::test]
+async fn an_object_that_keeps_failing_is_announced_once_until_it_works_again() {
+    let mut bed = Bed::new();
+    let (announcer, mut announced) = crate::watch::announce::Announcer::new();
+    bed.status.announce_through(announcer);
+    let failing = |since| {
+        move |report: &mut SyncReport| {
+            let (object, error) = ("frontend".to_owned(), "map SLOTS is full".to_owned());
+            report.failing = vec![Failing { object, error, since }];
+        }
+    };
+    let since = bed.at(1_000);
+    bed.synced(5_999, failing(since));
+    assert!(announced.try_recv().is_err(), "a failure gets its time to pass");
+    bed.synced(6_000, failing(since));
+    bed.synced(7_000, failing(since));
+    let told = announced.try_recv().unwrap();
+    assert_eq!(told.note, "frontend: map SLOTS is full");
+    assert_eq!((told.regarding.kind, told.warning), ("Node", true));
+    assert!(announced.try_recv().is_err(), "once");
+    bed.synced(8_000, |_| {});
+    let again = bed.at(9_000);
+    bed.synced(14_000, failing(again));
+    assert!(announced.try_recv().is_ok(), "it had worked between");
+}
+
+#[tokio::test]
+async fn a_service_without_its_frontend_is_told_who_has_it() {
+    let mut bed = Bed::new();
+    let (announcer, mut announced) = crate::watch::announce::Announcer::new();
+    bed.status.announce_through(announcer);
+    let frontend = FrontendKey {
+        address: [10, 96, 0, 1].into(),
+        protocol: Protocol::Tcp,
+        port: std::num::NonZeroU16::new(80).unwrap(),
+    };
+    let name = |name| ObjectName::new("shop", name);
+    bed.observer.conflict(&name("copy"), &name("web"), &frontend);
+    let told = announced.try_recv().unwrap();
+    assert_eq!(told.regarding.name, name("copy"));
+    assert_eq!(told.note, "TCP 10.96.0.1:80 is served for shop/web, the older of the two");
 }
 
 #[tokio::test]

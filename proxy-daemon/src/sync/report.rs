@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::dataplane::{Fill, FlowRelease};
 use crate::model::{ObjectName, Rejected};
-use crate::policy::LocalReady;
+use crate::policy::{FrontendKey, LocalReady};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SyncKind {
@@ -92,6 +92,8 @@ pub trait Observer: Send {
     /// A round ended. With `pending == 0` and nothing failing the proxy is up to date.
     fn synced(&mut self, report: &SyncReport);
     fn rejected(&mut self, object: &Rejected);
+    /// `loser` wants a frontend that an older Service holds.
+    fn conflict(&mut self, loser: &ObjectName, holder: &ObjectName, frontend: &FrontendKey);
     /// The Node object as last seen: `None` when it is gone; else whether it is
     /// eligible for load balancers (not deleting, not scaling down).
     fn node(&mut self, eligible: Option<bool>);

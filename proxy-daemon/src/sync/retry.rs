@@ -79,7 +79,7 @@ impl<K: ObjectKey> Retry<K> {
             .failures
             .iter()
             .map(|(key, failure)| Failing {
-                object: format!("{key:?}"),
+                object: key.to_string(),
                 error: failure.error.clone(),
                 since: failure.since,
             })

@@ -13,23 +13,30 @@ use crate::model::{
     Service, ServicePort, SlicePort, TrafficPolicy,
 };
 use crate::plan::Op;
+use crate::policy::FrontendKey;
 
 #[derive(Debug, Clone, Default)]
-pub struct Seen(pub Arc<Mutex<Vec<SyncReport>>>);
+pub struct Seen {
+    pub reports: Arc<Mutex<Vec<SyncReport>>>,
+    conflicts: Arc<Mutex<Vec<String>>>,
+}
 
 impl Observer for Seen {
     fn queued(&mut self, _: Instant, _: usize, _: usize) {}
     fn synced(&mut self, report: &SyncReport) {
-        self.0.lock().unwrap().push(report.clone());
+        self.reports.lock().unwrap().push(report.clone());
     }
     fn rejected(&mut self, _: &Rejected) {}
+    fn conflict(&mut self, loser: &ObjectName, holder: &ObjectName, frontend: &FrontendKey) {
+        self.conflicts.lock().unwrap().push(format!("{loser} {holder} {frontend}"));
+    }
     fn node(&mut self, _: Option<bool>) {}
     fn health_check(&mut self, _: &ObjectName, _: Option<HealthCheck>) {}
 }
 
 impl Seen {
     pub fn last(&self) -> SyncReport {
-        self.0.lock().unwrap().last().cloned().expect("a round was reported")
+        self.reports.lock().unwrap().last().cloned().expect("a round was reported")
     }
 }
 
@@ -389,6 +396,14 @@ fn a_refused_operation_is_retried_and_named() {
 }
 
 #[test]
+fn a_service_is_told_whose_frontend_it_wants() {
+    let mut bed = Bed::new();
+    let younger = Service { created: 2, ..service("copy", 1) };
+    bed.settle(lists(vec![younger, service("web", 1)], vec![slice("web", &[1, 2])]));
+    assert_eq!(*bed.seen.conflicts.lock().unwrap(), ["ns/copy ns/web TCP 10.96.0.1:80"]);
+}
+
+#[test]
 fn default_kubernetes_goes_first() {
     let mut bed = Bed::new();
     let mut services: Vec<Service> = (0..3).map(|n| service(&format!("a{n}"), n + 10)).collect();
@@ -490,10 +505,10 @@ fn a_retirement_whose_answer_was_lost_keeps_nobody_busy() {
 fn interfaces_of_pods_have_nothing_compared_again() {
     let mut bed = Bed::new();
     bed.settle(web());
-    let rounds = bed.seen.0.lock().unwrap().len();
+    let rounds = bed.seen.reports.lock().unwrap().len();
     let link_local = [0xfe80_u16, 0, 0, 0, 0, 0, 0, 7].into();
     bed.settle(vec![Input::Addresses(vec![[10, 99, 0, 2].into(), link_local])]);
-    assert_eq!(bed.seen.0.lock().unwrap().len(), rounds);
+    assert_eq!(bed.seen.reports.lock().unwrap().len(), rounds);
 }
 
 #[test]

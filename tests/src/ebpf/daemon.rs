@@ -23,7 +23,7 @@ use crate::daemon::Daemon;
 const EXTERNAL: [&str; 2] = ["198.51.100.1", "2001:db8:51::1"];
 const CLUSTER: [&str; 2] = ["10.96.0.10", "fd00:96::a"];
 const NODE_PORT: u16 = 30080;
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(90);
 
 struct Bed {
     net: Namespaces,

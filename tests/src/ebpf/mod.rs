@@ -26,6 +26,7 @@ use proxy_ebpf::order::Be16;
 use proxy_ebpf::parse::{TCP, UDP};
 use proxy_ebpf::verdict::Reason;
 
+pub mod cost;
 mod daemon;
 mod packets;
 mod wire;

@@ -226,7 +226,7 @@ impl Pair {
 }
 
 /// A link with a gateway behind it that is the way to everywhere.
-fn link() -> Result<u32> {
+pub(super) fn link() -> Result<u32> {
     let hex = |mac: [u8; 6]| mac.map(|byte| format!("{byte:02x}")).join(":");
     let (own, gateway) = (hex(OWN), hex(GATEWAY));
     run("ip", &["link", "add", DEVICE, "address", &own, "type", "veth", "peer", "name", "rear0"])?;

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use proxy_tests::apiserver::Resource;
 use proxy_tests::daemon::{Answer, fetch};
 use serde_json::json;
 
@@ -68,6 +69,14 @@ fn pain_24_a_full_map_costs_no_service_that_is_there_and_is_told() {
     assert!(stage.bed.log(0).contains("BACKENDS is full"), "{}", stage.bed.log_tails(20));
     let health = || get(&stage, 10256, "/healthz").status;
     until("the node is unhealthy", LONG, || health() == 503);
+    until("an Event says so", LONG, || {
+        let events = stage.bed.api().store().all(Resource::EventsEvent);
+        events.iter().any(|event| {
+            event["reason"] == "ProgrammingFailed"
+                && event["regarding"]["kind"] == "Node"
+                && event["note"].as_str().is_some_and(|note| note.contains("BACKENDS is full"))
+        })
+    });
     for target in targets {
         stage.must_connect(pod, &tcp(target, 10));
     }

@@ -1,6 +1,7 @@
 //! `cargo xtask test`: every test of the project, on this machine and in guests.
 
 mod binaries;
+mod guests;
 mod tally;
 
 use std::ffi::OsString;
@@ -8,20 +9,18 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::ValueEnum;
 
-use crate::guest::{Kernel, Spec};
+use crate::guest::Kernel;
 use crate::{ebpf, place, setup, shell};
 use binaries::{Binaries, Suite, TestBinary};
+use guests::Guests;
 use tally::{Report, Tally};
 
 /// A test binary that hangs is ended after this long. The whole of the host's tests take
 /// well under a minute each.
 const HOST_TIMEOUT: Duration = Duration::from_secs(600);
-
-/// All guest tests on one kernel, under emulation, on a busy machine.
-const GUEST_TIMEOUT: Duration = Duration::from_secs(2700);
 
 /// Run every test: unit, property, namespace, and in guests on each kernel
 ///
@@ -31,6 +30,9 @@ const GUEST_TIMEOUT: Duration = Duration::from_secs(2700);
 /// Kinds: *property* tests have `prop` in their module or file name; *namespace* tests are the
 /// integration tests called `host*`, which make network namespaces and load eBPF programs on
 /// this machine (root); *VM* tests are in tests/tests/guest; all others are *unit* tests.
+///
+/// Guests of several kernels share this machine's processors, which emulate theirs: a guest test
+/// that fails beside another guest is run once more alone, and named as UNSTEADY when it passes.
 ///
 /// The last line is `N passed, N failed`. The exit code is not 0 when a test failed, or when a
 /// stage found no test at all.
@@ -208,90 +210,6 @@ fn doc_tests(filter: Option<&str>, report: &mut Report) -> Result<()> {
     println!("documentation: {tally}");
     report.add_optional(tally::Kind::Unit, tally);
     Ok(())
-}
-
-/// The guest tests, on one kernel or on several at once: a guest waits more than it computes.
-struct Guests<'a> {
-    binaries: &'a Binaries,
-    run_dir: &'a Path,
-    filter: Option<&'a str>,
-    env: &'a [(String, OsString)],
-    several: bool,
-}
-
-impl Guests<'_> {
-    fn run(&self, kernels: &[Kernel], report: &mut Report) -> Result<()> {
-        let tallies = std::thread::scope(|scope| {
-            let run = |kernel: Kernel| scope.spawn(move || self.on(kernel));
-            let threads: Vec<_> = kernels.iter().map(|kernel| (*kernel, run(*kernel))).collect();
-            let join = |(kernel, thread): (Kernel, std::thread::ScopedJoinHandle<'_, _>)| {
-                let tallies: Result<Vec<Tally>> =
-                    thread.join().unwrap_or_else(|_| bail!("the thread of a guest panicked"));
-                tallies.map(|tallies| (kernel, tallies))
-            };
-            threads.into_iter().map(join).collect::<Result<Vec<_>>>()
-        })?;
-        for (kernel, tallies) in tallies {
-            for tally in tallies {
-                report.add(tally::Kind::Guest(kernel), false, tally);
-            }
-        }
-        Ok(())
-    }
-
-    fn on(&self, kernel: Kernel) -> Result<Vec<Tally>> {
-        self.binaries.of(Suite::Guest).map(|binary| self.one(binary, kernel)).collect()
-    }
-
-    /// A guest that fails to come up or panics counts as a failed test and the other kernels
-    /// still have their turn.
-    fn one(&self, binary: &TestBinary, kernel: Kernel) -> Result<Tally> {
-        let left_out = if self.several { left_to_others(kernel) } else { &[] };
-        let mut names = binary.names(self.filter)?;
-        names.retain(|name| !left_out.iter().any(|part| name.contains(part)));
-        if names.is_empty() {
-            return Ok(Tally::default());
-        }
-        let linked = link(&binary.path, self.run_dir)?;
-        let mut command: Vec<OsString> =
-            vec![linked.into_os_string(), "--test-threads=1".into(), "--include-ignored".into()];
-        for part in left_out {
-            println!("not on {kernel}, because another kernel has it: {part}");
-            command.extend(["--skip".into(), (*part).into()]);
-        }
-        command.extend(self.filter.map(OsString::from));
-        let mut env = self.env.to_vec();
-        let package_dir = binary.package_dir.clone().into_os_string();
-        env.push(("CARGO_MANIFEST_DIR".to_owned(), package_dir));
-        let spec = Spec {
-            timeout: GUEST_TIMEOUT,
-            memory: 3072,
-            cwd: binary.package_dir.clone(),
-            env,
-            label: if self.several { kernel.to_string() } else { String::new() },
-            ..Spec::new(kernel, command)?
-        };
-        let outcome = match spec.run() {
-            Ok(outcome) => outcome,
-            Err(error) => {
-                println!("VM tests on {kernel}: {error:#}");
-                return Ok(Tally::crashed());
-            }
-        };
-        let text = String::from_utf8_lossy(&outcome.stdout);
-        let tally = Tally::read(&text, &names).unwrap_or_else(Tally::crashed);
-        let silent_failure = outcome.code != 0 && tally.failed() == 0;
-        Ok(if silent_failure { Tally::crashed() } else { tally })
-    }
-}
-
-/// Long tests that need no second kernel when both run: the conformance suite's dual-stack
-/// variant has the cases of the other two. `--kernel` leaves nothing out.
-const fn left_to_others(kernel: Kernel) -> &'static [&'static str] {
-    match kernel {
-        Kernel::V6_1 => &["conformance_1_ipv4", "conformance_2_ipv6", "conformance_4_ebpf"],
-        Kernel::V6_12 => &["conformance_3_dual", "conformance_5_ebpf"],
-    }
 }
 
 /// A second name for a built file, which keeps its content while another build replaces it.

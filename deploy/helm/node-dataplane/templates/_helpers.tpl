@@ -20,7 +20,18 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- toYaml (mergeOverwrite (deepCopy .Values.config) $own) }}
 {{- end }}
 
+{{- define "node-dataplane.capabilities" -}}
+{{- $needed := list "NET_ADMIN" -}}
+{{- if eq .Values.mode "ebpf" -}}
+{{- $needed = list "NET_ADMIN" "BPF" "PERFMON" "SYS_ADMIN" "SYS_PTRACE" -}}
+{{- end -}}
+{{- toYaml (default $needed .Values.capabilities) }}
+{{- end }}
+
 {{- define "node-dataplane.own-configuration" -}}
 {{- $own := dict "apiVersion" "node-dataplane/v1alpha1" "kind" "NodeDataplaneConfiguration" "mode" .Values.mode "sysctlRoot" "/host/proc/sys" -}}
+{{- if eq .Values.mode "ebpf" -}}
+{{- $_ := set $own "cgroupRoot" "/host/sys/fs/cgroup" -}}
+{{- end -}}
 {{- toYaml (mergeOverwrite (deepCopy .Values.dataplaneConfig) $own) }}
 {{- end }}

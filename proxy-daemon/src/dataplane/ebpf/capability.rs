@@ -8,7 +8,9 @@ pub(super) fn missing() -> Vec<&'static str> {
     effective_set().map_or_else(|_| Vec::new(), missing_in)
 }
 
-/// `CAP_SYS_ADMIN` stands for `CAP_BPF`, which came with kernel 5.8.
+/// `CAP_SYS_ADMIN` stands for `CAP_BPF` and `CAP_PERFMON`, which came with kernel 5.8. Without
+/// the latter the verifier takes what is on the stack for a secret (`allow_uninit_stack`,
+/// `allow_ptr_leaks` in kernel/bpf/verifier.c), and rejects calls between functions that share it.
 fn missing_in(effective: u64) -> Vec<&'static str> {
     let has = |capability| effective & (1 << capability as u32) != 0;
     let mut missing = Vec::new();
@@ -17,6 +19,9 @@ fn missing_in(effective: u64) -> Vec<&'static str> {
     }
     if !has(Capability::NetAdmin) {
         missing.push("CAP_NET_ADMIN");
+    }
+    if !has(Capability::Perfmon) && !has(Capability::SysAdmin) {
+        missing.push("CAP_PERFMON");
     }
     missing
 }
@@ -27,10 +32,11 @@ mod tests {
 
     #[test]
     fn names_what_is_missing() {
-        assert_eq!(missing_in(0), ["CAP_BPF", "CAP_NET_ADMIN"]);
-        assert_eq!(missing_in(1 << 39), ["CAP_NET_ADMIN"]);
-        assert_eq!(missing_in(1 << 12), ["CAP_BPF"]);
+        assert_eq!(missing_in(0), ["CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON"]);
+        assert_eq!(missing_in(1 << 39), ["CAP_NET_ADMIN", "CAP_PERFMON"]);
+        assert_eq!(missing_in(1 << 12), ["CAP_BPF", "CAP_PERFMON"]);
+        assert_eq!(missing_in(1 << 12 | 1 << 39), ["CAP_PERFMON"]);
         assert!(missing_in(1 << 12 | 1 << 21).is_empty());
-        assert!(missing_in(1 << 12 | 1 << 39).is_empty());
+        assert!(missing_in(1 << 12 | 1 << 38 | 1 << 39).is_empty());
     }
 }

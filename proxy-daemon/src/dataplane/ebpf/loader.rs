@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::path::Path;
+use std::time::Duration;
 
 use aya::programs::cgroup_sock_addr::CgroupSockAddrLink;
 use aya::programs::links::FdLink;
@@ -9,7 +10,7 @@ use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions};
 use aya::programs::xdp::{self, XdpLink};
 use aya::programs::{
     CgroupAttachMode, CgroupSockAddr, LinkOrder, Program, ProgramError, ProgramType,
-    SchedClassifier, TcAttachType, TestRun as _, TestRunOptions, Xdp,
+    SchedClassifier, TcAttachType, TestRun as _, TestRunOptions, TestRunResult, Xdp,
 };
 use aya::sys::{BpfHelper, is_helper_supported};
 use aya::util::nr_cpus;
@@ -335,15 +336,43 @@ impl Programs {
         ifindex: u32,
         frame: &[u8],
     ) -> Result<(u32, Vec<u8>), LoadError> {
-        let refused =
-            |e: &(dyn std::error::Error + 'static)| LoadError::from_aya("test run a program", e);
         // An answer is longer than the question by two headers at most.
         let mut output = vec![0; frame.len() + 64];
+        let result = self.run_program(hook, ifindex, frame, 1, Some(&mut output))?;
+        output.truncate(result.data_size_out as usize);
+        Ok((result.return_value, output))
+    }
+
+    /// Runs it `repeat` times on the same frame, which stays as the time before left it: what it
+    /// returns at last, and how long one run takes on average, as the kernel measures it.
+    ///
+    /// # Errors
+    /// As [`Self::test_run`].
+    pub fn time(
+        &mut self,
+        hook: Hook,
+        ifindex: u32,
+        frame: &[u8],
+        repeat: u32,
+    ) -> Result<(u32, Duration), LoadError> {
+        let result = self.run_program(hook, ifindex, frame, repeat, None)?;
+        Ok((result.return_value, result.duration))
+    }
+
+    fn run_program(
+        &mut self,
+        hook: Hook,
+        ifindex: u32,
+        frame: &[u8],
+        repeat: u32,
+        output: Option<&mut [u8]>,
+    ) -> Result<TestRunResult, LoadError> {
         let context = context(hook, ifindex, frame.len());
         let options = TestRunOptions {
             data_in: Some(frame),
-            data_out: Some(&mut output),
+            data_out: output,
             ctx_in: Some(&context),
+            repeat,
             ..TestRunOptions::default()
         };
         let result = match hook {
@@ -355,9 +384,7 @@ impl Programs {
             }
             Hook::Xdp => program::<Xdp>(&mut self.ebpf, names::XDP_INGRESS)?.test_run(options),
         };
-        let result = result.map_err(|e| refused(&e))?;
-        output.truncate(result.data_size_out as usize);
-        Ok((result.return_value, output))
+        result.map_err(|e| LoadError::from_aya("test run a program", &e))
     }
 
     /// How many instructions the verifier went through for each program; `None` from

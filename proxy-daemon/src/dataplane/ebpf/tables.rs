@@ -204,6 +204,14 @@ impl Tables {
         self.flows.get(key, 0).map_err(failed(names::FLOWS, "read"))
     }
 
+    /// One entry, as the programs would make it: for tests and measurements.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn set_flow(&mut self, key: &Tuple, flow: &Flow) -> Result<(), TableError> {
+        self.flows.insert(key, flow, 0).map_err(failed(names::FLOWS, "update"))
+    }
+
     /// # Errors
     /// It is not there, or the kernel refuses.
     pub fn remove_flow(&mut self, key: &Tuple) -> Result<(), TableError> {

@@ -1,6 +1,7 @@
 //! What the engine compares: frontends, as the maps can hold them and give them back.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -21,6 +22,15 @@ pub enum Key {
     Frontend(FrontendKey),
     /// A Service's own: its other ports are refused.
     Address(IpAddr),
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Frontend(frontend) => write!(f, "frontend {frontend}"),
+            Self::Address(address) => write!(f, "address {address}"),
+        }
+    }
 }
 
 impl ObjectKey for Key {

@@ -1,5 +1,6 @@
 //! The kernel objects of ipvs mode, and which of them a frontend needs. Pure.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -22,6 +23,18 @@ pub enum Key {
     RealServer(FrontendKey, HostPort),
     /// An address on `kube-ipvs0`.
     Address(IpAddr),
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Element(element) => element.fmt(f),
+            Self::Redirect(map, frontend) => write!(f, "{frontend} in map {}", map.name()),
+            Self::VirtualServer(frontend) => write!(f, "virtual server {frontend}"),
+            Self::RealServer(frontend, to) => write!(f, "real server {to} of {frontend}"),
+            Self::Address(address) => write!(f, "address {address}"),
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

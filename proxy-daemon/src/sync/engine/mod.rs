@@ -310,6 +310,7 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
                 frontend = %key, %loser, %holder,
                 "two Services claim this frontend; the older keeps it"
             );
+            self.observer.conflict(loser, holder, key);
         }
         for key in replaced.changed {
             let objects = self
@@ -375,7 +376,7 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
                 Err(error) => {
                     failed += 1;
                     if self.retry.failed(op.key(), error.to_string(), now) {
-                        warn!(object = ?op.key(), %error, "the kernel refused an operation");
+                        warn!(object = %op.key(), %error, "the kernel refused an operation");
                     }
                     if matches!(error, OpError::Unknown(_)) {
                         self.readback_due.get_or_insert(now + backoff(1));
