@@ -16,8 +16,10 @@ use crate::cluster::{Cluster, Node};
 use crate::daemon::{Answer, fetch};
 use crate::traffic::{ConnectSpec, Protocol, StreamChecker, StreamSpec, connect};
 
-/// How long the daemons may take to program a change, and a whole start.
+/// How long the daemons may take to program a change.
 const SETTLED: Duration = Duration::from_secs(30);
+/// For a fresh daemon: an emulated processor goes through the verifier for half a minute.
+pub(super) const RESTARTED: Duration = Duration::from_secs(120);
 
 /// The Service that shows how far the daemons are. Its name sorts behind all others, which
 /// is the order within one round of programming.
@@ -251,7 +253,7 @@ impl<'b> Context<'b> {
     /// answering meanwhile, so traffic tells nothing of it.
     pub(super) fn wait_until_synced(&mut self, node: usize) -> Result<()> {
         let synced = "kubeproxy_sync_proxy_rules_last_timestamp_seconds{";
-        let result = eventually(SETTLED, || {
+        let result = eventually(RESTARTED, || {
             let page = self.get(node, 10249, "/metrics")?.body;
             let done = page.lines().filter(|line| line.starts_with(synced)).any(|line| {
                 line.rsplit(' ').next().and_then(|n| n.parse::<f64>().ok()).is_some_and(|n| n > 0.0)

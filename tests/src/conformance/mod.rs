@@ -28,7 +28,7 @@ mod table;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, anyhow};
 
@@ -184,7 +184,7 @@ fn build(variant: Variant, settings: &Settings, directory: PathBuf) -> Result<Be
     }
     bed.start_daemons()?;
     Context::new(&mut bed, 0, &settings.protocols)
-        .settle_within(Duration::from_secs(60))
+        .settle_within(context::RESTARTED)
         .with_context(|| format!("the first start\n{}", bed.log_tails(30)))?;
     Ok(bed)
 }
