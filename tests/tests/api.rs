@@ -242,11 +242,18 @@ async fn a_lost_connection_is_resumed_from_the_bookmark_and_deletions_meanwhile_
     // Time for bookmarks that move past changes of objects that were not selected.
     tokio::time::sleep(Duration::from_millis(300)).await;
     server.faults().set(|faults| faults.refuse = true);
-    server.store().delete("Service", "shop", "web").unwrap();
-    server.store().apply(make_service("fresh")).unwrap();
+    // The cut takes its time: a change right after it might still be told.
     source
         .until("the outage is noticed", |source| {
             source.service_stats().failures(Cause::Unreachable) >= 1
+        })
+        .await;
+    server.store().delete("Service", "shop", "web").unwrap();
+    server.store().apply(make_service("fresh")).unwrap();
+    let failures = source.service_stats().failures(Cause::Unreachable);
+    source
+        .until("another attempt", |source| {
+            source.service_stats().failures(Cause::Unreachable) > failures
         })
         .await;
     assert!(source.services.contains_key("shop/web"), "kept meanwhile");
@@ -268,6 +275,11 @@ async fn after_410_a_new_list_shows_the_deletions_missed() {
     source.until_listed().await;
     watching(&server).await;
     server.faults().set(|faults| faults.refuse = true);
+    source
+        .until("the outage is noticed", |source| {
+            source.service_stats().failures(Cause::Unreachable) >= 1
+        })
+        .await;
     server.store().delete("Service", "shop", "web").unwrap();
     server.store().compact();
     server.faults().clear();

@@ -287,8 +287,8 @@ impl Drop for Running {
 
 impl Running {
     fn follow(&mut self, label: &str, start: Instant, timeout: Duration) -> Result<u8> {
-        let mut stdout = Labelled::new(label, std::io::stdout());
-        let mut stderr = Labelled::new(label, std::io::stderr());
+        let mut stdout = Labelled::new(label, start, std::io::stdout());
+        let mut stderr = Labelled::new(label, start, std::io::stderr());
         let result = self.copy_until_the_end(&mut stdout, &mut stderr, start, timeout);
         // The result counts, not what could not be shown.
         let _ = stdout.end().and_then(|()| stderr.end());

@@ -69,7 +69,7 @@ impl Guests<'_> {
             return Ok(());
         }
         for name in of.failures.iter().filter(|name| !again.failures.contains(name)) {
-            of.tally.passes_after_all();
+            of.tally.passes_after_all(name);
             report.unsteady(format!("{kernel} {name}"));
         }
         Ok(())
