@@ -13,8 +13,9 @@ use serde_json::{Value, json};
 
 use crate::apiserver::{ApiServer, Options};
 use crate::cluster::{
-    API_SERVER_V4, API_SERVER_V6, Cluster, Families, Host, Node, Sockets, Spawned,
+    API_SERVER_V4, API_SERVER_V6, Cluster, Families, Host, HostCommand, Node, Sockets, Spawned,
 };
+use crate::confinement;
 use crate::traffic::{Listen, Protocol, Server};
 
 /// 10.96.0.0 to 10.97.255.255.
@@ -29,6 +30,9 @@ const API_PORT: u16 = 6443;
 pub struct Settings {
     /// The daemon's program.
     pub daemon: PathBuf,
+    /// The program that starts it with no more than its DaemonSet allows; without, it has all
+    /// that root has.
+    pub confined: Option<PathBuf>,
     /// `--proxy-mode`.
     pub mode: &'static str,
     pub families: Families,
@@ -79,6 +83,9 @@ impl Bed {
         let api = cluster.fabric().in_netns(|| ApiServer::start(options))??;
         let bed = Self { daemons: Vec::new(), servers: Vec::new(), api, cluster, settings };
         bed.api.write_kubeconfig(&bed.kubeconfig(), None)?;
+        if bed.settings.mode == "ebpf" {
+            (0..bed.cluster.nodes().len()).try_for_each(|node| mount_bpf(&bed.bpf_root(node)))?;
+        }
         for node in bed.cluster.nodes() {
             bed.apply(node_object(node, bed.cluster.families()))?;
         }
@@ -121,10 +128,37 @@ impl Bed {
         if self.settings.mode != "ebpf" {
             return Vec::new();
         }
+        let cgroup = match self.settings.confined {
+            Some(_) => Path::new(confinement::CGROUP_ROOT),
+            None => self.cluster.node(node).node_cgroup(),
+        };
         vec![
             format!("--bpf-root={}", self.bpf_root(node).display()),
-            format!("--cgroup-root={}", self.cluster.node(node).node_cgroup().display()),
+            format!("--cgroup-root={}", cgroup.display()),
         ]
+    }
+
+    /// The daemon's program on a node, behind the one that confines it.
+    fn command(&self, node: usize) -> Result<HostCommand<'_>> {
+        let on = self.cluster.node(node);
+        let Some(confined) = &self.settings.confined else {
+            return Ok(on.command(&self.settings.daemon));
+        };
+        let capabilities = confinement::capabilities(self.settings.mode)?.join(",");
+        let mut mounts = vec![confinement::shown(&self.settings.directory, None)];
+        if self.settings.mode == "ebpf" {
+            let root = Some(confinement::CGROUP_ROOT);
+            mounts.push(confinement::shown(on.node_cgroup(), root));
+        }
+        if let Some(object) = std::env::var_os("PROXY_EBPF_OBJECT") {
+            mounts.push(confinement::shown(Path::new(&object), None));
+        }
+        Ok(on
+            .command(confined)
+            .arg(format!("--capabilities={capabilities}"))
+            .args(mounts.iter().map(|mount| format!("--mount={mount}")))
+            .arg(&self.settings.daemon)
+            .arg(format!("--sysctl-root={}", confinement::SYSCTL_ROOT)))
     }
 
     fn log_path(&self, node: usize) -> PathBuf {
@@ -140,8 +174,8 @@ impl Bed {
         self.kill_daemon(node)?;
         let log = OpenOptions::new().create(true).append(true).open(self.log_path(node))?;
         let on = self.cluster.node(node);
-        let daemon = on
-            .command(&self.settings.daemon)
+        let daemon = self
+            .command(node)?
             .arg(format!("--proxy-mode={}", self.settings.mode))
             .arg(format!("--hostname-override={}", on.name()))
             .arg(format!("--cluster-cidr={}", self.cluster.families().cluster_cidr()))
@@ -293,6 +327,14 @@ fn api_options(families: Families) -> Options {
         IpNetwork::V6(_) => families.has_v6(),
     });
     options
+}
+
+/// What nodes have mounted; the daemon needs no right to do it.
+fn mount_bpf(at: &Path) -> Result<()> {
+    fs::create_dir_all(at)?;
+    let none: Option<&str> = None;
+    mount(Some("bpf"), at, Some("bpf"), MsFlags::empty(), none)
+        .with_context(|| format!("the BPF file system at {}", at.display()))
 }
 
 /// What is mounted from here on by this thread and those it starts, and by the daemons, goes

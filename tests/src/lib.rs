@@ -5,6 +5,7 @@ pub mod apiserver;
 pub mod bed;
 pub mod binary;
 pub mod cluster;
+pub mod confinement;
 pub mod conformance;
 pub mod daemon;
 pub mod demo;

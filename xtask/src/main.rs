@@ -11,6 +11,7 @@ mod ebpf;
 mod generate;
 mod guest;
 mod image;
+mod kubectl;
 mod lint;
 mod mode;
 mod place;

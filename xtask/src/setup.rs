@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 
 use crate::guest::Kernel;
-use crate::{apt, ebpf, place, shell};
+use crate::{apt, ebpf, kubectl, place, shell};
 
 /// Find or install everything the other commands need
 ///
@@ -66,6 +66,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let (compiler, linker) = ebpf::ensure()?;
     println!("eBPF compiler: {compiler}");
     println!("eBPF linker: {}", linker.display());
+    println!("kubectl: {}", kubectl::ensure()?.display());
     println!("cache: {}", place::cache()?.display());
     println!("ready after {:.1} s", start.elapsed().as_secs_f64());
     Ok(ExitCode::SUCCESS)

@@ -33,6 +33,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, anyhow};
 
 use crate::bed::{self, Bed};
+use crate::binary::binary;
 use crate::cluster::{Families, Sockets};
 use crate::traffic::Protocol;
 
@@ -165,6 +166,7 @@ pub fn run(variant: Variant, settings: &Settings) -> Result<()> {
 fn build(variant: Variant, settings: &Settings, directory: PathBuf) -> Result<Bed> {
     let mut bed = Bed::build(bed::Settings {
         daemon: settings.daemon.clone(),
+        confined: Some(binary("confined")),
         mode: settings.mode,
         families: variant.families(),
         sockets: settings.sockets,

@@ -118,6 +118,7 @@ impl Stage {
     fn build(settings: &Settings) -> Result<Self> {
         let mut bed = Bed::build(bed::Settings {
             daemon: settings.daemon.clone(),
+            confined: None,
             mode: settings.mode,
             sockets: Sockets::Everybodys,
             families: Families::Dual,

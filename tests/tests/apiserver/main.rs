@@ -10,6 +10,7 @@
 
 mod client;
 mod faults;
+mod kubectl;
 mod recorded;
 mod semantics;
 mod services;

@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 
 use crate::guest::Kernel;
-use crate::{ebpf, place, setup, shell};
+use crate::{ebpf, kubectl, place, setup, shell};
 use binaries::{Binaries, Suite, TestBinary};
 use guests::Guests;
 use tally::{Report, Tally};
@@ -91,6 +91,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         vec![("PROXY_BIN_DIR".to_owned(), programs.path().as_os_str().to_owned())];
     if let Some(object) = object {
         env.push((ebpf::OBJECT_ENV.to_owned(), object.into_os_string()));
+    }
+    if args.wants(Part::Unit) {
+        env.push((kubectl::ENV.to_owned(), kubectl::ensure()?.into_os_string()));
     }
 
     let filter = args.filter.as_deref();

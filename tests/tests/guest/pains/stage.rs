@@ -49,6 +49,7 @@ impl Stage {
         let directory = tempfile::tempdir().expect("a directory");
         let settings = Settings {
             daemon: binary("proxy-daemon"),
+            confined: None,
             mode: MODE,
             sockets: SOCKETS,
             families: Families::Dual,
