@@ -1,8 +1,9 @@
 //! `cargo xtask build`: the eBPF programs and the daemon.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use crate::{ebpf, place, shell};
 
@@ -38,4 +39,19 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         cargo.arg("--release");
     }
     Ok(if shell::visibly(&mut cargo)? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The daemon as it is shipped, with the eBPF programs inside.
+///
+/// # Errors
+/// As [`run`].
+pub fn release() -> Result<PathBuf> {
+    let object = ebpf::build()?;
+    let mut cargo = shell::cargo();
+    cargo.current_dir(place::repo()).args(["build", "--release", "-p", "proxy-daemon"]);
+    cargo.env(ebpf::OBJECT_ENV, object);
+    if !shell::visibly(&mut cargo)? {
+        bail!("the daemon does not build; cargo's messages are above");
+    }
+    Ok(place::target().join("release/proxy-daemon"))
 }

@@ -12,7 +12,7 @@ use flate2::{Compression, GzBuilder};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use crate::{ebpf, place, shell};
+use crate::{build, place, shell};
 
 /// Pack the daemon into a container image
 ///
@@ -40,14 +40,7 @@ const PROGRAM: &str = "/usr/local/bin/proxy-daemon";
 /// # Errors
 /// When something does not build, or the image cannot be written.
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let object = ebpf::build()?;
-    let mut cargo = shell::cargo();
-    cargo.current_dir(place::repo()).args(["build", "--release", "-p", "proxy-daemon"]);
-    cargo.env(ebpf::OBJECT_ENV, object);
-    if !shell::visibly(&mut cargo)? {
-        bail!("the daemon does not build; cargo's messages are above");
-    }
-    let program = place::target().join("release/proxy-daemon");
+    let program = build::release()?;
     let mut files = vec![File::read(PROGRAM, &program)?];
     for library in libraries(&program)? {
         let name = library.to_string_lossy().into_owned();

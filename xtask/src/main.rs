@@ -6,6 +6,7 @@
 mod apt;
 mod bench;
 mod build;
+mod deb;
 mod demo;
 mod ebpf;
 mod generate;
@@ -42,6 +43,7 @@ enum Command {
     Vm(vm::Args),
     Bench(bench::Args),
     Image(image::Args),
+    Deb(deb::Args),
     Generate(generate::Args),
 }
 
@@ -55,6 +57,7 @@ fn main() -> ExitCode {
         Command::Vm(args) => vm::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Image(args) => image::run(&args),
+        Command::Deb(args) => deb::run(&args),
         Command::Generate(args) => generate::run(&args),
     };
     outcome.unwrap_or_else(|error| {

@@ -76,10 +76,7 @@ fn services_are_made_looked_at_changed_and_deleted() {
     let apply = ["apply", "--validate=false", "-f", "-"];
     assert_eq!(stage.succeeds(&apply, WEB), "service/web created\n");
     let made = stage.service();
-    assert!(
-        made["spec"]["clusterIP"].as_str().is_some_and(|ip| ip.starts_with("10.")),
-        "{made}"
-    );
+    assert!(made["spec"]["clusterIP"].as_str().is_some_and(|ip| ip.starts_with("10.")), "{made}");
     assert_eq!(made["spec"]["ports"][0]["targetPort"], 8080);
 
     let changed = WEB.replace("port: 80,", "port: 81,");
