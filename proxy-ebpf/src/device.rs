@@ -265,6 +265,10 @@ fn begin(
 #[cfg_attr(target_arch = "bpf", inline(never))]
 fn find(tables: &impl Tables, work: &mut Work) -> bool {
     let key = &work.headers.tuple;
+    // What listens there is for the node's own sockets only.
+    if key.destination.is_loopback_v4() {
+        return false;
+    }
     let key = FrontendKey::new(key.destination, key.destination_port, key.protocol);
     let Some(frontend) = tables.frontend(&key) else {
         return false;

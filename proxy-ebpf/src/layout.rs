@@ -42,7 +42,7 @@ pub use flow::{
 };
 
 /// Part of the path maps are pinned under, and of the object's [`Mark`].
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 
 /// A port of a Service: what affinity and source ranges belong to, across its frontends.
 ///
@@ -342,8 +342,9 @@ layout! {
     Timeouts [24] { tcp_opening @ 0, tcp_established @ 4, tcp_closing @ 8, udp @ 12,
         udp_replied @ 16, sctp @ 20 }
     Prefix [32] { address @ 0, mask @ 16 }
-    Config [208] { features @ 0, seed @ 4, source4 @ 8, source6 @ 24, port_low @ 40,
-        port_high @ 42, prefixes @ 44, service_prefixes @ 48, timeouts @ 176, dropping @ 200, pad @ 204 }
+    Config [216] { features @ 0, seed @ 4, source4 @ 8, source6 @ 24, port_low @ 40,
+        port_high @ 42, prefixes @ 44, service_prefixes @ 48, timeouts @ 176, dropping @ 200, pad @ 204,
+        namespace @ 208 }
     Device [40] { source4 @ 0, source6 @ 16, flags @ 32, pad @ 36 }
     OptOut [16] { id @ 0, kind @ 8, pad @ 12 }
     RangeData [24] { service @ 0, address @ 8 }
@@ -425,7 +426,7 @@ mod tests {
     /// `LAYOUT_VERSION` and put both new numbers here.
     #[test]
     fn a_changed_layout_has_a_new_version() {
-        assert_eq!((LAYOUT_VERSION, FINGERPRINT), (3, 11_209_545_094_935_017_018));
+        assert_eq!((LAYOUT_VERSION, FINGERPRINT), (4, 12_219_867_692_549_383_706));
     }
 
     #[test]

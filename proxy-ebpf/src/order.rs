@@ -127,6 +127,14 @@ impl Address {
         Self([Be32(0), Be32(0), MAPPED, address])
     }
 
+    /// In 127.0.0.0/8.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_loopback_v4(&self) -> bool {
+        let [first, second, third, last] = self.0;
+        first.0 | second.0 == 0 && third.0 == MAPPED.0 && last.to_wire()[0] == 127
+    }
+
     #[must_use]
     #[inline(always)]
     pub const fn v6(words: [Be32; 4]) -> Self {

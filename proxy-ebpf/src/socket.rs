@@ -73,7 +73,12 @@ fn decide(
     let Some(frontend) = tables.frontend(key) else {
         return refuse_unmatched(tables, config, key);
     };
-    if needs_packets(tables, &frontend, key) || is_opted_out(tables, config, caller) {
+    let loopback = key.address().is_loopback_v4();
+    // In every other namespace that is somebody else.
+    if loopback && caller.namespace != config.namespace {
+        return SocketVerdict::Pass;
+    }
+    if !loopback && needs_packets(tables, &frontend, key) || is_opted_out(tables, config, caller) {
         return SocketVerdict::Pass;
     }
     let affinity = AffinityKey::of_namespace(caller.namespace, frontend.service);

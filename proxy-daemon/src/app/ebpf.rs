@@ -14,6 +14,7 @@ use crate::dataplane::ebpf::{
 };
 use crate::kernel::capabilities::{Capability, has};
 use crate::kernel::links::NetlinkLinks;
+use crate::kernel::namespace::own_cookie;
 use crate::kernel::netlink::{Socket, Subsystem};
 use crate::kernel::sockets::AllNamespaces;
 
@@ -51,6 +52,10 @@ pub fn plane(config: &Config) -> Result<EbpfPlane, Fatal> {
              other network namespaces cannot be entered"
         );
     }
+    let namespace = own_cookie();
+    if config.localhost_node_ports && namespace.is_none() {
+        info!("node ports do not answer on 127.0.0.1: that takes a kernel from 5.14 on");
+    }
     let peers = Tables::open(&pins).map_err(|e| text(&e))?;
     let sockets = SocketRelease::start(peers, AllNamespaces::at(Path::new("/proc")))
         .map_err(|error| format!("cannot start the thread for sockets: {error}"))?;
@@ -70,6 +75,7 @@ pub fn plane(config: &Config) -> Result<EbpfPlane, Fatal> {
             Xdp::Generic => Some(XdpMode::Generic),
         },
         sysctl_root: config.sysctl_root.clone(),
+        namespace,
     };
     Ok(EbpfPlane::new(config, programs, pins, Box::new(NetlinkLinks::new(socket)), sockets))
 }

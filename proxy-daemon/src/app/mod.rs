@@ -157,6 +157,8 @@ fn engine_config(config: &Config, families: Vec<Family>) -> EngineConfig {
             }
             config::NodePortAddresses::Cidrs(cidrs) => NodePortAddresses::Cidrs(cidrs.clone()),
         },
+        // IPVS cannot send what has a loopback source to another host.
+        localhost_node_ports: config.proxy_mode == ProxyMode::Ebpf && config.localhost_node_ports,
         masquerade_all: config.masquerade.all,
         sync_period: config.ipvs.sync_period,
         drain_timeout: config.drain_timeout,

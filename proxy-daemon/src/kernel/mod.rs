@@ -6,6 +6,7 @@ pub mod ipset;
 pub mod links;
 pub mod listeners;
 pub mod modules;
+pub mod namespace;
 pub mod netlink;
 pub mod nftables;
 pub mod sockets;

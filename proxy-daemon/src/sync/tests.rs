@@ -42,6 +42,7 @@ impl Seen {
 
 pub fn config() -> EngineConfig {
     EngineConfig {
+        localhost_node_ports: false,
         node_name: NodeName::new("node-a"),
         families: vec![Family::V4, Family::V6],
         node_port_addresses: NodePortAddresses::All,

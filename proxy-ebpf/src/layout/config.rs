@@ -26,6 +26,8 @@ pub struct Config {
     /// nobody's there goes nowhere. The others only say where to look for a Service's address.
     pub dropping: u32,
     pub pad: u32,
+    /// Cookie of the node's network namespace, where 127.0.0.1 is the node; 0: not known.
+    pub namespace: u64,
 }
 
 impl Config {

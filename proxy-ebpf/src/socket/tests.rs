@@ -166,3 +166,17 @@ fn affinity_is_the_namespaces() {
     let stranger = Caller { namespace: CALLER.namespace + 1, ..CALLER };
     assert_eq!(connect(&tables, &stranger, &key(TCP), u32::MAX), translated(&tables, 2));
 }
+
+#[test]
+fn localhost_is_the_node_in_its_own_namespace_only() {
+    let mut tables = tables();
+    let frontend = tables.frontends[&key(TCP)];
+    let localhost = FrontendKey::new(Ipv4Addr::LOCALHOST.into(), Be16::from_host(30_000), TCP);
+    tables.frontends.insert(localhost, frontend);
+    tables.frontends.get_mut(&localhost).unwrap().flags |= Frontend::MASQUERADE_ALL;
+    assert_eq!(connect(&tables, &CALLER, &localhost, 0), SocketVerdict::Pass);
+    tables.config.namespace = CALLER.namespace;
+    assert_eq!(connect(&tables, &CALLER, &localhost, 0), translated(&tables, 0));
+    let other = Caller { namespace: CALLER.namespace + 1, ..CALLER };
+    assert_eq!(connect(&tables, &other, &localhost, 0), SocketVerdict::Pass);
+}

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -21,6 +21,7 @@ pub(super) const CASES: &[Case] = &[
     case("a VIP's unused port never reaches a process of the node", process_on_all_addresses),
     case("new connections are spread evenly", even_spread),
     case("a port used for a node port is free for the ClusterIP afterwards", same_port_again),
+    case("a node port on 127.0.0.1 is the node's own, of sockets in its namespace", localhost),
     case("--cleanup removes all that is ours", cleanup),
 ];
 
@@ -59,6 +60,23 @@ fn even_spread(cx: &mut Context<'_>) -> Result<()> {
             for share in by_server.values() {
                 ensure!(share.abs_diff(100) <= 45, "{target:?}: {by_server:?}");
             }
+        }
+    }
+    Ok(())
+}
+
+/// `--iptables-localhost-nodeports`, which is on unless told otherwise: IPv4, as kube-proxy.
+fn localhost(cx: &mut Context<'_>) -> Result<()> {
+    let web = cx.service("web", &[Front::NodePort]).endpoints(&["b0"]);
+    cx.program(&[&web])?;
+    let at = |ip: IpAddr| web.node_ports(vec![ip]);
+    for from in ["node-a", "a3"] {
+        let client = Client::named(cx.cluster(), from)?;
+        for (protocol, target) in at(Ipv4Addr::LOCALHOST.into()) {
+            let spec = ConnectSpec::new(protocol, target, 3).timeout(ANSWER);
+            let report = client.host.in_netns(|| connect(&spec))??;
+            let expected = if from == "node-a" && cx.has_v4() { 3 } else { 0 };
+            ensure!(report.succeeded == expected, "{from} to {target}: {:?}", report.examples);
         }
     }
     Ok(())

@@ -47,6 +47,8 @@ pub struct EbpfConfig {
     pub opt_outs: Vec<String>,
     pub xdp: Option<XdpMode>,
     pub sysctl_root: PathBuf,
+    /// Cookie of the node's network namespace, where it is known.
+    pub namespace: Option<u64>,
 }
 
 impl fmt::Debug for EbpfConfig {
@@ -167,6 +169,7 @@ impl EbpfPlane {
             port_low: PORTS.0,
             port_high: PORTS.1,
             timeouts: Timeouts::default(),
+            namespace: self.config.namespace.unwrap_or(0),
             ..Config::default()
         };
         self.spans.write(&mut config);

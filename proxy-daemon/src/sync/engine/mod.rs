@@ -41,6 +41,8 @@ pub struct EngineConfig {
     pub node_name: NodeName,
     pub families: Vec<Family>,
     pub node_port_addresses: NodePortAddresses,
+    /// Node ports answer on 127.0.0.1 too.
+    pub localhost_node_ports: bool,
     pub masquerade_all: bool,
     /// How often everything is compared with the kernel; zero: only at start and after
     /// an error.
@@ -228,6 +230,7 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
                 &self.config.node_port_addresses,
                 local,
                 primary,
+                self.config.localhost_node_ports,
             ),
             // Every pod's interface comes with a link-local address: if those counted, each
             // pod would have all Services compared again.
