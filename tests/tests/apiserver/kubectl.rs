@@ -74,6 +74,8 @@ impl Stage {
 fn services_are_made_looked_at_changed_and_deleted() {
     let stage = Stage::new();
     let apply = ["apply", "--validate=false", "-f", "-"];
+    // Asked for when an object is not found: the message then names what is missing.
+    stage.succeeds(&["create", "namespace", "shop"], "");
     assert_eq!(stage.succeeds(&apply, WEB), "service/web created\n");
     let made = stage.service();
     assert!(made["spec"]["clusterIP"].as_str().is_some_and(|ip| ip.starts_with("10.")), "{made}");
