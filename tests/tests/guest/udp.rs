@@ -287,7 +287,8 @@ fn pain_04_udp_to_a_removed_endpoint_is_not_blackholed() {
         let answered: Vec<&str> = report.changes.iter().map(|c| c.server.as_str()).collect();
         let log = bed.daemon().log();
         assert_eq!(answered, [bed.pod(0).name(), bed.pod(1).name()], "{}\n{log}", way.name);
-        assert!(report.lost() <= 1, "{}: {report:?}\n{log}", way.name);
+        // One on its way when the real server goes, and one when the tracked flow goes.
+        assert!(report.lost() <= 2, "{}: {report:?}\n{log}", way.name);
     }
 
     // Dead at the moment of the change: until it is programmed, datagrams are lost.

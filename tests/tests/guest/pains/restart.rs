@@ -132,6 +132,12 @@ fn service(name: &str, address: &str) -> serde_json::Value {
         "spec": {"clusterIP": address, "ports": [{"port": 80, "targetPort": 8080}]}})
 }
 
+/// The table without virtual servers by firewall mark: at its start the daemon makes one, and
+/// deletes it, to try the scheduler.
+fn lasting() -> Vec<String> {
+    table().into_iter().filter(|line| !line.starts_with("-A -f ")).collect()
+}
+
 /// Agents that delete what they do not know before their lists are whole take live Services
 /// away during every restart; those that flush at start cut every flow. Lists come here in
 /// pages, slowly, as from a busy API server, and the kernel is looked at all the while.
@@ -148,7 +154,7 @@ fn pain_23_kills_in_a_loop_cut_nothing_and_delete_nothing_before_the_lists_are_i
         let mut daemon = bed.daemon();
         daemon.wait_for("node_dataplane_frontends", LONG, |n| n >= 702.0).expect("all");
         daemon.wait_for(FULL_ROUNDS, LONG, |n| n > 0.0).expect("one full comparison");
-        let before = table();
+        let before = lasting();
         let clients = Clients::start(web_address());
         let mut looks = 0;
         for _ in 0..3 {
@@ -159,7 +165,7 @@ fn pain_23_kills_in_a_loop_cut_nothing_and_delete_nothing_before_the_lists_are_i
             let mut synced = false;
             while !synced {
                 synced = daemon.metric(FULL_ROUNDS).ok().flatten().is_some_and(|n| n > 0.0);
-                assert_eq!(table(), before, "after {looks} looks\n{}", daemon.log());
+                assert_eq!(lasting(), before, "after {looks} looks\n{}", daemon.log());
                 looks += 1;
             }
             let written = daemon.metric("node_dataplane_ops_total").expect("metrics");

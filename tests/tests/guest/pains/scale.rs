@@ -1,5 +1,6 @@
 //! What must not grow with the number of Services.
 
+use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -50,6 +51,14 @@ fn after_round(wanted: f64) -> (f64, Resync) {
     (rounds(&seen), work)
 }
 
+/// Virtual servers in the kernel's table, which leaves out as many as other namespaces have.
+fn shown() -> usize {
+    let table = fs::read_to_string("/proc/thread-self/net/ip_vs").expect("the table");
+    let is_one =
+        |line: &&str| ["TCP ", "UDP ", "SCTP ", "FWM "].iter().any(|w| line.starts_with(w));
+    table.lines().filter(is_one).count()
+}
+
 /// The smallest of four resyncs: namespaces of earlier tests that are on their way out cost
 /// the readback requests of its own.
 fn resyncs(services: usize) -> Resync {
@@ -58,6 +67,7 @@ fn resyncs(services: usize) -> Resync {
     bed.apply(web(&["10.99.0.11"]));
     let daemon = bed.daemon_with(&["--ipvs-sync-period=500ms"]);
     programmed(&daemon, services);
+    until("namespaces of earlier tests are gone", PROGRAMMING, || shown() == virtual_servers());
     let (mut rounds, mut before) = after_round(2.0);
     let (first, cpu) = (rounds, daemon.cpu().expect("cpu"));
     let mut smallest: Option<Resync> = None;
