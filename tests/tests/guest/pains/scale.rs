@@ -50,11 +50,8 @@ fn after_round(wanted: f64) -> (f64, Resync) {
     (rounds(&seen), work)
 }
 
-/// What a resync asks for where no other namespace has virtual servers.
-const DUMPS: f64 = 31.0;
-
-/// The smallest of four resyncs, or of more until one is as small as can be: namespaces of
-/// earlier tests that are on their way out cost the readback requests of its own.
+/// The smallest of four resyncs: namespaces of earlier tests that are on their way out cost
+/// the readback requests of its own.
 fn resyncs(services: usize) -> Resync {
     let bed = Bed::new(plain());
     bed.api.store().load_generated(services, 2);
@@ -64,7 +61,7 @@ fn resyncs(services: usize) -> Resync {
     let (mut rounds, mut before) = after_round(2.0);
     let (first, cpu) = (rounds, daemon.cpu().expect("cpu"));
     let mut smallest: Option<Resync> = None;
-    for nth in 1..=60 {
+    for _ in 0..4 {
         let (now, work) = after_round(rounds + 1.0);
         let each = |of: fn(&Resync) -> f64| (of(&work) - of(&before)) / (now - rounds);
         let one = Resync {
@@ -75,9 +72,6 @@ fn resyncs(services: usize) -> Resync {
         assert_eq!(one.ops, 0.0, "nothing had changed: {one:?}\n{}", daemon.log());
         smallest = Some(smallest.map_or(one, |seen| if one < seen { one } else { seen }));
         (rounds, before) = (now, work);
-        if nth >= 4 && smallest.is_some_and(|seen| seen.dumps <= DUMPS) {
-            break;
-        }
     }
     let cpu = daemon.cpu().expect("cpu").saturating_sub(cpu).as_secs_f64();
     let smallest = smallest.expect("resyncs");
