@@ -1,4 +1,4 @@
-//! What is done in the guest.
+//! The daemon beside kube-proxy's iptables rules: in a guest, or on this machine's own kernel.
 
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 
 use crate::network::{Bed, Namespace, server};
-use crate::peer::{self, Iptables, Ipvs, LAST, MIDDLE, PATIENCE, Peer};
-use crate::record::{Connects, Cost, Peers, Run, Sent, Size, Summary};
+use crate::peer::{self, Iptables, LAST, MIDDLE, Ours, PATIENCE, Peer};
+use crate::record::{Connects, Cost, Mode, Peers, Run, Sent, Size, Summary};
 
 /// What to measure.
 #[derive(Debug, clap::Args)]
@@ -17,6 +17,9 @@ pub struct Plan {
     /// The daemon's program
     #[arg(long)]
     daemon: PathBuf,
+    /// The daemon's mode
+    #[arg(long, value_enum, default_value_t = Mode::Ipvs)]
+    mode: Mode,
     /// Numbers of Services
     #[arg(long, value_delimiter = ',', default_value = "10,1000,5000")]
     sizes: Vec<usize>,
@@ -49,11 +52,14 @@ impl Plan {
 /// # Errors
 /// When something cannot be set up, or never takes effect.
 pub fn run(plan: &Plan) -> Result<()> {
-    peer::modules()?;
+    if plan.mode == Mode::Ipvs {
+        peer::modules()?;
+    }
     let start = Instant::now();
     let mut sizes = plan.sizes.clone();
     sizes.sort_unstable();
     let mut run = Run {
+        mode: plan.mode,
         kernel: peer::kernel()?,
         cpus: std::thread::available_parallelism()?.get(),
         iptables: peer::iptables_version()?,
@@ -79,30 +85,31 @@ fn size(plan: &Plan, services: usize) -> Result<Size> {
     let (mut a, took, cpu) = Iptables::load(&bed_a, scale, server(0)?)?;
     let iptables = cost(took, cpu);
     println!("  loaded: iptables {:.0} ms, {:.0} ms CPU", iptables.ms, iptables.cpu_ms);
-    let (mut b, took, cpu) = Ipvs::load(&bed_b, &plan.daemon, scale, server(0)?)?;
-    let ipvs = cost(took, cpu);
-    println!("  loaded: ipvs {:.0} ms, {:.0} ms CPU", ipvs.ms, ipvs.cpu_ms);
-    let load = Peers { iptables, ipvs };
+    let name = plan.mode.name();
+    let (mut b, took, cpu) = Ours::load(&bed_b, (&plan.daemon, plan.mode), scale, server(0)?)?;
+    let ours = cost(took, cpu);
+    println!("  loaded: {name} {:.0} ms, {:.0} ms CPU", ours.ms, ours.cpu_ms);
+    let load = Peers { iptables, ours };
     let mut update: Peers<Vec<Cost>> = Peers::default();
     let mut sent = Vec::new();
     for round in 1..=plan.rounds(services) {
-        let sample = change(&mut a, &bed_a.client, round).context("iptables")?;
+        let sample = change(&mut a, &bed_a.client, plan.mode, round).context("iptables")?;
         update.iptables.push(sample);
         let before = b.sent(&bed_b)?;
-        let ours = change(&mut b, &bed_b.client, round);
-        let ours = ours.with_context(|| format!("ipvs\n{}", b.log()))?;
-        update.ipvs.push(ours);
+        let ours = change(&mut b, &bed_b.client, plan.mode, round);
+        let ours = ours.with_context(|| format!("{name}\n{}", b.log()))?;
+        update.ours.push(ours);
         let after = b.sent(&bed_b)?;
         let requests = after.requests - before.requests;
         sent.push(Sent { requests, dumps: after.dumps - before.dumps });
         println!(
-            "  change {round}: iptables {:.1} ms, {:.1} ms CPU; ipvs {:.1} ms, {:.1} ms CPU, \
+            "  change {round}: iptables {:.1} ms, {:.1} ms CPU; {name} {:.1} ms, {:.1} ms CPU, \
              {requests} requests",
             sample.ms, sample.cpu_ms, ours.ms, ours.cpu_ms
         );
     }
     let connect = connects(&[&bed_a.client, &bed_b.client], plan.connects)?;
-    for (name, found) in [("iptables", &connect.iptables), ("ipvs", &connect.ipvs)] {
+    for (name, found) in [("iptables", &connect.iptables), (name, &connect.ours)] {
         let median = |samples: &[f64]| Summary::of(samples.iter().copied()).median;
         let [direct, middle, last] = [&found.direct, &found.middle, &found.last].map(|s| median(s));
         println!(
@@ -114,15 +121,17 @@ fn size(plan: &Plan, services: usize) -> Result<Size> {
 }
 
 /// Takes the Service's endpoint away, then measures how long a new one takes.
-fn change(peer: &mut impl Peer, client: &Namespace, round: usize) -> Result<Cost> {
+fn change(peer: &mut impl Peer, client: &Namespace, mode: Mode, round: usize) -> Result<Cost> {
+    let patience = given_up(mode);
+    let end = || Instant::now() + PATIENCE;
     if round > 1 {
         peer.change(None)?;
         peer.settle()?;
     }
-    let closed = client.run(|| poll(Instant::now() + PATIENCE, |result| result.is_err()))?;
+    let closed = client.run(move || poll(end(), patience, |result| result.is_err()))?;
     closed.context("the Service without endpoints goes on answering")?;
     let endpoint = server(round)?;
-    let open = client.start(|| poll(Instant::now() + PATIENCE, |result| result.is_ok()))?;
+    let open = client.start(move || poll(end(), patience, |result| result.is_ok()))?;
     let start = peer.change(Some(endpoint))?;
     let seen = open.recv()?.with_context(|| format!("{endpoint} never answered"))?;
     let cpu = peer.settle()?;
@@ -130,15 +139,26 @@ fn change(peer: &mut impl Peer, client: &Namespace, round: usize) -> Result<Cost
 }
 
 /// A connect that is neither accepted nor refused by then is given up: its first packet
-/// fell into the moment of a change, and TCP would repeat it only after a second.
-const GIVEN_UP: Duration = Duration::from_millis(100);
+/// fell into the moment of a change (for iptables: between the commits of its two tables), and TCP
+/// would repeat it only after a second. Long against a connect on the kernel in question.
+const fn given_up(mode: Mode) -> Duration {
+    match mode {
+        Mode::Ipvs => Duration::from_millis(100),
+        Mode::Ebpf => Duration::from_millis(5),
+    }
+}
+
 /// Between two connects, to leave the processors to those who are measured.
 const PAUSE: Duration = Duration::from_millis(1);
 
 /// Connects to the Service [`LAST`] until the result is the wanted one; returns when.
-fn poll(end: Instant, wanted: impl Fn(&std::io::Result<TcpStream>) -> bool) -> Result<Instant> {
+fn poll(
+    end: Instant,
+    patience: Duration,
+    wanted: impl Fn(&std::io::Result<TcpStream>) -> bool,
+) -> Result<Instant> {
     loop {
-        let result = TcpStream::connect_timeout(&SocketAddr::V4(LAST), GIVEN_UP);
+        let result = TcpStream::connect_timeout(&SocketAddr::V4(LAST), patience);
         let now = Instant::now();
         if wanted(&result) {
             return Ok(now);
@@ -150,26 +170,32 @@ fn poll(end: Instant, wanted: impl Fn(&std::io::Result<TcpStream>) -> bool) -> R
     }
 }
 
-/// Connects from both clients in turn to each target in turn.
+/// Connects of one client to one target before it is the next one's turn: their caches are warm
+/// as with a client that has much to do, and what the machine does beside hits all alike.
+const BLOCK: usize = 20;
+
+/// Connects from both clients in turn to each target in turn, `count` of each kind.
 fn connects(clients: &[&Namespace; 2], count: usize) -> Result<Peers<Connects>> {
-    const WARM: usize = 10;
     let direct = server(0)?;
     let mut found = [Connects::default(), Connects::default()];
-    for nth in 0..count + WARM {
+    // The first block warms up.
+    for nth in 0..=count.div_ceil(BLOCK) {
         for (client, found) in clients.iter().zip(&mut found) {
             for (target, samples) in
                 [(direct, &mut found.direct), (MIDDLE, &mut found.middle), (LAST, &mut found.last)]
             {
-                let took = client.run(move || connect(SocketAddr::V4(target)))?;
-                let took = took.with_context(|| format!("connecting to {target}"))?;
-                if nth >= WARM {
-                    samples.push(micros(took));
+                let block = move || {
+                    (0..BLOCK).map(|_| connect(target.into())).collect::<std::io::Result<Vec<_>>>()
+                };
+                let took = client.run(block)?.with_context(|| format!("connecting to {target}"))?;
+                if nth > 0 {
+                    samples.extend(took.into_iter().map(micros));
                 }
             }
         }
     }
-    let [iptables, ipvs] = found;
-    Ok(Peers { iptables, ipvs })
+    let [iptables, ours] = found;
+    Ok(Peers { iptables, ours })
 }
 
 fn connect(to: SocketAddr) -> std::io::Result<Duration> {

@@ -4,12 +4,15 @@ use std::fs::{self, File};
 use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener};
 use std::os::fd::AsRawFd as _;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
 use anyhow::{Context as _, Result, bail};
+use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
+use proxy_tests::cluster::ClusterCgroup;
 
 /// The pods' range, kube-proxy's `--cluster-cidr`.
 pub const CLUSTER_CIDR: &str = "10.244.0.0/16";
@@ -18,7 +21,8 @@ pub const SERVER_PORT: u16 = 8080;
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// A network namespace with a thread that works in it.
+/// A network namespace with a thread that works in it. Mounts of its own as well: what a program
+/// that it starts mounts goes with it.
 #[derive(Debug)]
 pub struct Namespace {
     jobs: Sender<Job>,
@@ -30,7 +34,11 @@ impl Namespace {
         let (jobs, queue) = channel::<Job>();
         let (ready, made) = channel();
         thread::Builder::new().name(name.to_owned()).spawn(move || {
-            let file = unshare(CloneFlags::CLONE_NEWNET)
+            let file = unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
+                .and_then(|()| {
+                    let none: Option<&str> = None;
+                    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
+                })
                 .map_err(std::io::Error::from)
                 .and_then(|()| File::open("/proc/thread-self/ns/net"));
             // Nobody waits any more only if the process ends.
@@ -90,6 +98,9 @@ pub struct Bed {
     pub node: Namespace,
     pub client: Namespace,
     server: Namespace,
+    /// The client's thread is in it. Removed after the threads have left with the process, by
+    /// the next bed.
+    cgroup: ClusterCgroup,
 }
 
 /// The server's pod has as many addresses as rounds can need: an endpoint that is added
@@ -110,7 +121,7 @@ impl Bed {
     /// Makes namespaces, links, routes and the server.
     ///
     /// # Errors
-    /// Without root, or without veth and dummy links.
+    /// Without root, veth links, or cgroup v2.
     pub fn new() -> Result<Self> {
         let node = Namespace::new("node")?;
         let client = Namespace::new("client")?;
@@ -119,9 +130,10 @@ impl Bed {
         // fails at once instead of being lost, so that a probe is answered either way.
         node.ip(format!(
             "link set lo up
-             link add eth0 type dummy
+             link add eth0 type veth peer name far0
              addr add 10.99.0.2/24 dev eth0
              link set eth0 up
+             link set far0 up
              route add default dev eth0
              route add unreachable 10.96.0.0/12
              link add client type veth peer name eth0 netns {}
@@ -144,9 +156,19 @@ impl Bed {
                     .with_context(|| (*key).to_owned())
             })
         })??;
-        let bed = Self { node, client, server };
+        let cgroup = ClusterCgroup::create(true)?;
+        let threads = cgroup.child("client")?.join("cgroup.threads");
+        // 0 is the thread that writes.
+        client.run(move || fs::write(threads, "0"))?.context("the client's cgroup")?;
+        let bed = Self { node, client, server, cgroup };
         bed.serve()?;
         Ok(bed)
+    }
+
+    /// The cgroup that the client's sockets are in.
+    #[must_use]
+    pub fn cgroup(&self) -> &Path {
+        self.cgroup.path()
     }
 
     /// Accepts and closes, until the process ends.

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 
 use crate::iptables::{self, ServicePort};
 use crate::network::{Bed, CLUSTER_CIDR, SERVER_PORT};
-use crate::record::Sent;
+use crate::record::{Mode, Sent};
 
 /// Nothing may take longer: a peer that hangs shall end the run.
 pub const PATIENCE: Duration = Duration::from_secs(300);
@@ -160,9 +160,9 @@ fn probed(name: &str, at: SocketAddrV4, endpoint: Option<SocketAddrV4>) -> Servi
     }
 }
 
-/// This daemon in ipvs mode, told by an API server in this process.
+/// This daemon, told by an API server in this process.
 #[derive(Debug)]
-pub struct Ipvs {
+pub struct Ours {
     api: ApiServer,
     daemon: Arc<Daemon>,
     before: Duration,
@@ -172,7 +172,7 @@ pub struct Ipvs {
 /// effect for whatever it still does, and that counts.
 const SETTLED: Duration = Duration::from_millis(500);
 
-impl Ipvs {
+impl Ours {
     /// Starts the API server with the Services in it, then the daemon; the time is from the
     /// daemon's start until it says that every Service is programmed, the CPU is its own.
     ///
@@ -180,11 +180,12 @@ impl Ipvs {
     /// When the daemon does not get there.
     pub fn load(
         bed: &Bed,
-        program: &Path,
+        (program, mode): (&Path, Mode),
         (count, endpoints): (usize, usize),
         middle: SocketAddrV4,
     ) -> Result<(Self, Duration, Duration)> {
         let program: PathBuf = program.to_owned();
+        let cgroup = bed.cgroup().to_owned();
         bed.node.run(move || {
             let api = ApiServer::start(Options {
                 tls: false,
@@ -207,13 +208,20 @@ impl Ipvs {
             let directory = tempfile::tempdir()?.keep();
             let kubeconfig = directory.join("kubeconfig");
             api.write_kubeconfig(&kubeconfig, None)?;
-            let arguments = [
-                "--hostname-override=node-a",
-                &format!("--cluster-cidr={CLUSTER_CIDR}"),
-                &format!("--kubeconfig={}", kubeconfig.display()),
+            let mut arguments = vec![
+                "--hostname-override=node-a".to_owned(),
+                format!("--cluster-cidr={CLUSTER_CIDR}"),
+                format!("--kubeconfig={}", kubeconfig.display()),
             ];
+            if mode == Mode::Ebpf {
+                let bpf = directory.join("bpf");
+                fs::create_dir(&bpf)?;
+                arguments.push(format!("--bpf-root={}", bpf.display()));
+                arguments.push(format!("--cgroup-root={}", cgroup.display()));
+            }
+            let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
             let start = Instant::now();
-            let daemon = Daemon::start(&program, &directory, &arguments)?;
+            let daemon = Daemon::start_in(mode.name(), &program, &directory, &arguments)?;
             let wanted = u32::try_from(count + 1)?.into();
             daemon.wait_for("node_dataplane_frontends", PATIENCE, |n| n >= wanted)?;
             let took = start.elapsed();
@@ -229,7 +237,7 @@ impl Ipvs {
         self.daemon.log()
     }
 
-    /// What the daemon has sent since it started. To ask costs it CPU time.
+    /// What the daemon has asked of the kernel since it started. To ask costs it CPU time.
     ///
     /// # Errors
     /// When it does not answer.
@@ -245,7 +253,7 @@ impl Ipvs {
     }
 }
 
-impl Peer for Ipvs {
+impl Peer for Ours {
     fn change(&mut self, endpoint: Option<SocketAddrV4>) -> Result<Instant> {
         self.before = cpu_of(&self.daemon)?;
         apply(&self.api, slice("last", endpoint))?;

@@ -15,7 +15,7 @@ struct Line {
 }
 
 const IPTABLES: RGBColor = RGBColor(200, 80, 40);
-const IPVS: RGBColor = RGBColor(30, 100, 180);
+const OURS: RGBColor = RGBColor(30, 100, 180);
 const DIRECT: RGBColor = RGBColor(120, 120, 120);
 
 const UPDATE: [Line; 2] = [
@@ -25,9 +25,9 @@ const UPDATE: [Line; 2] = [
         samples: |size| size.update.iptables.iter().map(|cost| cost.ms).collect(),
     },
     Line {
-        name: "ipvs (this daemon)",
-        colour: IPVS,
-        samples: |size| size.update.ipvs.iter().map(|cost| cost.ms).collect(),
+        name: "this daemon",
+        colour: OURS,
+        samples: |size| size.update.ours.iter().map(|cost| cost.ms).collect(),
     },
 ];
 
@@ -38,14 +38,14 @@ const CONNECT: [Line; 3] = [
         samples: |size| size.connect.iptables.last.clone(),
     },
     Line {
-        name: "ipvs (this daemon), last Service",
-        colour: IPVS,
-        samples: |size| size.connect.ipvs.last.clone(),
+        name: "this daemon, last Service",
+        colour: OURS,
+        samples: |size| size.connect.ours.last.clone(),
     },
     Line {
         name: "straight to the pod",
         colour: DIRECT,
-        samples: |size| [&size.connect.iptables.direct[..], &size.connect.ipvs.direct].concat(),
+        samples: |size| [&size.connect.iptables.direct[..], &size.connect.ours.direct].concat(),
     },
 ];
 
@@ -54,10 +54,11 @@ const CONNECT: [Line; 3] = [
 /// # Errors
 /// When there is nothing to plot, or a file cannot be written.
 pub fn draw(run: &Run, dir: &Path) -> Result<()> {
-    let update = "One endpoint change: time until it takes effect";
-    chart(run, &dir.join("update.svg"), (update, "ms (median, min to worst)"), &UPDATE)?;
-    let connect = "TCP connect through a ClusterIP";
-    chart(run, &dir.join("connect.svg"), (connect, "us (median, min to p99)"), &CONNECT)
+    let name = run.mode.name();
+    let update = format!("One endpoint change: time until it takes effect ({name})");
+    chart(run, &dir.join("update.svg"), (&update, "ms (median, min to worst)"), &UPDATE)?;
+    let connect = format!("TCP connect through a ClusterIP ({name})");
+    chart(run, &dir.join("connect.svg"), (&connect, "us (median, min to p99)"), &CONNECT)
 }
 
 /// Of one size: Services, least, median, p99.
@@ -97,7 +98,7 @@ fn chart(run: &Run, file: &Path, (title, unit): (&str, &str), lines: &[Line]) ->
         .light_line_style(TRANSPARENT)
         .label_style(("sans-serif", 15))
         .axis_desc_style(("sans-serif", 16))
-        .x_desc("Services (10 endpoints each)")
+        .x_desc(format!("Services ({} endpoints each)", run.endpoints))
         .y_desc(unit)
         .y_label_formatter(&|value| format!("{value}"))
         .draw()

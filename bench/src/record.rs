@@ -1,5 +1,6 @@
 //! What was measured, as it is kept, and the few statistics drawn from it.
 
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 /// Something of each of the two that are compared.
@@ -7,16 +8,42 @@ use serde::{Deserialize, Serialize};
 pub struct Peers<T> {
     /// kube-proxy's rules, restored with `iptables-legacy-restore`.
     pub iptables: T,
-    /// This daemon in ipvs mode.
-    pub ipvs: T,
+    /// This daemon.
+    #[serde(alias = "ipvs")]
+    pub ours: T,
 }
 
-/// One whole run, all of it in one guest.
+/// The mode that the daemon is measured in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// In a guest, whose kernel has IPVS.
+    #[default]
+    Ipvs,
+    /// On the machine's own kernel.
+    Ebpf,
+}
+
+impl Mode {
+    /// As the daemon's flag has it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ipvs => "ipvs",
+            Self::Ebpf => "ebpf",
+        }
+    }
+}
+
+/// One whole run, all of it on one kernel.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Run {
-    /// `uname -r` of the guest.
+    /// Of this daemon.
+    #[serde(default)]
+    pub mode: Mode,
+    /// `uname -r`.
     pub kernel: String,
-    /// Virtual processors of the guest.
+    /// Processors, virtual ones in a guest.
     pub cpus: usize,
     /// First line of `iptables-legacy-restore --version`.
     pub iptables: String,
@@ -37,7 +64,7 @@ pub struct Size {
     pub load: Peers<Cost>,
     /// One endpoint added to the probed Service: one sample a round.
     pub update: Peers<Vec<Cost>>,
-    /// What the daemon sent for each of these changes.
+    /// What the daemon asked of the kernel for each of these changes.
     #[serde(default)]
     pub sent: Vec<Sent>,
     /// TCP connects.
@@ -47,7 +74,7 @@ pub struct Size {
 /// Of the daemon's own counters, what a change added.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub struct Sent {
-    /// Netlink requests of every kind.
+    /// Netlink requests of every kind; in ebpf mode, changes of the maps.
     pub requests: f64,
     /// Dumps among them.
     pub dumps: f64,

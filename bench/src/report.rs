@@ -2,22 +2,26 @@
 
 use std::fmt::Write as _;
 
-use crate::record::{Cost, Run, Size, Summary};
+use crate::record::{Cost, Mode, Run, Size, Summary};
 
 fn size_with_sent(run: &Run) -> impl Iterator<Item = &Size> {
     run.sizes.iter().filter(|size| !size.sent.is_empty())
 }
 
 fn updates(run: &Run, text: &mut String) {
-    *text += "| one endpoint change | Services | iptables median (min to worst) | ipvs median \
-             (min to worst) | iptables / ipvs | rounds |\n|---|---|---|---|---|---|\n";
+    let name = run.mode.name();
+    // Writing to a String cannot fail, here and below.
+    let _ = writeln!(
+        text,
+        "| one endpoint change | Services | iptables median (min to worst) | {name} median (min to \
+         worst) | iptables / {name} | rounds |\n|---|---|---|---|---|---|"
+    );
     let time: fn(&Cost) -> f64 = |cost| cost.ms;
     let cpu: fn(&Cost) -> f64 = |cost| cost.cpu_ms;
     for (what, column) in [("until it takes effect, ms", time), ("CPU time, ms", cpu)] {
         for size in &run.sizes {
             let a = Summary::of(size.update.iptables.iter().map(column));
-            let b = Summary::of(size.update.ipvs.iter().map(column));
-            // Writing to a String cannot fail, here and below.
+            let b = Summary::of(size.update.ours.iter().map(column));
             let _ = writeln!(
                 text,
                 "| {what} | {} | {:.1} ({:.1} to {:.1}) | {:.1} ({:.1} to {:.1}) | {} | {} |",
@@ -29,7 +33,7 @@ fn updates(run: &Run, text: &mut String) {
                 b.min,
                 b.max,
                 ratio(a.median, b.median),
-                size.update.ipvs.len(),
+                size.update.ours.len(),
             );
         }
     }
@@ -37,7 +41,11 @@ fn updates(run: &Run, text: &mut String) {
         let requests = Summary::of(size.sent.iter().map(|sent| sent.requests));
         let _ = writeln!(
             text,
-            "| netlink requests | {} | | {:.0} ({:.0} to {:.0}) | | {} |",
+            "| {} | {} | | {:.0} ({:.0} to {:.0}) | | {} |",
+            match run.mode {
+                Mode::Ipvs => "netlink requests",
+                Mode::Ebpf => "changes of maps",
+            },
             size.services,
             requests.median,
             requests.min,
@@ -50,16 +58,23 @@ fn updates(run: &Run, text: &mut String) {
 /// Tables of everything measured.
 #[must_use]
 pub fn table(run: &Run) -> String {
+    let name = run.mode.name();
+    let processors = match run.mode {
+        Mode::Ipvs => "virtual processors under emulation",
+        Mode::Ebpf => "processors",
+    };
     let mut text = format!(
-        "Guest kernel {}, {} virtual processors under emulation, {}; {} endpoints a Service; \
-         {:.0} s in all.\n\n",
+        "Kernel {}, {} {processors}, {}; {} endpoints a Service; {:.0} s in all.\n\n",
         run.kernel, run.cpus, run.iptables, run.endpoints, run.seconds
     );
     updates(run, &mut text);
-    text += "\n| TCP connect, us | Services | iptables median / p99 / worst | ipvs median / p99 \
-             / worst | iptables / ipvs, medians | connects |\n|---|---|---|---|---|---|\n";
+    let _ = writeln!(
+        text,
+        "\n| TCP connect, us | Services | iptables median / p99 / worst | {name} median / p99 / \
+         worst | iptables / {name}, medians | connects |\n|---|---|---|---|---|---|"
+    );
     for size in &run.sizes {
-        let (a, b) = (&size.connect.iptables, &size.connect.ipvs);
+        let (a, b) = (&size.connect.iptables, &size.connect.ours);
         let rows = [
             ("Service at the end", &a.last, &b.last),
             ("Service at 62 % of the list", &a.middle, &b.middle),
@@ -70,7 +85,7 @@ pub fn table(run: &Run) -> String {
             let (a, b) = (Summary::of(a.iter().copied()), Summary::of(b.iter().copied()));
             let _ = writeln!(
                 text,
-                "| {what} | {} | {:.0} / {:.0} / {:.0} | {:.0} / {:.0} / {:.0} | {} | {count} |",
+                "| {what} | {} | {:.1} / {:.1} / {:.1} | {:.1} / {:.1} / {:.1} | {} | {count} |",
                 size.services,
                 a.median,
                 a.p99,
@@ -82,10 +97,12 @@ pub fn table(run: &Run) -> String {
             );
         }
     }
-    text += "\n| programming everything from nothing | Services | iptables | ipvs |\n\
-             |---|---|---|---|\n";
+    let _ = writeln!(
+        text,
+        "\n| programming everything from nothing | Services | iptables | {name} |\n|---|---|---|---|"
+    );
     for size in &run.sizes {
-        let (a, b) = (size.load.iptables, size.load.ipvs);
+        let (a, b) = (size.load.iptables, size.load.ours);
         let _ = writeln!(
             text,
             "| time (CPU), s | {} | {:.2} ({:.2}) | {:.2} ({:.2}) |",
@@ -117,9 +134,9 @@ mod tests {
                 services: 10,
                 update: Peers {
                     iptables: vec![cost(30.0), cost(20.0), cost(40.0)],
-                    ipvs: vec![cost(5.0), cost(6.0), cost(4.0)],
+                    ours: vec![cost(5.0), cost(6.0), cost(4.0)],
                 },
-                connect: Peers { iptables: connects(300.0), ipvs: connects(200.0) },
+                connect: Peers { iptables: connects(300.0), ours: connects(200.0) },
                 ..Size::default()
             }],
             ..Run::default()
@@ -127,6 +144,9 @@ mod tests {
         let text = table(&run);
         let effect = "| 10 | 30.0 (20.0 to 40.0) | 5.0 (4.0 to 6.0) | 6.00 | 3 |";
         assert!(text.contains(effect), "{text}");
-        assert!(text.contains("| 300 / 300 / 300 | 200 / 200 / 200 | 1.50 | 200 |"), "{text}");
+        assert!(
+            text.contains("| 300.0 / 300.0 / 300.0 | 200.0 / 200.0 / 200.0 | 1.50 | 200 |"),
+            "{text}"
+        );
     }
 }

@@ -17,16 +17,20 @@ use crate::{ebpf, place, setup, shell};
 /// results.json, results.md, update.svg and connect.svg. The guest is emulated: compare the
 /// two, not a number with hardware's.
 ///
-/// In ebpf mode: on this machine's own kernel, as root, what a connect, a packet and a change of
-/// the maps cost; writes ebpf.json and ebpf.md. docs/benchmarks.md says what is measured.
+/// In ebpf mode: on this machine's own kernel, as root, in network namespaces. The same comparison
+/// first, then what a connect, a packet and a change of the maps cost, in ebpf.json and ebpf.md.
+/// docs/benchmarks.md says what is measured.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Data plane to measure
     #[arg(long, value_enum, default_value_t = Mode::Ipvs)]
     proxy_mode: Mode,
-    /// Numbers of Services, each with 10 endpoints [default: 10,1000,5000; 1,10000 in ebpf mode]
+    /// Numbers of Services [default: 10,1000,5000; 1,100,1000,10000 in ebpf mode]
     #[arg(long, value_name = "N,...")]
     sizes: Option<String>,
+    /// Endpoints of each Service
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    endpoints: usize,
     /// Endpoint changes at each size [default: 15, 7 from 101 and 3 from 2001 Services]
     #[arg(long, value_name = "N")]
     rounds: Option<usize>,
@@ -59,50 +63,62 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 }
 
 fn here(args: &Args, out: &Path) -> Result<ExitCode> {
+    setup::packages()?;
     let object = ebpf::build()?;
+    let programs = build()?;
+    let run = |arguments: &mut Command| {
+        if shell::visibly(arguments.env(ebpf::OBJECT_ENV, &object))? {
+            return Ok(());
+        }
+        bail!("the measurement failed")
+    };
+    let bench = || Command::new(programs.join("bench"));
+    run(bench().args(comparison(args, &programs, "ebpf", "1,100,1000,10000", out)))?;
+    run(bench().arg("report").arg(out))?;
+    run(bench().arg("ebpf").arg("--out").arg(out))?;
+    println!("results: {}", out.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// With optimisations; the directory with the programs.
+fn build() -> Result<PathBuf> {
     let mut cargo = shell::cargo();
-    cargo.current_dir(place::repo()).args(["build", "--release", "-p", "bench"]);
-    if !shell::visibly(&mut cargo)? {
+    // ipvs mode needs no eBPF programs, and ebpf mode's are named in the environment: the plain
+    // build serves.
+    let arguments = ["build", "--release", "-p", "proxy-daemon", "-p", "bench"];
+    if !shell::visibly(cargo.current_dir(place::repo()).args(arguments))? {
         bail!("the build failed");
     }
-    let mut bench = Command::new(place::target().join("release/bench"));
-    bench.arg("ebpf").arg("--out").arg(out).env(ebpf::OBJECT_ENV, object);
-    if let Some(sizes) = &args.sizes {
-        bench.args(["--sizes", sizes]);
+    Ok(place::target().join("release").canonicalize()?)
+}
+
+/// Arguments of the program that compares.
+fn comparison(args: &Args, programs: &Path, mode: &str, sizes: &str, out: &Path) -> Vec<OsString> {
+    let mut arguments: Vec<OsString> = vec![
+        "measure".into(),
+        "--daemon".into(),
+        programs.join("proxy-daemon").into(),
+        "--mode".into(),
+        mode.into(),
+        "--out".into(),
+        out.into(),
+        "--sizes".into(),
+        args.sizes.as_deref().unwrap_or(sizes).into(),
+        "--endpoints".into(),
+        args.endpoints.to_string().into(),
+    ];
+    if let Some(rounds) = args.rounds {
+        arguments.extend(["--rounds".into(), rounds.to_string().into()]);
     }
-    let measured = shell::visibly(&mut bench)?;
-    println!("results: {}", out.display());
-    Ok(if measured { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    arguments
 }
 
 fn in_guest(args: &Args, out: PathBuf) -> Result<ExitCode> {
     setup::packages_for_guests()?;
-    // ipvs mode needs no eBPF programs: the plain build serves.
-    let mut cargo = shell::cargo();
-    cargo.current_dir(place::repo()).args([
-        "build",
-        "--release",
-        "-p",
-        "proxy-daemon",
-        "-p",
-        "bench",
-    ]);
-    if !shell::visibly(&mut cargo)? {
-        bail!("the build failed");
-    }
-    let programs = place::target().join("release").canonicalize()?;
+    let programs = build()?;
     let bench = programs.join("bench");
-    let mut command: Vec<OsString> = vec![bench.clone().into(), "measure".into()];
-    command.extend(["--daemon".into(), programs.join("proxy-daemon").into()]);
-    command.extend([
-        "--out".into(),
-        out.clone().into(),
-        "--sizes".into(),
-        args.sizes.as_deref().unwrap_or("10,1000,5000").into(),
-    ]);
-    if let Some(rounds) = args.rounds {
-        command.extend(["--rounds".into(), rounds.to_string().into()]);
-    }
+    let mut command: Vec<OsString> = vec![bench.clone().into()];
+    command.extend(comparison(args, &programs, "ipvs", "10,1000,5000", &out));
     let spec = Spec {
         memory: MEMORY,
         timeout: Duration::from_secs(args.timeout),
