@@ -54,19 +54,48 @@ pub fn is_root() -> bool {
     shell::output(Command::new("id").arg("-u")).is_ok_and(|uid| uid.trim() == "0")
 }
 
-/// Package lists of Debian 12 with its backports, kept beside the machine's own: guest
-/// kernels come from there whatever the machine runs, and its sources stay untouched.
+/// A Debian release that guest kernels come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Release {
+    /// Debian 11.
+    Bullseye,
+    /// Debian 12, with its backports.
+    Bookworm,
+}
+
+impl Release {
+    /// Its suites in the main archive, and in that of security updates.
+    const fn suites(self) -> (&'static [&'static str], &'static str) {
+        match self {
+            Self::Bullseye => (&["bullseye"], "bullseye-security"),
+            Self::Bookworm => (&["bookworm", "bookworm-backports"], "bookworm-security"),
+        }
+    }
+
+    /// Below the cache, the place of its lists: a release that the mirror no longer has stops
+    /// only those who want a kernel of it.
+    #[must_use]
+    pub const fn directory(self) -> &'static str {
+        match self {
+            Self::Bullseye => "apt-bullseye",
+            Self::Bookworm => "apt",
+        }
+    }
+}
+
+/// Package lists of a release, kept beside the machine's own: guest kernels come from there
+/// whatever the machine runs, and its sources stay untouched.
 #[derive(Debug)]
-pub struct Bookworm {
+pub struct Lists {
     options: Vec<String>,
 }
 
-impl Bookworm {
-    /// Fetches the lists into `dir`.
+impl Lists {
+    /// Fetches the lists of `release` into `dir`.
     ///
     /// # Errors
     /// When the mirror cannot be read.
-    pub fn update(dir: &Path) -> Result<Self> {
+    pub fn update(release: Release, dir: &Path) -> Result<Self> {
         for sub in ["lists/partial", "archives/partial", "parts"] {
             fs::create_dir_all(dir.join(sub))
                 .with_context(|| format!("cannot make {}", dir.join(sub).display()))?;
@@ -74,11 +103,13 @@ impl Bookworm {
         let keyring = "/usr/share/keyrings/debian-archive-keyring.gpg";
         let mirrors = Mirrors::of_machine();
         let (main, security) = (&mirrors.main, &mirrors.security);
-        let list = format!(
-            "deb [signed-by={keyring}] {main} bookworm main\n\
-             deb [signed-by={keyring}] {security} bookworm-security main\n\
-             deb [signed-by={keyring}] {main} bookworm-backports main\n"
-        );
+        let (suites, security_suite) = release.suites();
+        let list: String = suites
+            .iter()
+            .map(|suite| (main, *suite))
+            .chain([(security, security_suite)])
+            .map(|(mirror, suite)| format!("deb [signed-by={keyring}] {mirror} {suite} main\n"))
+            .collect();
         fs::write(dir.join("sources.list"), list).context("cannot write the sources list")?;
         let place = dir.display();
         let options = [
@@ -93,7 +124,7 @@ impl Bookworm {
         ];
         let this = Self { options: options.to_vec() };
         shell::quietly(
-            "reading Debian 12's package lists, with backports",
+            &format!("reading the package lists of {}", suites.join(", ")),
             this.tool("apt-get").arg("update"),
         )?;
         Ok(this)

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use crate::apt::Bookworm;
+use crate::apt::{Lists, Release};
 use crate::{place, shell};
 
 /// Names the program to tests.
@@ -29,7 +29,8 @@ pub fn ensure() -> Result<PathBuf> {
         return Ok(program);
     }
     let work = tempfile::Builder::new().prefix(".new-").tempdir_in(&cache)?;
-    Bookworm::update(&cache.join("apt"))?.download("kubernetes-client", work.path())?;
+    Lists::update(Release::Bookworm, &cache.join(Release::Bookworm.directory()))?
+        .download("kubernetes-client", work.path())?;
     let deb = fs::read_dir(work.path())?
         .filter_map(Result::ok)
         .map(|entry| entry.path())
