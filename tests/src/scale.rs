@@ -41,6 +41,10 @@ impl Moment {
 
     /// Looks seldom: a scrape costs the daemon, too.
     fn when(what: &str, holds: impl Fn(Self) -> bool) -> Self {
+        Self::soon(what, Duration::from_millis(500), holds)
+    }
+
+    fn soon(what: &str, pause: Duration, holds: impl Fn(Self) -> bool) -> Self {
         let end = Instant::now() + COLD;
         loop {
             let now = Self::now();
@@ -48,7 +52,7 @@ impl Moment {
                 return now;
             }
             assert!(Instant::now() < end, "not within {COLD:?}: {what}");
-            std::thread::sleep(Duration::from_millis(500));
+            std::thread::sleep(pause);
         }
     }
 }
@@ -135,7 +139,8 @@ pub fn measure(arguments: &[&str]) -> Row {
     // default/kubernetes, the generated ones, and ours.
     let all = services as f64 + 2.0;
     daemon.wait_for("node_dataplane_frontends", COLD, |n| n >= all).expect("all Services");
-    let cold = Moment::when("the first comparison", |moment| moment.resyncs >= 1.0);
+    let pause = Duration::from_millis(50);
+    let cold = Moment::soon("the first comparison", pause, |moment| moment.resyncs >= 1.0);
     let cold = (begun.elapsed(), daemon.cpu().expect("cpu"), cold.requests);
     // A cold start may take longer than the period: then a resync is due, and the changes shall
     // begin when it has ended.
@@ -161,6 +166,8 @@ impl fmt::Display for Row {
         let mut took: Vec<Duration> = self.changes.iter().map(|change| change.took).collect();
         took.sort_unstable();
         let costs: Vec<_> = self.changes.iter().filter_map(|change| change.cost).collect();
+        let count = u32::try_from(costs.len()).unwrap_or(1).max(1);
+        let mean = costs.iter().map(|(cpu, _)| *cpu).sum::<Duration>() / count;
         let mut cpu: Vec<Duration> = costs.iter().map(|(cpu, _)| *cpu).collect();
         cpu.sort_unstable();
         let ms = |time: Duration| time.as_secs_f64() * 1e3;
@@ -168,13 +175,13 @@ impl fmt::Display for Row {
         writeln!(
             f,
             "| Services x endpoints | cold start s | its CPU s | its requests | change ms: median \
-             | worst of {} | its CPU ms, median | its requests, most | idle resync: dumps | its CPU ms | \
+             | worst of {} | its CPU ms: median | mean | its requests, most | idle resync: dumps | its CPU ms | \
              resident MiB |",
             took.len()
         )?;
         write!(
             f,
-            "| {} x {} | {:.1} | {:.1} | {} | {:.1} | {:.1} | {:.1} | {} | {dumps} | {:.0} | {:.0} |",
+            "| {} x {} | {:.1} | {:.1} | {} | {:.1} | {:.1} | {:.1} | {:.1} | {} | {dumps} | {:.0} | {:.0} |",
             self.services,
             self.endpoints,
             self.cold.0.as_secs_f64(),
@@ -183,6 +190,7 @@ impl fmt::Display for Row {
             ms(took[took.len() / 2]),
             ms(took[took.len() - 1]),
             ms(cpu[cpu.len() / 2]),
+            ms(mean),
             self.requests_of_a_change(),
             ms(resync_cpu),
             self.resident as f64 / f64::from(1 << 20),

@@ -12,12 +12,13 @@ use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::Instant;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, error, info, warn};
 
 use crate::config::{self, Config, ProxyMode, Source};
 use crate::dataplane::Dataplane;
 use crate::kernel::capabilities::check_net_admin;
+use crate::kernel::memory;
 use crate::model::{Event, Family, NodeName};
 use crate::serve::{self, Status};
 use crate::sync::{self, Engine, EngineConfig, Input, NodePortAddresses};
@@ -35,6 +36,7 @@ type Fatal = String;
 /// The program.
 #[must_use]
 pub fn main() -> ExitCode {
+    memory::share_pool();
     let hostname = nix::sys::utsname::uname()
         .map(|uname| uname.nodename().to_string_lossy().into_owned())
         .unwrap_or_default();
@@ -78,11 +80,11 @@ fn run(config: &Config, hostname: &str) -> Result<(), Fatal> {
         ProxyMode::Ipvs => {
             let (plane, link) = ipvs::plane(config, &families)?;
             conntrack::apply(config);
-            drive(config, hostname, plane, link, families)
+            drive(config, hostname, || Ok(plane), link, families)
         }
         ProxyMode::Ebpf => {
-            let plane = ebpf::plane(config)?;
-            drive(config, hostname, plane, NO_LINK, families)
+            let of_plane = config.clone();
+            drive(config, hostname, move || ebpf::plane(&of_plane), NO_LINK, families)
         }
     }
 }
@@ -90,11 +92,12 @@ fn run(config: &Config, hostname: &str) -> Result<(), Fatal> {
 /// No link has this index: all addresses are the node's own.
 const NO_LINK: u32 = 0;
 
-/// Runs until stopped. Addresses of `link` are not the node's.
+/// Runs until stopped. Addresses of `link` are not the node's. `plane` is made while the first
+/// lists come in.
 fn drive<D>(
     config: &Config,
     hostname: &str,
-    plane: D,
+    plane: impl FnOnce() -> Result<D, Fatal> + Send + 'static,
     link: u32,
     families: Vec<Family>,
 ) -> Result<(), Fatal>
@@ -102,18 +105,26 @@ where
     D: Dataplane + 'static,
 {
     if config.init_only {
+        drop(plane()?);
         info!("the kernel is prepared; ending, as --init-only asks");
         return Ok(());
     }
     adjust_oom_score(config.oom_score_adj);
     let status = Status::new(config, &families);
     let (inputs, engine_inputs) = sync_channel(QUEUE);
-    let engine =
-        Engine::new(plane, status.observer(), engine_config(config, families), Instant::now());
+    let (observer, of_engine) = (status.observer(), engine_config(config, families));
     let min_interval = config.ipvs.min_sync_period;
+    let (refused, refusal) = oneshot::channel();
     let engine = std::thread::Builder::new()
         .name("engine".into())
-        .spawn(move || sync::run(engine, &engine_inputs, min_interval))
+        .spawn(move || match plane() {
+            Ok(plane) => {
+                let engine = Engine::new(plane, observer, of_engine, Instant::now());
+                sync::run(engine, &engine_inputs, min_interval);
+            }
+            // Nobody listens when the daemon is ending anyway.
+            Err(fatal) => drop(refused.send(fatal)),
+        })
         .map_err(|error| format!("cannot start the engine's thread: {error}"))?;
     addresses::watch(link, inputs.clone())?;
 
@@ -122,7 +133,13 @@ where
         .enable_all()
         .build()
         .map_err(|error| format!("cannot start the runtime: {error}"))?;
-    let ended = runtime.block_on(serve_until_stopped(config, hostname, status, inputs.clone()));
+    let ended = runtime.block_on(async {
+        tokio::select! {
+            biased;
+            Ok(fatal) = refusal => Err(fatal),
+            ended = serve_until_stopped(config, hostname, status, inputs.clone()) => ended,
+        }
+    });
     // What was programmed stays; the next start takes it over.
     if inputs.send(Input::Stop).is_ok() && engine.join().is_err() {
         return Err("the engine ended in a panic".to_owned());

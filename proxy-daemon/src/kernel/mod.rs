@@ -5,6 +5,7 @@ pub mod conntrack;
 pub mod ipset;
 pub mod links;
 pub mod listeners;
+pub mod memory;
 pub mod modules;
 pub mod namespace;
 pub mod netlink;

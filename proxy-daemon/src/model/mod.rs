@@ -23,5 +23,5 @@ pub use scheduling::{DEFAULT_WEIGHT, SchedulerFlags, Scheduling, Weights};
 pub use service::{
     DEFAULT_AFFINITY_TIMEOUT, Family, ObjectName, Protocol, Service, ServicePort, TrafficPolicy,
 };
-pub use slice::{Endpoint, EndpointSlice, SlicePort};
+pub use slice::{Endpoint, EndpointSlice, Placement, SlicePort};
 pub use update::{Change, Event, Rejected};

@@ -4,6 +4,7 @@
 use std::fmt;
 use std::net::IpAddr;
 use std::num::NonZeroU16;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,17 +15,28 @@ use super::Scheduling;
 /// `sessionAffinityConfig.clientIP.timeoutSeconds` when absent (Kubernetes API default).
 pub const DEFAULT_AFFINITY_TIMEOUT: Duration = Duration::from_secs(10_800);
 
-/// Namespace and name of a namespaced object.
+/// Namespace and name of a namespaced object. One word: a Service's is in a dozen places.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ObjectName {
+pub struct ObjectName(Arc<NameParts>);
+
+#[derive(Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NameParts {
     pub namespace: Arc<str>,
-    pub name: Arc<str>,
+    pub name: Box<str>,
 }
 
 impl ObjectName {
     #[must_use]
     pub fn new(namespace: &str, name: &str) -> Self {
-        Self { namespace: super::intern(namespace), name: name.into() }
+        Self(Arc::new(NameParts { namespace: super::intern(namespace), name: name.into() }))
+    }
+}
+
+impl Deref for ObjectName {
+    type Target = NameParts;
+
+    fn deref(&self) -> &NameParts {
+        &self.0
     }
 }
 

@@ -24,6 +24,13 @@ pub struct Endpoint {
     /// Absent in the API means true.
     pub serving: bool,
     pub terminating: bool,
+    /// Shared by all endpoints of a node that are meant for the same clients.
+    pub placement: Arc<Placement>,
+}
+
+/// Where an endpoint is, and for whom it is meant.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct Placement {
     pub node: Option<NodeName>,
     pub zone: Option<Zone>,
     /// `hints.forZones`; empty when there is no hint.

@@ -38,3 +38,11 @@ pub enum Event {
     /// For the counters; the last good version of the object stays.
     Rejected(Rejected),
 }
+
+impl Event {
+    /// It holds all objects of a kind.
+    #[must_use]
+    pub const fn is_list(&self) -> bool {
+        matches!(self, Self::Services(Change::Reset { .. }) | Self::Slices(Change::Reset { .. }))
+    }
+}

@@ -1,9 +1,10 @@
 //! Which Service holds a frontend that several claim.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeSet, HashMap};
 
 use crate::model::ObjectName;
-use crate::policy::{Frontend, FrontendKey};
+use crate::policy::FrontendKey;
 
 /// The older Service wins; among equals the one whose name sorts first, so that every
 /// node decides alike.
@@ -13,37 +14,51 @@ struct Rank {
     service: ObjectName,
 }
 
-/// All frontends claimed by all Services.
+/// All frontends claimed by all Services. What a Service wants of a frontend is not kept: it
+/// can be had again from the Service, and would be the largest part of this.
 #[derive(Debug, Default)]
 pub struct Claims {
     frontends: HashMap<FrontendKey, Contenders>,
-    by_service: HashMap<ObjectName, (i64, Vec<FrontendKey>)>,
+    by_service: HashMap<ObjectName, (i64, Box<[FrontendKey]>)>,
     conflicts: usize,
 }
 
-/// Claims of one frontend, the winning one first. Nearly always there is one, for which a
-/// map would keep room for eleven.
-#[derive(Debug, Default)]
-struct Contenders(Vec<(Rank, Frontend)>);
+/// Claims of one frontend. Nearly always there is one.
+#[derive(Debug)]
+struct Contenders {
+    holder: Rank,
+    /// In the order of their ranks.
+    losers: Vec<Rank>,
+}
 
 impl Contenders {
-    fn insert(&mut self, rank: Rank, frontend: Frontend) -> Option<Frontend> {
-        match self.0.binary_search_by(|(held, _)| held.cmp(&rank)) {
-            Ok(at) => self.0.get_mut(at).map(|(_, held)| std::mem::replace(held, frontend)),
+    /// Whether the claim is a new one.
+    fn insert(&mut self, mut rank: Rank) -> bool {
+        if rank == self.holder {
+            return false;
+        }
+        if rank < self.holder {
+            std::mem::swap(&mut rank, &mut self.holder);
+        }
+        match self.losers.binary_search(&rank) {
+            Ok(_) => false,
             Err(at) => {
-                self.0.reserve_exact(1);
-                self.0.insert(at, (rank, frontend));
-                None
+                self.losers.insert(at, rank);
+                true
             }
         }
     }
 
-    fn remove(&mut self, rank: &Rank) {
-        self.0.retain(|(held, _)| held != rank);
-    }
-
-    fn losers(&self) -> usize {
-        self.0.len().saturating_sub(1)
+    /// Whether nobody is left.
+    fn remove(&mut self, rank: &Rank) -> bool {
+        if *rank != self.holder {
+            self.losers.retain(|held| held != rank);
+        } else if self.losers.is_empty() {
+            return true;
+        } else {
+            self.holder = self.losers.remove(0);
+        }
+        false
     }
 }
 
@@ -58,8 +73,9 @@ pub struct Conflict {
 /// What a Service's new claims changed.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Replaced {
-    /// Frontends with another holder than before, or whose holder wants something else there.
-    pub changed: Vec<FrontendKey>,
+    /// Frontends that the Service holds, since it may want something else there now, and
+    /// those that it held before; with their holder.
+    pub changed: Vec<(FrontendKey, Option<ObjectName>)>,
     /// Conflicts that begin with these claims, each told once.
     pub conflicts: Vec<Conflict>,
 }
@@ -70,72 +86,69 @@ impl Claims {
         &mut self,
         service: &ObjectName,
         created: i64,
-        new: BTreeMap<FrontendKey, Frontend>,
+        new: &BTreeSet<FrontendKey>,
     ) -> Replaced {
-        let old = self.by_service.remove(service);
         let mut replaced = Replaced::default();
-        if let Some((old_created, keys)) = old {
+        let mut held_before = Vec::new();
+        if let Some((old_created, keys)) = self.by_service.remove(service) {
             let rank = Rank { created: old_created, service: service.clone() };
-            for key in keys.into_iter().filter(|key| !new.contains_key(key)) {
-                self.update(&key, &rank, None, &mut replaced);
-            }
-            if old_created != created {
-                // Re-created under the same name: its old rank must not linger.
-                for key in new.keys() {
-                    self.update(key, &rank, None, &mut replaced);
+            // Re-created under the same name: its old rank must not linger.
+            let gone = |key: &&FrontendKey| old_created != created || !new.contains(*key);
+            for key in keys.iter().filter(gone) {
+                if self.holder(key) == Some(service) {
+                    held_before.push(*key);
                 }
+                self.remove(key, &rank);
             }
         }
         if !new.is_empty() {
             let rank = Rank { created, service: service.clone() };
-            self.by_service.insert(service.clone(), (created, new.keys().copied().collect()));
-            for (key, frontend) in new {
-                self.update(&key, &rank, Some(frontend), &mut replaced);
+            self.by_service.insert(service.clone(), (created, new.iter().copied().collect()));
+            for key in new {
+                self.insert(key, &rank, &mut replaced.conflicts);
             }
         }
+        let holds = |key: &&FrontendKey| self.holder(key) == Some(service);
+        let now_others = held_before.iter().filter(|key| !holds(key));
+        let changed = new.iter().filter(holds).chain(now_others);
+        replaced.changed = changed.map(|key| (*key, self.holder(key).cloned())).collect();
         replaced
     }
 
-    fn update(
-        &mut self,
-        key: &FrontendKey,
-        rank: &Rank,
-        frontend: Option<Frontend>,
-        replaced: &mut Replaced,
-    ) {
-        let claims = self.frontends.entry(*key).or_default();
-        self.conflicts -= claims.losers();
-        let before = claims.0.first().cloned();
-        match frontend {
-            Some(frontend) => {
-                let is_new = claims.insert(rank.clone(), frontend).is_none();
-                if let (true, Some((other, _))) = (is_new, &before) {
-                    let (holder, loser) = if other < rank { (other, rank) } else { (rank, other) };
-                    replaced.conflicts.push(Conflict {
-                        key: *key,
-                        loser: loser.service.clone(),
-                        holder: holder.service.clone(),
-                    });
-                }
+    fn insert(&mut self, key: &FrontendKey, rank: &Rank, conflicts: &mut Vec<Conflict>) {
+        let claims = match self.frontends.entry(*key) {
+            Entry::Vacant(vacant) => {
+                vacant.insert(Contenders { holder: rank.clone(), losers: Vec::new() });
+                return;
             }
-            None => {
-                claims.remove(rank);
-            }
-        }
-        self.conflicts += claims.losers();
-        let differs = before.as_ref() != claims.0.first();
-        if claims.0.is_empty() {
-            self.frontends.remove(key);
-        }
-        if differs {
-            replaced.changed.push(*key);
+            Entry::Occupied(occupied) => occupied.into_mut(),
+        };
+        let before = claims.holder.clone();
+        if claims.insert(rank.clone()) {
+            self.conflicts += 1;
+            let (holder, loser) = if before < *rank { (&before, rank) } else { (rank, &before) };
+            conflicts.push(Conflict {
+                key: *key,
+                loser: loser.service.clone(),
+                holder: holder.service.clone(),
+            });
         }
     }
 
-    /// The winning claim.
+    fn remove(&mut self, key: &FrontendKey, rank: &Rank) {
+        let Some(claims) = self.frontends.get_mut(key) else { return };
+        let before = claims.losers.len();
+        let is_free = claims.remove(rank);
+        self.conflicts -= before - claims.losers.len();
+        if is_free {
+            self.frontends.remove(key);
+        }
+    }
+
+    /// Whose claim wins.
     #[must_use]
-    pub fn get(&self, key: &FrontendKey) -> Option<&Frontend> {
-        self.frontends.get(key)?.0.first().map(|(_, frontend)| frontend)
+    pub fn holder(&self, key: &FrontendKey) -> Option<&ObjectName> {
+        self.frontends.get(key).map(|claims| &claims.holder.service)
     }
 
     /// Frontends that have a holder.
@@ -163,39 +176,24 @@ impl Claims {
 #[cfg(test)]
 mod tests {
     use std::num::NonZeroU16;
-    use std::sync::Arc;
 
     use super::*;
     use crate::model::Protocol;
-    use crate::policy::{BackendSet, FrontendKind, Masquerade, PortName, WhenEmpty};
 
     fn key() -> FrontendKey {
         let port = NonZeroU16::new(80).unwrap();
         FrontendKey { address: [198, 51, 100, 1].into(), protocol: Protocol::Tcp, port }
     }
 
-    fn claim(claims: &mut Claims, name: &str, created: i64, affinity: u64) -> Replaced {
-        let service = ObjectName::new("ns", name);
-        let frontend = Frontend {
-            port: PortName { service: service.clone(), port: "".into() },
-            kind: FrontendKind::ExternalIp,
-            backends: BackendSet::from([]),
-            local_only: false,
-            short_circuit_set: None,
-            short_circuit: None,
-            shared: None,
-            when_empty: WhenEmpty::Reject,
-            masquerade: Masquerade::Always,
-            on_node_address: false,
-            affinity: Some(std::time::Duration::from_secs(affinity)),
-            source_ranges: Arc::from([]),
-            scheduling: None,
-        };
-        claims.replace(&service, created, BTreeMap::from([(key(), frontend)]))
+    fn name(name: &str) -> ObjectName {
+        ObjectName::new("ns", name)
+    }
+
+    fn claim(claims: &mut Claims, service: &str, created: i64) -> Replaced {
+        claims.replace(&name(service), created, &BTreeSet::from([key()]))
     }
 
     fn conflict(loser: &str, holder: &str) -> Conflict {
-        let name = |name| ObjectName::new("ns", name);
         Conflict { key: key(), loser: name(loser), holder: name(holder) }
     }
 
@@ -203,13 +201,32 @@ mod tests {
     fn a_conflict_is_told_once_whichever_service_comes_second() {
         for [first, second] in [[("older", 1), ("younger", 2)], [("younger", 2), ("older", 1)]] {
             let mut claims = Claims::default();
-            assert_eq!(claim(&mut claims, first.0, first.1, 1).conflicts, []);
-            let told = claim(&mut claims, second.0, second.1, 1).conflicts;
+            assert_eq!(claim(&mut claims, first.0, first.1).conflicts, []);
+            let told = claim(&mut claims, second.0, second.1).conflicts;
             assert_eq!(told, [conflict("younger", "older")], "{} comes second", second.0);
-            // The same again, and a change: the conflict is no new one.
-            assert_eq!(claim(&mut claims, second.0, second.1, 1), Replaced::default());
-            assert_eq!(claim(&mut claims, "older", 1, 2).conflicts, []);
+            // The same again is no new one.
+            for (service, created) in [first, second] {
+                assert_eq!(claim(&mut claims, service, created).conflicts, []);
+            }
             assert_eq!(claims.conflicts(), 1);
         }
+    }
+
+    #[test]
+    fn what_changes_is_what_the_service_holds_or_held() {
+        let mut claims = Claims::default();
+        let held_by = |service: &str| vec![(key(), Some(name(service)))];
+        assert_eq!(claim(&mut claims, "older", 1).changed, held_by("older"));
+        assert_eq!(claim(&mut claims, "younger", 2).changed, []);
+        // What it wants may be another thing each time.
+        assert_eq!(claim(&mut claims, "older", 1).changed, held_by("older"));
+        // Made anew, it is the younger of the two.
+        assert_eq!(claim(&mut claims, "older", 3).changed, held_by("younger"));
+        assert_eq!(claim(&mut claims, "older", 1).changed, held_by("older"));
+        let gone = claims.replace(&name("older"), 0, &BTreeSet::new());
+        assert_eq!(gone.changed, held_by("younger"));
+        let gone = claims.replace(&name("younger"), 0, &BTreeSet::new());
+        assert_eq!(gone.changed, [(key(), None)]);
+        assert!(claims.is_empty() && claims.conflicts() == 0);
     }
 }

@@ -282,6 +282,12 @@ impl<K: ObjectKey> Ledger<K> {
         divergent
     }
 
+    /// Packs the objects closely. A map that grew by insertions has room for half as many
+    /// again, and after a start few objects come and go.
+    pub fn compact(&mut self) {
+        self.entries = std::mem::take(&mut self.entries).into_iter().collect();
+    }
+
     /// Objects that are wanted or held.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -6,8 +6,8 @@ use std::num::NonZeroU16;
 
 use super::frontend::{Backend, BackendSet};
 use crate::model::{
-    DEFAULT_WEIGHT, Endpoint, EndpointSlice, Family, NodeName, Service, ServicePort, TrafficPolicy,
-    Weights, Zone,
+    DEFAULT_WEIGHT, Endpoint, EndpointSlice, Family, NodeName, Placement, Service, ServicePort,
+    TrafficPolicy, Weights, Zone,
 };
 
 /// An endpoint of one Service port, merged over the slices.
@@ -63,7 +63,7 @@ pub struct BackendSetOrEmpty(pub BackendSet);
 
 impl Default for BackendSetOrEmpty {
     fn default() -> Self {
-        Self(BackendSet::from([]))
+        Self(BackendSet::default())
     }
 }
 
@@ -112,7 +112,7 @@ fn fallback(candidate: &Candidate<'_>) -> bool {
 }
 
 fn is_local(candidate: &Candidate<'_>, node: &NodeName) -> bool {
-    candidate.endpoint.node.as_ref() == Some(node)
+    candidate.endpoint.placement.node.as_ref() == Some(node)
 }
 
 fn cluster_set<'c, 'a>(
@@ -126,8 +126,10 @@ fn cluster_set<'c, 'a>(
         .filter(|c| usable(c))
         .filter(|c| match topology {
             Topology::Everywhere => true,
-            Topology::SameNode => c.endpoint.hint_nodes.contains(node),
-            Topology::SameZone => zone.is_some_and(|zone| c.endpoint.hint_zones.contains(zone)),
+            Topology::SameNode => c.endpoint.placement.hint_nodes.contains(node),
+            Topology::SameZone => {
+                zone.is_some_and(|zone| c.endpoint.placement.hint_zones.contains(zone))
+            }
         })
         .collect();
     if ready.is_empty() { candidates.iter().filter(|c| fallback(c)).collect() } else { ready }
@@ -147,10 +149,10 @@ fn topology(candidates: &[Candidate<'_>], node: &NodeName, zone: Option<&Zone>) 
     let mut for_node = false;
     let mut for_zone = false;
     for endpoint in candidates.iter().filter(|c| usable(c)).map(|c| c.endpoint) {
-        all_nodes &= !endpoint.hint_nodes.is_empty();
-        all_zones &= !endpoint.hint_zones.is_empty();
-        for_node |= endpoint.hint_nodes.contains(node);
-        for_zone |= zone.is_some_and(|zone| endpoint.hint_zones.contains(zone));
+        all_nodes &= !endpoint.placement.hint_nodes.is_empty();
+        all_zones &= !endpoint.placement.hint_zones.is_empty();
+        for_node |= endpoint.placement.hint_nodes.contains(node);
+        for_zone |= zone.is_some_and(|zone| endpoint.placement.hint_zones.contains(zone));
     }
     if all_nodes && for_node {
         Topology::SameNode
@@ -168,7 +170,8 @@ fn backends(
 ) -> BackendSetOrEmpty {
     let weight = |endpoint: &Endpoint| {
         weights.map_or(DEFAULT_WEIGHT, |weights| {
-            weights.of(endpoint.address, endpoint.node.as_ref(), endpoint.zone.as_ref())
+            let Placement { node, zone, .. } = &*endpoint.placement;
+            weights.of(endpoint.address, node.as_ref(), zone.as_ref())
         })
     };
     let mut backends: Vec<Backend> = set

@@ -103,7 +103,8 @@ fn collect_local_ready(
     node: &NodeName,
     into: &mut std::collections::BTreeSet<IpAddr>,
 ) {
-    let here = |c: &&Candidate<'_>| c.endpoint.node.as_ref() == Some(node) && c.endpoint.ready;
+    let here =
+        |c: &&Candidate<'_>| c.endpoint.ready && c.endpoint.placement.node.as_ref() == Some(node);
     into.extend(endpoints.iter().filter(here).map(|c| c.endpoint.address));
 }
 
@@ -131,7 +132,7 @@ fn lower_port(
     let name = PortName { service: service.name.clone(), port: port.name.clone() };
     let internal = internal_frontend(service, &name, categories, node);
     let external = external_frontend(service, &name, categories, node, &sets);
-    let no_ranges: Arc<[_]> = Arc::from([]);
+    let no_ranges: Arc<[_]> = Arc::default();
     let ranges = source_ranges(service, family);
 
     let mut claim = |address: IpAddr, number: NonZeroU16, frontend: Frontend| {
@@ -230,7 +231,7 @@ fn set_frontend(
         masquerade: Masquerade::Never,
         on_node_address: false,
         affinity: service.affinity,
-        source_ranges: Arc::from([]),
+        source_ranges: Arc::default(),
         scheduling: service.scheduling.clone(),
     }
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use super::*;
 use crate::model::{
-    Endpoint, EndpointSlice, Family, NodeName, ObjectName, Protocol, Service, ServicePort,
-    SlicePort, TrafficPolicy, Zone,
+    Endpoint, EndpointSlice, Family, NodeName, ObjectName, Placement, Protocol, Service,
+    ServicePort, SlicePort, TrafficPolicy, Zone,
 };
 
 fn port(n: u16) -> NonZeroU16 {
@@ -21,10 +21,7 @@ fn endpoint(last: u8, node: &str) -> Endpoint {
         ready: true,
         serving: true,
         terminating: false,
-        node: Some(NodeName::new(node)),
-        zone: None,
-        hint_zones: [].into(),
-        hint_nodes: [].into(),
+        placement: Placement { node: Some(NodeName::new(node)), ..Placement::default() }.into(),
     }
 }
 
@@ -45,11 +42,17 @@ fn dead(endpoint: Endpoint) -> Endpoint {
 }
 
 fn zone_hint(endpoint: Endpoint, zone: &str) -> Endpoint {
-    Endpoint { hint_zones: [Zone::new(zone)].into(), ..endpoint }
+    let placement =
+        Placement { hint_zones: [Zone::new(zone)].into(), ..Placement::clone(&endpoint.placement) };
+    Endpoint { placement: placement.into(), ..endpoint }
 }
 
 fn node_hint(endpoint: Endpoint, node: &str) -> Endpoint {
-    Endpoint { hint_nodes: [NodeName::new(node)].into(), ..endpoint }
+    let placement = Placement {
+        hint_nodes: [NodeName::new(node)].into(),
+        ..Placement::clone(&endpoint.placement)
+    };
+    Endpoint { placement: placement.into(), ..endpoint }
 }
 
 fn slice(name: &str, endpoints: Vec<Endpoint>) -> EndpointSlice {

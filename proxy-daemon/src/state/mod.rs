@@ -4,7 +4,7 @@
 //! one is replaced as a whole and two may carry the same endpoint. The only index,
 //! slice name to Service, goes through [`State::replace_slice`].
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -160,7 +160,7 @@ impl State {
             Change::Applied(service) => self.replace_service(service, dirty),
             Change::Gone(name) => self.remove_service(&name, dirty),
             Change::Reset { objects, rejected } => {
-                let keep: BTreeSet<ObjectName> =
+                let keep: HashSet<ObjectName> =
                     objects.iter().map(|s| s.name.clone()).chain(rejected).collect();
                 let gone: Vec<_> =
                     self.services.keys().filter(|name| !keep.contains(name)).cloned().collect();
@@ -175,9 +175,13 @@ impl State {
         }
     }
 
-    fn replace_service(&mut self, service: Service, dirty: &mut DirtySet) {
+    fn replace_service(&mut self, mut service: Service, dirty: &mut DirtySet) {
         if self.services.get(&service.name).is_some_and(|held| **held == service) {
             return;
+        }
+        // One copy of the name for both.
+        if let Some((known, _)) = self.slices.get_key_value(&service.name) {
+            service.name = known.clone();
         }
         dirty.services.insert(service.name.clone());
         dirty.service_changes += 1;
@@ -215,7 +219,7 @@ impl State {
             }
             Change::Gone(name) => self.replace_slice(&name, None, dirty),
             Change::Reset { objects, rejected } => {
-                let keep: BTreeSet<ObjectName> =
+                let keep: HashSet<ObjectName> =
                     objects.iter().map(|s| s.name.clone()).chain(rejected).collect();
                 let gone: Vec<_> =
                     self.filed_under.keys().filter(|name| !keep.contains(name)).cloned().collect();
@@ -259,7 +263,10 @@ impl State {
                 }
             }
         }
-        if let Some(new) = new {
+        if let Some(mut new) = new {
+            if let Some((known, _)) = self.services.get_key_value(&new.service) {
+                new.service = known.clone();
+            }
             dirty.slice(&new);
             self.filed_under.insert(name.clone(), new.service.clone());
             let slices = self.slices.entry(new.service.clone()).or_default();

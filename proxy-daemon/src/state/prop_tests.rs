@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU16;
+use std::sync::Arc;
 
 use proptest::prelude::*;
 
@@ -79,10 +80,7 @@ fn slice(n: u8, of: u8, address: u8) -> EndpointSlice {
             ready: true,
             serving: true,
             terminating: false,
-            node: None,
-            zone: None,
-            hint_zones: [].into(),
-            hint_nodes: [].into(),
+            placement: Arc::default(),
         }],
         triggered: None,
     }

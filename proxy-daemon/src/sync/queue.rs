@@ -88,6 +88,8 @@ impl Queue {
             taken.service_changes = std::mem::take(&mut self.service_changes);
             taken.slice_changes = std::mem::take(&mut self.slice_changes);
             self.oldest = None;
+            // It had room for every Service there is.
+            self.places = HashMap::new();
         }
         taken
     }

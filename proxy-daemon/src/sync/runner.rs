@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::engine::Engine;
 use super::report::Observer;
 use crate::dataplane::Dataplane;
+use crate::kernel::memory;
 use crate::model::Event;
 
 /// What the engine reacts to.
@@ -21,6 +22,9 @@ pub enum Input {
 /// Without a deadline the thread still wakes this often, so that a clock step or a lost
 /// wake-up cannot stop it for good.
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
+
+/// With nothing to do for this long, there is time to put things in order.
+const IDLE: Duration = Duration::from_millis(500);
 
 /// Runs until [`Input::Stop`] or until every sender is gone. What was programmed stays.
 pub fn run<D: Dataplane, O: Observer>(
@@ -57,5 +61,9 @@ pub fn run<D: Dataplane, O: Observer>(
             last_round = Some(Instant::now());
         }
         next = engine.step(Instant::now(), batch);
+        let idle = next.is_none_or(|at| at > Instant::now() + IDLE);
+        if idle && engine.take_shed() {
+            memory::give_back();
+        }
     }
 }

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use super::*;
 use crate::dataplane::fake::{Fake, Key};
 use crate::model::{
-    Change, Endpoint, EndpointSlice, Event, Family, NodeName, ObjectName, Protocol, Rejected,
-    Service, ServicePort, SlicePort, TrafficPolicy,
+    Change, Endpoint, EndpointSlice, Event, Family, NodeName, ObjectName, Placement, Protocol,
+    Rejected, Service, ServicePort, SlicePort, TrafficPolicy,
 };
 use crate::plan::Op;
 use crate::policy::FrontendKey;
@@ -75,6 +75,8 @@ pub fn service(name: &str, ip: u8) -> Service {
 }
 
 pub fn slice(of: &str, addresses: &[u8]) -> EndpointSlice {
+    let node = Some(NodeName::new("node-a"));
+    let here = Arc::new(Placement { node, ..Placement::default() });
     EndpointSlice {
         name: ObjectName::new("ns", &format!("{of}-1")),
         service: ObjectName::new("ns", of),
@@ -91,10 +93,7 @@ pub fn slice(of: &str, addresses: &[u8]) -> EndpointSlice {
                 ready: true,
                 serving: true,
                 terminating: false,
-                node: Some(NodeName::new("node-a")),
-                zone: None,
-                hint_zones: [].into(),
-                hint_nodes: [].into(),
+                placement: here.clone(),
             })
             .collect(),
         triggered: None,

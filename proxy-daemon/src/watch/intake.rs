@@ -8,17 +8,13 @@ use std::hash::{Hash, Hasher};
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use k8s_openapi::Metadata;
-use k8s_openapi::api::{
-    core::v1 as core, discovery::v1 as discovery, networking::v1 as networking,
-};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
 use super::announce::{Announcement, Announcer, Regarding};
 use super::convert::{self, Complaint, Converted};
 use super::stats::{KindStats, ObjectKind, SourceStats};
+use super::wire::{self, Object as _};
 use crate::model::{
     Change, EndpointSlice, Event, Node, ObjectName, Rejected, Service, ServiceCidr,
 };
@@ -29,13 +25,7 @@ pub(super) struct Closed;
 
 /// One kind of object that a source delivers.
 pub(super) trait Kind: Send + 'static {
-    type Object: Clone
-        + Debug
-        + serde::de::DeserializeOwned
-        + Metadata<Ty = ObjectMeta>
-        + Send
-        + Sync
-        + 'static;
+    type Object: wire::Object;
     type Model: Debug + Send;
     const KIND: ObjectKind;
     /// Whether there are API servers without this kind that are good enough for us.
@@ -49,11 +39,11 @@ pub(super) trait Kind: Send + 'static {
 pub(super) struct Services;
 
 impl Kind for Services {
-    type Object = core::Service;
+    type Object = wire::Service;
     type Model = Service;
     const KIND: ObjectKind = ObjectKind::Service;
 
-    fn convert(object: &core::Service) -> Converted<Service> {
+    fn convert(object: &wire::Service) -> Converted<Service> {
         convert::service(object)
     }
 
@@ -66,11 +56,11 @@ impl Kind for Services {
 pub(super) struct Slices;
 
 impl Kind for Slices {
-    type Object = discovery::EndpointSlice;
+    type Object = wire::EndpointSlice;
     type Model = EndpointSlice;
     const KIND: ObjectKind = ObjectKind::EndpointSlice;
 
-    fn convert(object: &discovery::EndpointSlice) -> Converted<EndpointSlice> {
+    fn convert(object: &wire::EndpointSlice) -> Converted<EndpointSlice> {
         convert::slice(object)
     }
 
@@ -84,11 +74,11 @@ impl Kind for Slices {
 pub(super) struct Nodes;
 
 impl Kind for Nodes {
-    type Object = core::Node;
+    type Object = wire::Node;
     type Model = Node;
     const KIND: ObjectKind = ObjectKind::Node;
 
-    fn convert(object: &core::Node) -> Converted<Node> {
+    fn convert(object: &wire::Node) -> Converted<Node> {
         convert::node(object)
     }
 
@@ -109,13 +99,13 @@ impl Kind for Nodes {
 pub(super) struct ServiceCidrs;
 
 impl Kind for ServiceCidrs {
-    type Object = networking::ServiceCIDR;
+    type Object = wire::ServiceCIDR;
     type Model = ServiceCidr;
     const KIND: ObjectKind = ObjectKind::ServiceCidr;
     /// Since Kubernetes 1.33.
     const OPTIONAL: bool = true;
 
-    fn convert(object: &networking::ServiceCIDR) -> Converted<ServiceCidr> {
+    fn convert(object: &wire::ServiceCIDR) -> Converted<ServiceCidr> {
         convert::service_cidr(object)
     }
 

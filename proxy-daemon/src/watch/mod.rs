@@ -11,6 +11,7 @@ pub mod kube;
 pub mod manifests;
 mod outage;
 pub mod stats;
+mod wire;
 
 pub use intake::Outlet;
 pub use stats::{Cause, ObjectKind, SourceStats};

@@ -2,6 +2,7 @@
 //!
 //! The only room that knows aya. `docs/ebpf.md` describes the whole.
 
+mod backends;
 mod capability;
 mod cgroup;
 mod dataplane;

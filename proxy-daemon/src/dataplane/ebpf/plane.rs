@@ -13,6 +13,7 @@ use ipnetwork::IpNetwork;
 use proxy_ebpf::layout::{self, BackendId, FrontendId, RangeData, ServiceId, SlotRange};
 use proxy_ebpf::order::{Address, Be16};
 
+use super::backends::{Backends, Placed};
 use super::ids::Ranges;
 use super::readback::{Found, Reading};
 use super::store::Store;
@@ -32,7 +33,7 @@ pub struct Table<S> {
     frontends: HashMap<Key, Held>,
     /// Ranges by what is in them, for the frontends of a Service to share.
     sets: HashMap<(ServiceId, Arc<Set>), SharedRange>,
-    backends: HashMap<(ServiceId, IpAddr, u16), HeldBackend>,
+    backends: Backends<HeldBackend>,
     source_ranges: BTreeMap<(ServiceId, IpNetwork), u32>,
     /// Backends that nothing leads to any more since the operation began.
     freed: Vec<Gone>,
@@ -71,6 +72,12 @@ struct HeldBackend {
     local: u32,
 }
 
+impl Placed for HeldBackend {
+    fn place(&self) -> (IpAddr, u16) {
+        (self.member.address, self.member.port)
+    }
+}
+
 impl HeldBackend {
     fn value(&self, service: ServiceId) -> layout::Backend {
         use layout::Backend as B;
@@ -105,7 +112,7 @@ impl<S: Store> Table<S> {
             backend_ids: Ranges::new(capacity.backends),
             frontends: HashMap::new(),
             sets: HashMap::new(),
-            backends: HashMap::new(),
+            backends: Backends::default(),
             source_ranges: BTreeMap::new(),
             freed: Vec::new(),
             gone: Vec::new(),

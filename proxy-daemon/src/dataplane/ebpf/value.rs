@@ -79,9 +79,9 @@ pub struct Programmed {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Set {
     /// Sorted; only those that have a slot.
-    pub members: Vec<Member>,
+    pub members: Box<[Member]>,
     /// Indices into `members`.
-    pub slots: Vec<u32>,
+    pub slots: Box<[u32]>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -95,9 +95,8 @@ pub struct Member {
 
 impl Set {
     fn of(backends: &[Backend], kind: Fill, is_own: impl Fn(IpAddr) -> bool) -> Self {
-        let members: Vec<Member> = backends
-            .iter()
-            .filter(|backend| backend.weight > 0)
+        let weighing = || backends.iter().filter(|backend| backend.weight > 0);
+        let members: Vec<Member> = weighing()
             .map(|backend| Member {
                 address: backend.address,
                 port: backend.port.get(),
@@ -105,26 +104,22 @@ impl Set {
                 host: backend.local && is_own(backend.address),
             })
             .collect();
-        let shares: Vec<Share> = backends
-            .iter()
-            .filter(|backend| backend.weight > 0)
-            .map(|backend| Share { key: place_of(backend), weight: backend.weight })
-            .collect();
-        Self { slots: fill(kind, &shares), members }.sorted()
+        // Only Maglev tells backends apart by it.
+        let key = |backend| if kind == Fill::Maglev { place_of(backend) } else { 0 };
+        let shares: Vec<Share> =
+            weighing().map(|backend| Share { key: key(backend), weight: backend.weight }).collect();
+        let slots = fill(kind, &shares);
+        let flat: Vec<Member> = slots.iter().map(|slot| members[*slot as usize]).collect();
+        Self::from_slots(&flat)
     }
 
     /// What the slots say, in the one form in which equal sets are equal.
     pub fn from_slots(slots: &[Member]) -> Self {
-        let members: BTreeSet<Member> = slots.iter().copied().collect();
-        let members: Vec<Member> = members.into_iter().collect();
+        let mut members = slots.to_vec();
+        members.sort_unstable();
+        members.dedup();
         let index = |member| members.binary_search(member).map_or(u32::MAX, index32);
-        Self { slots: slots.iter().map(index).collect(), members }
-    }
-
-    fn sorted(self) -> Self {
-        let flat: Vec<Member> =
-            self.slots.iter().map(|slot| self.members[*slot as usize]).collect();
-        Self::from_slots(&flat)
+        Self { slots: slots.iter().map(index).collect(), members: members.into() }
     }
 }
 

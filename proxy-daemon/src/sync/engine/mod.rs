@@ -18,7 +18,7 @@ use super::runner::Input;
 use crate::dataplane::{Dataplane, OpError, Surroundings, WorkDone};
 use crate::model::{Event, Family, NodeName, ObjectName};
 use crate::plan::{Claims, Conflict, Drain, Ledger, ObjectKey, Op, diff};
-use crate::policy::{NodeView, lower};
+use crate::policy::{Lowered, NodeView, lower};
 use crate::state::State;
 
 use resync::Comparison;
@@ -52,12 +52,13 @@ pub struct EngineConfig {
 }
 
 /// What one Service adds to the totals.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 struct Summary {
     backends: usize,
     no_local_internal: usize,
     no_local_external: usize,
-    health_check: Option<HealthCheck>,
+    /// Few have one.
+    health_check: Option<Box<HealthCheck>>,
 }
 
 /// What became of operations.
@@ -107,6 +108,10 @@ pub struct Engine<D: Dataplane, O> {
     reported_work: WorkDone,
     next_resync: Option<Instant>,
     next_drain_poll: Option<Instant>,
+    /// A list or a readback, as large as everything, came and went.
+    shed: bool,
+    /// The ledger was packed, after the first comparison.
+    compacted: bool,
 }
 
 impl<D: Dataplane, O> std::fmt::Debug for Engine<D, O> {
@@ -150,6 +155,8 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
             reported_work: WorkDone::default(),
             next_resync: None,
             next_drain_poll: None,
+            shed: false,
+            compacted: false,
         }
     }
 
@@ -175,13 +182,21 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
         self.next_wake(now)
     }
 
+    /// Much memory was freed since the last call of this.
+    pub fn take_shed(&mut self) -> bool {
+        std::mem::take(&mut self.shed)
+    }
+
     fn take_in(&mut self, inputs: Vec<Input>, now: Instant) {
         let mut events = Vec::with_capacity(inputs.len());
         let mut node_changed = false;
         for input in inputs {
             match input {
                 Input::Object(Event::Rejected(rejected)) => self.observer.rejected(&rejected),
-                Input::Object(event) => events.push(event),
+                Input::Object(event) => {
+                    self.shed |= event.is_list();
+                    events.push(event);
+                }
                 Input::Addresses(addresses) => {
                     node_changed |= self.local_addresses.as_ref() != Some(&addresses);
                     self.plane.addresses_changed(&addresses);
@@ -290,24 +305,22 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
 
     fn lower_service(&mut self, name: &ObjectName, touched: &mut BTreeSet<D::Key>) {
         let service = self.state.service(name).cloned();
-        let lowered = service
-            .as_deref()
-            .map(|service| lower(service, || self.state.slices(name), &self.node))
-            .unwrap_or_default();
+        let mut lowered = self.lowered(name);
         let summary = Summary {
             backends: lowered.frontends.values().map(|f| f.backends.len()).sum(),
             no_local_internal: lowered.no_local_internal,
             no_local_external: lowered.no_local_external,
             health_check: service.as_deref().and_then(|service| {
-                service.health_check_node_port.map(|port| HealthCheck {
-                    port: port.get(),
-                    local_endpoints: lowered.local_ready,
+                service.health_check_node_port.map(|port| {
+                    let local_endpoints = lowered.local_ready;
+                    Box::new(HealthCheck { port: port.get(), local_endpoints })
                 })
             }),
         };
         self.replace_summary(name, service.is_some().then_some(summary));
         let created = service.as_deref().map_or(0, |service| service.created);
-        let replaced = self.claims.replace(name, created, lowered.frontends);
+        let claimed = lowered.frontends.keys().copied().collect();
+        let replaced = self.claims.replace(name, created, &claimed);
         for Conflict { key, loser, holder } in &replaced.conflicts {
             warn!(
                 frontend = %key, %loser, %holder,
@@ -315,22 +328,27 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
             );
             self.observer.conflict(loser, holder, key);
         }
-        for key in replaced.changed {
-            let objects = self
-                .claims
-                .get(&key)
-                .map(|frontend| self.plane.lower(&key, frontend))
-                .unwrap_or_default();
-            self.ledger.replace(key, objects, touched);
+        for (key, holder) in replaced.changed {
+            let frontend = match &holder {
+                Some(holder) if holder != name => self.lowered(holder).frontends.remove(&key),
+                _ => lowered.frontends.remove(&key),
+            };
+            let objects = frontend.map(|frontend| self.plane.lower(&key, &frontend));
+            self.ledger.replace(key, objects.unwrap_or_default(), touched);
         }
     }
 
+    /// What the Service means, as things are now.
+    fn lowered(&self, name: &ObjectName) -> Lowered {
+        let service = self.state.service(name);
+        service
+            .map(|service| lower(service, || self.state.slices(name), &self.node))
+            .unwrap_or_default()
+    }
+
     fn replace_summary(&mut self, name: &ObjectName, new: Option<Summary>) {
-        let old = match new {
-            Some(summary) => self.summaries.insert(name.clone(), summary),
-            None => self.summaries.remove(name),
-        }
-        .unwrap_or_default();
+        let old = self.summaries.remove(name).unwrap_or_default();
+        let is_there = new.is_some();
         let new = new.unwrap_or_default();
         let totals = &mut self.totals;
         totals.backends = totals.backends + new.backends - old.backends;
@@ -339,7 +357,10 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
         totals.no_local_external =
             totals.no_local_external + new.no_local_external - old.no_local_external;
         if new.health_check != old.health_check {
-            self.observer.health_check(name, new.health_check);
+            self.observer.health_check(name, new.health_check.as_deref().copied());
+        }
+        if is_there {
+            self.summaries.insert(name.clone(), new);
         }
     }
 

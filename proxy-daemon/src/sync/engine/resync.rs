@@ -161,6 +161,10 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
         Comparison { sweep, diverged, .. }: Comparison<D::Key>,
         now: Instant,
     ) -> Outcome {
+        self.shed = true;
+        if !std::mem::replace(&mut self.compacted, true) {
+            self.ledger.compact();
+        }
         let before = self.foreign.len();
         self.adopt_children();
         let mut unwanted: BTreeSet<D::Key> = sweep.unwanted.into_iter().collect();

@@ -1,9 +1,8 @@
 //! The ServiceCIDR.
 
-use k8s_openapi::api::networking::v1 as api;
-
 use super::{Complaints, Converted, Part, cidr};
 use crate::model::{ObjectName, Rejected, ServiceCidr};
+use crate::watch::wire as api;
 
 #[must_use]
 pub fn service_cidr(object: &api::ServiceCIDR) -> Converted<ServiceCidr> {

@@ -18,8 +18,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroU16;
 
 use ipnetwork::IpNetwork;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
+use super::wire::Metadata;
 use crate::model::{ObjectName, Protocol, Rejected};
 
 pub use cidr::service_cidr;
@@ -33,6 +33,18 @@ pub const LABEL_HEADLESS: &str = "service.kubernetes.io/headless";
 pub const LABEL_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 /// Ties a slice to its Service, in the slice's namespace.
 pub const LABEL_SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+/// The labels and annotations that are read here; no other is kept of an object.
+pub(super) const READ_ENTRIES: [&str; 8] = [
+    LABEL_HEADLESS,
+    LABEL_PROXY_NAME,
+    LABEL_SERVICE_NAME,
+    node::LABEL_ZONE,
+    slice::ANNOTATION_TRIGGERED,
+    scheduling::ANNOTATION_SCHEDULER,
+    scheduling::ANNOTATION_FLAGS,
+    scheduling::ANNOTATION_WEIGHTS,
+];
 
 /// What became of one API object.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -105,7 +117,7 @@ impl Complaints {
     }
 }
 
-fn object_name(kind: &'static str, metadata: &ObjectMeta) -> Result<ObjectName, Rejected> {
+fn object_name(kind: &'static str, metadata: &Metadata) -> Result<ObjectName, Rejected> {
     let namespace = metadata.namespace.as_deref().unwrap_or_default();
     let name = metadata.name.as_deref().unwrap_or_default();
     let missing = match (namespace.is_empty(), name.is_empty()) {
@@ -120,8 +132,8 @@ fn object_name(kind: &'static str, metadata: &ObjectMeta) -> Result<ObjectName, 
     })
 }
 
-fn has_label(metadata: &ObjectMeta, label: &str) -> bool {
-    metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(label))
+fn has_label(metadata: &Metadata, label: &str) -> bool {
+    metadata.labels.get(label).is_some()
 }
 
 /// The API type of every port is int32, and EndpointSlice validation has let 70000 and

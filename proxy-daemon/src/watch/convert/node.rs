@@ -1,11 +1,10 @@
 //! The Node.
 
-use k8s_openapi::api::core::v1 as api;
-
 use super::{Complaints, Converted, Part, cidr, ip};
 use crate::model::{Node, NodeName, ObjectName, Rejected, Zone};
+use crate::watch::wire as api;
 
-const LABEL_ZONE: &str = "topology.kubernetes.io/zone";
+pub(super) const LABEL_ZONE: &str = "topology.kubernetes.io/zone";
 /// Set by the cluster autoscaler on a node it is about to remove.
 const TAINT_SCALING_DOWN: &str = "ToBeDeletedByClusterAutoscaler";
 
@@ -23,13 +22,7 @@ pub fn node(object: &api::Node) -> Converted<Node> {
     let mut complaints = Complaints::default();
     let converted = Node {
         name: NodeName::new(name),
-        zone: object
-            .metadata
-            .labels
-            .as_ref()
-            .and_then(|labels| labels.get(LABEL_ZONE))
-            .filter(|zone| !zone.is_empty())
-            .map(|zone| Zone::new(zone)),
+        zone: object.metadata.labels.get(LABEL_ZONE).filter(|zone| !zone.is_empty()).map(Zone::new),
         addresses: addresses(object, &mut complaints),
         pod_cidrs: spec.map(|spec| pod_cidrs(spec, &mut complaints)).unwrap_or_default(),
         deleting: object.metadata.deletion_timestamp.is_some(),

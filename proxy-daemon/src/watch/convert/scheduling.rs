@@ -3,10 +3,9 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-
 use super::{Complaints, Part, ip};
 use crate::model::{NodeName, SchedulerFlags, Scheduling, Weights, Zone};
+use crate::watch::wire::Metadata;
 
 /// An IPVS scheduler for this Service instead of `--ipvs-scheduler`.
 pub const ANNOTATION_SCHEDULER: &str = "ipvs.node-dataplane/scheduler";
@@ -20,8 +19,8 @@ const SCHEDULERS: [&str; 14] =
     ["rr", "wrr", "lc", "wlc", "fo", "ovf", "lblc", "lblcr", "dh", "sh", "mh", "sed", "nq", "twos"];
 
 /// What cannot be used is complained of and left out; the rest counts.
-pub fn scheduling(metadata: &ObjectMeta, complaints: &mut Complaints) -> Option<Arc<Scheduling>> {
-    let annotations = metadata.annotations.as_ref()?;
+pub fn scheduling(metadata: &Metadata, complaints: &mut Complaints) -> Option<Arc<Scheduling>> {
+    let annotations = &metadata.annotations;
     let mut keep = |name: &str, checked: Result<(), String>| {
         complaints.keep(Part::Setting, format!("metadata.annotations[{name}]"), checked);
     };
@@ -38,7 +37,7 @@ pub fn scheduling(metadata: &ObjectMeta, complaints: &mut Complaints) -> Option<
     (scheduling != Scheduling::default()).then(|| Arc::new(scheduling))
 }
 
-fn items(text: Option<&String>) -> impl Iterator<Item = &str> {
+fn items(text: Option<&str>) -> impl Iterator<Item = &str> {
     text.into_iter().flat_map(|text| text.split(',')).map(str::trim).filter(|item| !item.is_empty())
 }
 
@@ -93,12 +92,14 @@ fn weight(text: &str, into: &mut Weights) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     fn read(annotations: &[(&str, &str)]) -> (Option<Arc<Scheduling>>, Vec<String>) {
-        let annotations = annotations.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
-        let metadata =
-            ObjectMeta { annotations: Some(annotations.collect()), ..ObjectMeta::default() };
+        let annotations: BTreeMap<_, _> = annotations.iter().copied().collect();
+        let metadata = serde_json::json!({ "annotations": annotations });
+        let metadata = serde_json::from_value(metadata).expect("metadata");
         let mut complaints = Complaints::default();
         let read = scheduling(&metadata, &mut complaints);
         (read, complaints.0.iter().map(ToString::to_string).collect())

@@ -5,7 +5,6 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
-use k8s_openapi::api::core::v1 as api;
 
 use super::{
     Complaints, Converted, LABEL_HEADLESS, LABEL_PROXY_NAME, Part, cidr, has_label, ip,
@@ -14,6 +13,7 @@ use super::{
 use crate::model::{
     DEFAULT_AFFINITY_TIMEOUT, Family, Rejected, Service, ServicePort, TrafficPolicy, intern,
 };
+use crate::watch::wire as api;
 
 const KIND: &str = "Service";
 

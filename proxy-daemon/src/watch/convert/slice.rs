@@ -1,23 +1,21 @@
 //! EndpointSlices.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::SystemTime;
-
-use k8s_openapi::api::discovery::v1 as api;
 
 use super::{
     Complaints, Converted, LABEL_HEADLESS, LABEL_SERVICE_NAME, Part, has_label, ip, object_name,
     port, protocol, unusable,
 };
 use crate::model::{
-    Endpoint, EndpointSlice, Family, NodeName, ObjectName, SlicePort, Zone, intern,
+    Endpoint, EndpointSlice, Family, NodeName, ObjectName, Placement, SlicePort, Zone, intern,
 };
+use crate::watch::wire as api;
 
 const KIND: &str = "EndpointSlice";
 /// When the change that led to this version of the slice happened (set by the
 /// EndpointSlice controller, `k8s.io/api/core/v1`, `EndpointsLastChangeTriggerTime`).
-const ANNOTATION_TRIGGERED: &str = "endpoints.kubernetes.io/last-change-trigger-time";
+pub(super) const ANNOTATION_TRIGGERED: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 #[must_use]
 pub fn slice(object: &api::EndpointSlice) -> Converted<EndpointSlice> {
@@ -28,12 +26,8 @@ pub fn slice(object: &api::EndpointSlice) -> Converted<EndpointSlice> {
     if has_label(&object.metadata, LABEL_HEADLESS) {
         return Converted::NotOurs("it carries the label service.kubernetes.io/headless");
     }
-    let service = object
-        .metadata
-        .labels
-        .as_ref()
-        .and_then(|labels| labels.get(LABEL_SERVICE_NAME))
-        .filter(|service| !service.is_empty());
+    let service =
+        object.metadata.labels.get(LABEL_SERVICE_NAME).filter(|service| !service.is_empty());
     let Some(service) = service else {
         return Converted::NotOurs("it has no label kubernetes.io/service-name");
     };
@@ -45,10 +39,7 @@ pub fn slice(object: &api::EndpointSlice) -> Converted<EndpointSlice> {
 
     let mut complaints = Complaints::default();
     let mut converted = EndpointSlice {
-        service: ObjectName {
-            namespace: Arc::clone(&name.namespace),
-            name: service.as_str().into(),
-        },
+        service: ObjectName::new(&name.namespace, service),
         name,
         family,
         ports: ports(object, &mut complaints),
@@ -103,15 +94,20 @@ fn endpoint(
     let field = format!("endpoints[{index}].addresses");
     let address = complaints.keep(Part::Endpoint, field, address)?;
     let conditions = entry.conditions.as_ref();
-    let hints = entry.hints.as_ref();
-    let some = |name: &Option<String>| name.clone().filter(|name| !name.is_empty());
     Some(Endpoint {
         address,
         ready: conditions.and_then(|c| c.ready).unwrap_or(true),
         serving: conditions.and_then(|c| c.serving).unwrap_or(true),
         terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
-        node: some(&entry.node_name).map(|name| NodeName::new(&name)),
-        zone: some(&entry.zone).map(|zone| Zone::new(&zone)),
+        placement: placement(entry).shared(),
+    })
+}
+
+fn placement(entry: &api::Endpoint) -> Placement {
+    let hints = entry.hints.as_ref();
+    Placement {
+        node: stated(entry.node_name.as_ref()).map(NodeName::new),
+        zone: stated(entry.zone.as_ref()).map(Zone::new),
         hint_zones: hints
             .and_then(|hints| hints.for_zones.as_ref())
             .into_iter()
@@ -124,7 +120,11 @@ fn endpoint(
             .flatten()
             .map(|node| NodeName::new(&node.name))
             .collect(),
-    })
+    }
+}
+
+fn stated(name: Option<&String>) -> Option<&str> {
+    name.map(String::as_str).filter(|name| !name.is_empty())
 }
 
 /// What the API's own validation refuses today may still come from older objects,
@@ -141,7 +141,7 @@ fn endpoint_address(text: &str, family: Family) -> Result<IpAddr, String> {
 }
 
 fn triggered(object: &api::EndpointSlice, complaints: &mut Complaints) -> Option<SystemTime> {
-    let text = object.metadata.annotations.as_ref()?.get(ANNOTATION_TRIGGERED)?;
+    let text = object.metadata.annotations.get(ANNOTATION_TRIGGERED)?;
     let time =
         text.parse::<jiff::Timestamp>().map_err(|_| format!("{text:?} is not an RFC 3339 time"));
     complaints

@@ -3,15 +3,15 @@
 
 use std::time::{Duration, SystemTime};
 
-use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
 use crate::model::{EndpointSlice, Family, Node, Service, TrafficPolicy};
+use crate::watch::wire;
 
 /// A ClusterIP Service with `spec` merged over its own.
-fn make_service(labels: Value, spec: Value, status: Value) -> core::Service {
+fn make_service(labels: Value, spec: Value, status: Value) -> wire::Service {
     let mut object = json!({
         "metadata": {"name": "web", "namespace": "shop", "labels": labels,
                      "creationTimestamp": "2026-11-21T08:36:27Z"},
@@ -43,7 +43,7 @@ fn ours<T: fmt::Debug>(converted: Converted<T>) -> (T, Vec<String>) {
     }
 }
 
-fn make_slice(patch: Value) -> discovery::EndpointSlice {
+fn make_slice(patch: Value) -> wire::EndpointSlice {
     let mut object = json!({
         "metadata": {"name": "web-1", "namespace": "shop",
                      "labels": {"kubernetes.io/service-name": "web"}},
@@ -89,7 +89,7 @@ fn cluster_ip_none_or_empty_and_external_name_program_nothing() {
         let object = make_service(json!({}), patch.clone(), json!({}));
         assert!(matches!(service(&object), Converted::NotOurs(_)), "{patch}");
     }
-    let no_spec = core::Service { spec: None, ..make_service(json!({}), json!({}), json!({})) };
+    let no_spec = wire::Service { spec: None, ..make_service(json!({}), json!({}), json!({})) };
     assert!(matches!(service(&no_spec), Converted::NotOurs(_)));
 }
 
@@ -360,12 +360,12 @@ fn node_zone_and_hints_are_kept() {
             {"forZones": [{"name": "z1"}, {"name": "z2"}], "forNodes": [{"name": "node-a"}]}},
         {"addresses": ["10.244.0.2"], "nodeName": "", "zone": ""},
     ]}));
-    let first = &slice.endpoints[0];
+    let first = &slice.endpoints[0].placement;
     assert_eq!(first.node.as_ref().map(ToString::to_string).as_deref(), Some("node-a"));
     assert_eq!(first.zone.as_ref().map(ToString::to_string).as_deref(), Some("z1"));
     assert_eq!(first.hint_zones.len(), 2);
     assert_eq!(first.hint_nodes.len(), 1);
-    let second = &slice.endpoints[1];
+    let second = &slice.endpoints[1].placement;
     assert_eq!((&second.node, &second.zone), (&None, &None));
     assert!(second.hint_zones.is_empty() && second.hint_nodes.is_empty());
 }
@@ -389,7 +389,7 @@ fn the_trigger_time_is_read_and_a_wrong_one_costs_only_itself() {
 
 #[test]
 fn the_nodes_first_internal_address_of_a_family_comes_first() {
-    let object: core::Node = serde_json::from_value(json!({
+    let object: wire::Node = serde_json::from_value(json!({
         "metadata": {"name": "node-a", "deletionTimestamp": "2026-11-21T08:36:27Z"},
         "spec": {"podCIDR": "10.244.0.0/24",
                  "taints": [{"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"}]},
@@ -446,7 +446,7 @@ fn every_recorded_service_converts_without_complaint() {
         ("watch-services.http", 1, 1),
     ] {
         let mut counts = (0, 0);
-        for object in fixture_objects::<core::Service>(name) {
+        for object in fixture_objects::<wire::Service>(name) {
             match service(&object) {
                 Converted::Ours(_, complaints) => {
                     assert_eq!(complaints, [], "{name}");
@@ -462,7 +462,7 @@ fn every_recorded_service_converts_without_complaint() {
 
 #[test]
 fn the_recorded_load_balancer_service_has_everything() {
-    let web = fixture_objects::<core::Service>("list-services.http")
+    let web = fixture_objects::<wire::Service>("list-services.http")
         .iter()
         .find_map(|object| match service(object) {
             Converted::Ours(service, _) if &*service.name.name == "web" => Some(service),
@@ -500,7 +500,7 @@ fn the_ranges_of_a_service_cidr() {
     assert_eq!(complaints.len(), 2, "{complaints:?}");
     assert!(complaints[0].starts_with("spec.cidrs[0]: \"::/0\" holds"), "{complaints:?}");
     assert_eq!(ours(object(Value::Null)).0.ranges, []);
-    let nameless = service_cidr(&k8s_openapi::api::networking::v1::ServiceCIDR::default());
+    let nameless = service_cidr(&wire::ServiceCIDR::default());
     assert!(matches!(nameless, Converted::Rejected(_)));
 }
 
@@ -508,7 +508,7 @@ fn the_ranges_of_a_service_cidr() {
 fn every_recorded_slice_and_node_converts_without_complaint() {
     let mut found = Vec::new();
     for name in ["list-endpointslices.http", "watch-endpointslices.http"] {
-        for object in fixture_objects::<discovery::EndpointSlice>(name) {
+        for object in fixture_objects::<wire::EndpointSlice>(name) {
             if let Converted::Ours(slice, complaints) = slice(&object) {
                 assert_eq!(complaints, [], "{name}");
                 found.push((slice.name.name.to_string(), slice.family, slice.endpoints.len()));
@@ -530,7 +530,7 @@ fn every_recorded_slice_and_node_converts_without_complaint() {
             ("web-v4", Family::V4, 3),
         ]
     );
-    let nodes = fixture_objects::<core::Node>("get-node.http");
+    let nodes = fixture_objects::<wire::Node>("get-node.http");
     let (node, complaints): (Node, _) = ours(node(&nodes[0]));
     assert_eq!(complaints, Vec::<String>::new());
     assert_eq!(node.addresses, addresses(&["10.99.0.2", "fd00:99::2"]));
@@ -582,7 +582,7 @@ proptest! {
         if let Converted::Ours(slice, _) = slice(&object) {
             prop_assert!(slice.endpoints.iter().all(|e| unusable(e.address).is_none()));
         }
-        let object: core::Node = serde_json::from_value(json!({
+        let object: wire::Node = serde_json::from_value(json!({
             "metadata": {"name": t(0)}, "spec": {"podCIDRs": [t(1), t(2)]},
             "status": {"addresses": [{"type": "InternalIP", "address": t(3)}]},
         })).expect("a Node");

@@ -1,28 +1,29 @@
 //! Decoding one item of an answer without letting it fail the whole answer.
 
-use std::borrow::Cow;
-
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::Resource;
-use serde::de::{Deserialize, DeserializeOwned, Deserializer};
+use serde::de::{Deserialize, Deserializer};
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 use crate::model::ObjectName;
+use crate::watch::wire::{Metadata, Object};
 
 /// An object, or why it does not decode, with as much of its metadata as could be read.
 ///
-/// As `kube`'s `DeserializeGuard`, but metadata that does not decode either is no error,
-/// the reason names the field, and what nobody reads is dropped before it is decoded
-/// (managed fields are about half of an object).
+/// As `kube`'s `DeserializeGuard`, but metadata that does not decode either is no error, and
+/// the reason names the field.
 #[derive(Debug, Clone)]
 pub(super) struct Lenient<K> {
-    metadata: ObjectMeta,
+    metadata: Metadata,
     object: Result<K, String>,
 }
 
-impl<K: Resource> Lenient<K> {
+impl<K: Object> Lenient<K> {
+    fn metadata(&self) -> &Metadata {
+        self.object.as_ref().map_or(&self.metadata, Object::metadata)
+    }
+
     pub(super) fn name(&self) -> ObjectName {
-        let metadata = self.meta();
+        let metadata = self.metadata();
         ObjectName::new(
             metadata.namespace.as_deref().unwrap_or_default(),
             metadata.name.as_deref().unwrap_or_default(),
@@ -30,7 +31,7 @@ impl<K: Resource> Lenient<K> {
     }
 
     pub(super) fn version(&self) -> Option<String> {
-        self.meta().resource_version.clone().filter(|version| !version.is_empty())
+        self.metadata().resource_version.clone().filter(|version| !version.is_empty())
     }
 
     pub(super) fn object(&self) -> Result<&K, String> {
@@ -38,79 +39,45 @@ impl<K: Resource> Lenient<K> {
     }
 }
 
-impl<'de, K: DeserializeOwned> Deserialize<'de> for Lenient<K> {
+impl<'de, K: Object> Deserialize<'de> for Lenient<K> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let mut value = Value::deserialize(deserializer)?;
-        prune(&mut value);
-        Ok(match K::deserialize(&value) {
-            Ok(object) => Self { metadata: ObjectMeta::default(), object: Ok(object) },
-            Err(_) => Self {
-                metadata: metadata(&value),
-                // A second time, now to learn the path of the field.
-                object: serde_path_to_error::deserialize(&value).map_err(|error| error.to_string()),
-            },
+        // The text of the item, so that it can be read a second time; most are read once.
+        let text = Box::<RawValue>::deserialize(deserializer)?;
+        Ok(match serde_json::from_str(text.get()) {
+            Ok(object) => Self { metadata: Metadata::default(), object: Ok(object) },
+            Err(_) => undecodable(text.get()),
         })
     }
 }
 
-fn prune(value: &mut Value) {
-    let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) else {
-        return;
-    };
-    metadata.remove("managedFields");
-    if let Some(annotations) = metadata.get_mut("annotations").and_then(Value::as_object_mut) {
-        annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
+fn undecodable<K: Object>(text: &str) -> Lenient<K> {
+    let value: Value = serde_json::from_str(text).unwrap_or_default();
+    Lenient {
+        metadata: metadata(&value),
+        // Now to learn the path of the field.
+        object: serde_path_to_error::deserialize(&value).map_err(|error| error.to_string()),
     }
 }
 
-fn metadata(value: &Value) -> ObjectMeta {
+fn metadata(value: &Value) -> Metadata {
     let metadata = &value["metadata"];
-    ObjectMeta::deserialize(metadata).unwrap_or_else(|_| {
+    Metadata::deserialize(metadata).unwrap_or_else(|_| {
         let text = |key: &str| metadata[key].as_str().map(str::to_owned);
-        ObjectMeta {
+        Metadata {
             name: text("name"),
             namespace: text("namespace"),
             resource_version: text("resourceVersion"),
-            ..ObjectMeta::default()
+            ..Metadata::default()
         }
     })
 }
 
-impl<K: Resource> Resource for Lenient<K> {
-    type DynamicType = K::DynamicType;
-    type Scope = K::Scope;
-
-    fn kind(dt: &Self::DynamicType) -> Cow<'_, str> {
-        K::kind(dt)
-    }
-
-    fn group(dt: &Self::DynamicType) -> Cow<'_, str> {
-        K::group(dt)
-    }
-
-    fn version(dt: &Self::DynamicType) -> Cow<'_, str> {
-        K::version(dt)
-    }
-
-    fn plural(dt: &Self::DynamicType) -> Cow<'_, str> {
-        K::plural(dt)
-    }
-
-    fn meta(&self) -> &ObjectMeta {
-        self.object.as_ref().map_or(&self.metadata, Resource::meta)
-    }
-
-    fn meta_mut(&mut self) -> &mut ObjectMeta {
-        self.object.as_mut().map_or(&mut self.metadata, Resource::meta_mut)
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::api::core::v1::Service;
     use serde_json::json;
 
     use super::*;
+    use crate::watch::wire::Service;
 
     fn decode(value: Value) -> Lenient<Service> {
         serde_json::from_value(value).expect("never an error")
@@ -148,12 +115,12 @@ mod tests {
     #[test]
     fn what_nobody_reads_is_dropped_even_if_it_would_not_decode() {
         let item = decode(json!({
-            "metadata": {"name": "web", "namespace": "shop", "managedFields": 5, "annotations":
-                {"kubectl.kubernetes.io/last-applied-configuration": "{}", "kept": "yes"}},
+            "metadata": {"name": "web", "namespace": "shop", "managedFields": 5,
+                "labels": {"app": 7, "service.kubernetes.io/headless": ""},
+                "annotations": {"kubectl.kubernetes.io/last-applied-configuration": []}},
+            "spec": {"selector": 5},
         }));
         let object = item.object().expect("a Service");
-        assert_eq!(object.metadata.managed_fields, None);
-        let annotations = object.metadata.annotations.as_ref().expect("annotations");
-        assert_eq!(annotations.keys().collect::<Vec<_>>(), ["kept"]);
+        assert_eq!(object.metadata.labels.get("service.kubernetes.io/headless"), Some(""));
     }
 }

@@ -9,7 +9,7 @@ mod failure;
 mod lenient;
 mod pump;
 
-use kube::{Api, Client};
+use kube::Client;
 
 use super::announce::Announced;
 use super::intake::{Nodes, Outlet, ServiceCidrs, Services, Slices};
@@ -29,23 +29,16 @@ const SELECT_SLICES: &str = "!service.kubernetes.io/headless";
 /// before anything else of their kind, also when the API holds none. ServiceCIDRs may
 /// never come: API servers before Kubernetes 1.33 have no such kind.
 pub async fn run(client: Client, node: NodeName, outlet: Outlet, announced: Announced) {
-    let services = Pump::<Services>::new(
-        Api::all(client.clone()),
-        Selectors::labels(SELECT_SERVICES),
-        outlet.clone(),
-    );
-    let slices = Pump::<Slices>::new(
-        Api::all(client.clone()),
-        Selectors::labels(SELECT_SLICES),
-        outlet.clone(),
-    );
+    let services =
+        Pump::<Services>::new(client.clone(), Selectors::labels(SELECT_SERVICES), outlet.clone());
+    let slices =
+        Pump::<Slices>::new(client.clone(), Selectors::labels(SELECT_SLICES), outlet.clone());
     let nodes = Pump::<Nodes>::new(
-        Api::all(client.clone()),
+        client.clone(),
         Selectors::fields(format!("metadata.name={node}")),
         outlet.clone(),
     );
-    let service_cidrs =
-        Pump::<ServiceCidrs>::new(Api::all(client.clone()), Selectors::default(), outlet);
+    let service_cidrs = Pump::<ServiceCidrs>::new(client.clone(), Selectors::default(), outlet);
     let sources = async {
         tokio::join!(services.run(), slices.run(), nodes.run(), service_cidrs.run());
     };

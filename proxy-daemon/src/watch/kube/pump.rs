@@ -8,9 +8,10 @@
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
-use futures::StreamExt;
-use kube::api::{ListParams, WatchEvent, WatchParams};
-use kube::{Api, Resource};
+use futures::{Stream, StreamExt};
+use kube::Client;
+use kube::api::{ListParams, ObjectList, WatchEvent, WatchParams};
+use kube::core::Request;
 use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
@@ -19,6 +20,7 @@ use super::lenient::Lenient;
 use crate::watch::intake::{Intake, Kind, Listing, Outlet};
 use crate::watch::outage::{Backoff, Outage, random};
 use crate::watch::stats::Cause;
+use crate::watch::wire::Object as _;
 
 /// client-go's page size: bounds the memory of a list on both sides.
 const PAGE: u32 = 500;
@@ -55,9 +57,9 @@ impl Selectors {
     }
 }
 
-#[derive(Debug)]
 pub(super) struct Pump<K: Kind> {
-    api: Api<Lenient<K::Object>>,
+    client: Client,
+    request: Request,
     selectors: Selectors,
     intake: Intake<K>,
     outage: Outage,
@@ -71,13 +73,13 @@ pub(super) struct Pump<K: Kind> {
     failed_watches: u32,
 }
 
-impl<K: Kind> Pump<K>
-where
-    K::Object: Resource<DynamicType = ()>,
-{
-    pub(super) fn new(api: Api<Lenient<K::Object>>, selectors: Selectors, outlet: Outlet) -> Self {
+type Item<K> = Lenient<<K as Kind>::Object>;
+
+impl<K: Kind> Pump<K> {
+    pub(super) fn new(client: Client, selectors: Selectors, outlet: Outlet) -> Self {
         Self {
-            api,
+            client,
+            request: Request::new(K::Object::PATH),
             selectors,
             intake: Intake::new(outlet),
             outage: Outage::default(),
@@ -165,7 +167,7 @@ where
         };
         let mut listing = Listing::default();
         loop {
-            let page = match timeout(self.answer, self.api.list(&params)).await {
+            let page = match timeout(self.answer, self.page(&params)).await {
                 Ok(page) => page.map_err(|error| self.list_failed(error))?,
                 Err(_) => {
                     let message = format!("no whole answer within {:?}", self.answer);
@@ -191,6 +193,21 @@ where
         }
     }
 
+    async fn page(&self, params: &ListParams) -> Result<ObjectList<Item<K>>, kube::Error> {
+        let request = self.request.list(params).map_err(kube::Error::BuildRequest)?;
+        self.client.request(request).await
+    }
+
+    async fn events(
+        &self,
+        params: &WatchParams,
+        version: &str,
+    ) -> Result<impl Stream<Item = Result<WatchEvent<Item<K>>, kube::Error>> + use<K>, kube::Error>
+    {
+        let request = self.request.watch(params, version).map_err(kube::Error::BuildRequest)?;
+        self.client.request_events::<Item<K>>(request).await
+    }
+
     fn list_failed(&mut self, error: kube::Error) -> Failure {
         let failure = Failure::from(error);
         if failure.cause == Cause::Expired {
@@ -209,7 +226,7 @@ where
             ..WatchParams::default()
         };
         let begun = Instant::now();
-        let stream = timeout(ANSWER, self.api.watch(&params, version))
+        let stream = timeout(ANSWER, self.events(&params, version))
             .await
             .map_err(|_| Failure::new(Cause::NoAnswer, format!("no answer within {ANSWER:?}")))?
             .map_err(Failure::from)?;
@@ -236,7 +253,7 @@ where
 
     async fn event(
         &mut self,
-        event: WatchEvent<Lenient<K::Object>>,
+        event: WatchEvent<Item<K>>,
         version: &mut String,
     ) -> Result<(), Halt> {
         let seen = match event {

@@ -16,7 +16,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
@@ -26,6 +25,7 @@ use super::announce::Announcer;
 use super::intake::{Closed, Intake, Kind, Listing, Nodes, Outlet, ServiceCidrs, Services, Slices};
 use super::outage::Outage;
 use super::stats::{Cause, ObjectKind, SourceStats};
+use super::wire::Metadata;
 use crate::model::{Event, Node, NodeName, ObjectName};
 
 pub use parse::ParseError;
@@ -284,7 +284,7 @@ impl Manifests {
     /// All objects of one kind, in the order of their files.
     fn of<'a, T>(
         &'a self,
-        pick: fn(&'a Object) -> Option<(&'a ObjectMeta, &'a T)>,
+        pick: fn(&'a Object) -> Option<(&'a Metadata, &'a T)>,
     ) -> Vec<Found<'a, T>> {
         let mut found = Vec::new();
         for (path, file) in &self.files {
@@ -298,7 +298,7 @@ impl Manifests {
     }
 }
 
-type Found<'a, T> = (&'a Path, &'a ObjectMeta, &'a T);
+type Found<'a, T> = (&'a Path, &'a Metadata, &'a T);
 
 /// Waits until nothing has changed for a moment.
 async fn settle(changes: &mut watch::Receiver<()>) {

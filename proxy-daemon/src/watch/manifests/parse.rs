@@ -3,46 +3,44 @@
 use std::fmt;
 use std::path::Path;
 
-use k8s_openapi::api::{
-    core::v1 as core, discovery::v1 as discovery, networking::v1 as networking,
-};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, Deserializer};
 use serde_json::Value;
 use tracing::debug;
 
+use crate::watch::wire::{EndpointSlice, Metadata, Node, Service, ServiceCIDR};
+
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Object {
-    Service(Box<core::Service>),
-    Slice(Box<discovery::EndpointSlice>),
-    Node(Box<core::Node>),
-    ServiceCidr(Box<networking::ServiceCIDR>),
+    Service(Box<Service>),
+    Slice(Box<EndpointSlice>),
+    Node(Box<Node>),
+    ServiceCidr(Box<ServiceCIDR>),
 }
 
 impl Object {
-    pub(super) const fn service(&self) -> Option<(&ObjectMeta, &core::Service)> {
+    pub(super) const fn service(&self) -> Option<(&Metadata, &Service)> {
         match self {
             Self::Service(object) => Some((&object.metadata, object)),
             _ => None,
         }
     }
 
-    pub(super) const fn slice(&self) -> Option<(&ObjectMeta, &discovery::EndpointSlice)> {
+    pub(super) const fn slice(&self) -> Option<(&Metadata, &EndpointSlice)> {
         match self {
             Self::Slice(object) => Some((&object.metadata, object)),
             _ => None,
         }
     }
 
-    pub(super) const fn node(&self) -> Option<(&ObjectMeta, &core::Node)> {
+    pub(super) const fn node(&self) -> Option<(&Metadata, &Node)> {
         match self {
             Self::Node(object) => Some((&object.metadata, object)),
             _ => None,
         }
     }
 
-    pub(super) const fn service_cidr(&self) -> Option<(&ObjectMeta, &networking::ServiceCIDR)> {
+    pub(super) const fn service_cidr(&self) -> Option<(&Metadata, &ServiceCIDR)> {
         match self {
             Self::ServiceCidr(object) => Some((&object.metadata, object)),
             _ => None,
@@ -118,7 +116,7 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Vec<Object>, ParseError> 
 
 /// As `kubectl` does where no namespace is given.
 fn default_namespace(object: &mut Object) {
-    let metadata: &mut ObjectMeta = match object {
+    let metadata: &mut Metadata = match object {
         Object::Service(object) => &mut object.metadata,
         Object::Slice(object) => &mut object.metadata,
         Object::Node(_) | Object::ServiceCidr(_) => return,
