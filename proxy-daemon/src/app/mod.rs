@@ -17,6 +17,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::config::{self, Config, ProxyMode, Source};
 use crate::dataplane::Dataplane;
+use crate::dataplane::traffic::TrafficSource;
 use crate::kernel::capabilities::check_net_admin;
 use crate::model::{Event, Family, NodeName};
 use crate::serve::{self, Status};
@@ -24,6 +25,7 @@ use crate::sync::{self, Engine, EngineConfig, Input, NodePortAddresses};
 use crate::watch::announce::{Announced, Announcement, Announcer, Regarding};
 use crate::watch::manifests::Manifests;
 use crate::watch::{self, Outlet, SourceStats};
+use logging::Verbosity;
 
 /// Events that wait for the engine. Beyond that the source waits: a first list of tens
 /// of thousands of objects is one event, so this is deep enough.
@@ -46,14 +48,14 @@ pub fn main() -> ExitCode {
             return ExitCode::from(usage.exit_code());
         }
     };
-    logging::start(config.logging);
+    let verbosity = logging::start(config.logging);
     for note in &config.notes {
         info!("{note}");
     }
     for warning in &config.warnings {
         warn!("{warning}");
     }
-    match run(&config, &hostname) {
+    match run(&Start { config: &config, hostname: &hostname, verbosity: &verbosity }) {
         Ok(()) => ExitCode::SUCCESS,
         Err(fatal) => {
             error!("{fatal}");
@@ -62,7 +64,25 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(config: &Config, hostname: &str) -> Result<(), Fatal> {
+/// What the daemon was started with.
+struct Start<'a> {
+    config: &'a Config,
+    hostname: &'a str,
+    verbosity: &'a Verbosity,
+}
+
+/// A data plane, ready to be driven.
+struct Parts<D> {
+    plane: D,
+    traffic: Box<dyn TrafficSource>,
+    /// Addresses of this link are not the node's.
+    link: u32,
+    /// What was chosen of what the kernel can do, for the metrics.
+    features: Vec<(&'static str, String)>,
+}
+
+fn run(start: &Start<'_>) -> Result<(), Fatal> {
+    let config = start.config;
     if let Some(path) = &config.write_config_to {
         let text = config::yaml(config)?;
         std::fs::write(path, text)
@@ -78,35 +98,31 @@ fn run(config: &Config, hostname: &str) -> Result<(), Fatal> {
         ProxyMode::Ipvs => {
             let (plane, link) = ipvs::plane(config, &families)?;
             conntrack::apply(config);
-            drive(config, hostname, plane, link, families)
+            let traffic = Box::new(ipvs::traffic()?);
+            drive(start, Parts { plane, traffic, link, features: Vec::new() }, families)
         }
-        ProxyMode::Ebpf => {
-            let plane = ebpf::plane(config)?;
-            drive(config, hostname, plane, NO_LINK, families)
-        }
+        ProxyMode::Ebpf => drive(start, ebpf::plane(config)?, families),
     }
 }
 
 /// No link has this index: all addresses are the node's own.
 const NO_LINK: u32 = 0;
 
-/// Runs until stopped. Addresses of `link` are not the node's.
-fn drive<D>(
-    config: &Config,
-    hostname: &str,
-    plane: D,
-    link: u32,
-    families: Vec<Family>,
-) -> Result<(), Fatal>
+/// Runs until stopped.
+fn drive<D>(start: &Start<'_>, parts: Parts<D>, families: Vec<Family>) -> Result<(), Fatal>
 where
     D: Dataplane + 'static,
 {
+    let config = start.config;
+    let Parts { plane, traffic, link, features } = parts;
     if config.init_only {
         info!("the kernel is prepared; ending, as --init-only asks");
         return Ok(());
     }
     adjust_oom_score(config.oom_score_adj);
     let status = Status::new(config, &families);
+    status.watch_traffic(traffic);
+    status.chose(features);
     let (inputs, engine_inputs) = sync_channel(QUEUE);
     let engine =
         Engine::new(plane, status.observer(), engine_config(config, families), Instant::now());
@@ -122,7 +138,7 @@ where
         .enable_all()
         .build()
         .map_err(|error| format!("cannot start the runtime: {error}"))?;
-    let ended = runtime.block_on(serve_until_stopped(config, hostname, status, inputs.clone()));
+    let ended = runtime.block_on(serve_until_stopped(start, status, inputs.clone()));
     // What was programmed stays; the next start takes it over.
     if inputs.send(Input::Stop).is_ok() && engine.join().is_err() {
         return Err("the engine ended in a panic".to_owned());
@@ -176,11 +192,11 @@ fn families() -> Vec<Family> {
 }
 
 async fn serve_until_stopped(
-    config: &Config,
-    hostname: &str,
+    start: &Start<'_>,
     status: Arc<Status>,
     inputs: SyncSender<Input>,
 ) -> Result<(), Fatal> {
+    let Start { config, hostname, verbosity } = start;
     let (events, received) = mpsc::channel(QUEUE);
     forward(received, inputs)?;
     let stats = Arc::new(SourceStats::default());
@@ -194,7 +210,7 @@ async fn serve_until_stopped(
     tokio::select! {
         ended = source => ended,
         ended = servers => ended.map_err(|error| error.to_string()),
-        changed = reload::changed(config, read, reload::POLL) => Err(format!(
+        changed = reload::changed(config, read, verbosity, reload::POLL) => Err(format!(
             "{} changed: ending, to be started again with it; what is programmed stays",
             changed.display()
         )),

@@ -18,7 +18,7 @@ use super::runner::Input;
 use crate::dataplane::{Dataplane, OpError, Surroundings, WorkDone};
 use crate::model::{Event, Family, NodeName, ObjectName};
 use crate::plan::{Claims, Conflict, Drain, Ledger, ObjectKey, Op, diff};
-use crate::policy::{NodeView, lower};
+use crate::policy::{FrontendKey, NodeView, PortName, lower};
 use crate::state::State;
 
 use resync::Comparison;
@@ -316,6 +316,7 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
             self.observer.conflict(loser, holder, key);
         }
         for key in replaced.changed {
+            self.tell_holder(&key);
             let objects = self
                 .claims
                 .get(&key)
@@ -323,6 +324,20 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
                 .unwrap_or_default();
             self.ledger.replace(key, objects, touched);
         }
+    }
+
+    /// Whose the frontend is: the winner's of all that claim it.
+    fn tell_holder(&mut self, key: &FrontendKey) {
+        let holder = self.claims.get(key).map(|frontend| {
+            let PortName { service, port } = &frontend.port;
+            let ports = self.state.service(service).map(|service| &service.ports);
+            let named = ports
+                .into_iter()
+                .flatten()
+                .find(|candidate| candidate.name == *port && candidate.protocol == key.protocol);
+            (&frontend.port, named.map(|port| port.port))
+        });
+        self.observer.serves(key, holder);
     }
 
     fn replace_summary(&mut self, name: &ObjectName, new: Option<Summary>) {
