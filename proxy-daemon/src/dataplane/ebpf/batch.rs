@@ -15,6 +15,8 @@ use super::{LoadError, TableError};
 
 /// `enum bpf_cmd` of include/uapi/linux/bpf.h.
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
+/// Entries of one system call, which has to have room for the fullest bucket of a hash.
+pub const BATCH: usize = 4096;
 /// What is read at once, about.
 const BYTES: usize = 1 << 20;
 
@@ -97,6 +99,22 @@ impl BatchMap {
             place = next;
             began = true;
         }
+    }
+
+    /// So many entries of an array, from its front, as far as it has them.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn first<T: Pod>(&self, count: u32) -> Result<Vec<T>, TableError> {
+        let count = count as usize;
+        let mut all = Vec::new();
+        if count > 0 {
+            self.each(BATCH.min(count), &mut |_, value| {
+                all.extend(from_bytes::<T>(value));
+                all.len() < count
+            })?;
+        }
+        Ok(all)
     }
 
     /// How many entries there were, and whether they were the last.

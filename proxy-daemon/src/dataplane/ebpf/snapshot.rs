@@ -3,13 +3,10 @@
 
 use proxy_ebpf::layout::{Backend, BackendId, Frontend, FrontendKey, RangeData, names};
 
-use super::batch::{BatchMap, from_bytes};
+use super::batch::{BATCH, BatchMap, from_bytes};
 use super::pins::Pins;
 use super::store::Read;
 use super::{LoadError, TableError, Tables};
-
-/// Entries of one system call.
-const BATCH: usize = 4096;
 
 /// The maps, opened; reading them is another thread's work.
 pub struct Snapshots {
@@ -60,28 +57,23 @@ impl Snapshots {
         if read.is_err() {
             return Ok(Box::new(self.tables));
         }
-        let ranges =
-            frontends.iter().flat_map(|(_, value): &(_, Frontend)| [value.node, value.outside]);
-        let end = ranges.map(|range| range.base.saturating_add(range.len)).max().unwrap_or(0);
-        let slots: Vec<BackendId> = first(&self.slots, end)?;
-        let ids = slots.iter().map(|id| id.0.saturating_add(1)).max().unwrap_or(0);
-        let backends = first(&self.backends, ids)?;
+        let end = end_of_slots(&frontends);
+        let slots: Vec<BackendId> = self.slots.first(end)?;
+        let backends = self.backends.first(end_of_backends(&slots))?;
         let source_ranges = self.tables.source_ranges()?;
         Ok(Box::new(Snapshot { frontends, slots, backends, source_ranges }))
     }
 }
 
-/// So many entries of an array, from its front.
-fn first<T: aya::Pod>(map: &BatchMap, count: u32) -> Result<Vec<T>, TableError> {
-    let count = count as usize;
-    let mut all = Vec::with_capacity(count);
-    if count > 0 {
-        map.each(BATCH.min(count), &mut |_, value| {
-            all.extend(from_bytes::<T>(value));
-            all.len() < count
-        })?;
-    }
-    Ok(all)
+/// Slots from here on are named by no frontend.
+pub(super) fn end_of_slots(frontends: &[(FrontendKey, Frontend)]) -> u32 {
+    let ranges = frontends.iter().flat_map(|(_, value)| [value.node, value.outside]);
+    ranges.map(|range| range.base.saturating_add(range.len)).max().unwrap_or(0)
+}
+
+/// Backends from here on are named by no slot.
+pub(super) fn end_of_backends(slots: &[BackendId]) -> u32 {
+    slots.iter().map(|id| id.0.saturating_add(1)).max().unwrap_or(0)
 }
 
 impl Read for Snapshot {

@@ -337,12 +337,6 @@ impl Tables {
         self.backends.set(id.0, value, 0).map_err(failed(names::BACKENDS, "update"))
     }
 
-    /// How many backends there can be.
-    #[must_use]
-    pub fn backend_capacity(&self) -> u32 {
-        self.backends.len()
-    }
-
     /// The id is another frontend's from now on. One beyond the map counts nothing.
     ///
     /// # Errors

@@ -10,8 +10,9 @@ use proxy_ebpf::layout::{
 use proxy_ebpf::verdict::Reason;
 use tracing::info;
 
-use super::batch::{BatchMap, from_bytes, sum};
+use super::batch::{BATCH, BatchMap, from_bytes, sum};
 use super::pins::Pins;
+use super::snapshot::{end_of_backends, end_of_slots};
 use super::value::{Key, from_map_key};
 use super::{LoadError, TableError, Tables};
 use crate::dataplane::PlaneError;
@@ -20,9 +21,6 @@ use crate::dataplane::traffic::{
 };
 use crate::model::HostPort;
 use crate::policy::FrontendKey;
-
-/// Entries of one system call.
-const BATCH: usize = 4096;
 
 /// Reads the pinned maps.
 pub struct EbpfTraffic {
@@ -35,6 +33,7 @@ pub struct EbpfTraffic {
 struct Batches {
     frontends: BatchMap,
     frontend_counters: BatchMap,
+    slots: BatchMap,
     backends: BatchMap,
     backend_counters: BatchMap,
 }
@@ -55,6 +54,7 @@ impl Batches {
                 names::FRONTEND_COUNTERS,
                 cpus,
             )?,
+            slots: BatchMap::open::<u32, BackendId>(pins, names::SLOTS, None)?,
             backends: BatchMap::open::<u32, Backend>(pins, names::BACKENDS, None)?,
             backend_counters: BatchMap::open::<u32, BackendCounters>(
                 pins,
@@ -132,22 +132,23 @@ impl EbpfTraffic {
         }
     }
 
-    /// All that are in use, by id.
-    fn backends(&self) -> Result<Vec<(u32, Backend)>, TableError> {
-        let mut all = Vec::new();
-        let Some(batches) = &self.batches else {
-            for id in 0..self.tables.backend_capacity() {
-                let backend = self.tables.backend(BackendId(id))?;
-                all.extend(backend.in_use().then_some((id, backend)));
+    /// All that these lead to, by id.
+    fn backends(
+        &self,
+        frontends: &[(layout::FrontendKey, layout::Frontend)],
+    ) -> Result<Vec<(u32, Backend)>, TableError> {
+        let end = end_of_slots(frontends);
+        let all = match &self.batches {
+            Some(batches) => {
+                let slots = batches.slots.first(end)?;
+                batches.backends.first(end_of_backends(&slots))?
             }
-            return Ok(all);
+            None => {
+                let ids = 0..end_of_backends(&self.tables.slots(0, end)?);
+                ids.map(|id| self.tables.backend(BackendId(id))).collect::<Result<Vec<_>, _>>()?
+            }
         };
-        batches.backends.each(BATCH, &mut |key, value| {
-            let entry = from_bytes::<u32>(key).zip(from_bytes::<Backend>(value));
-            all.extend(entry.filter(|(_, backend)| backend.in_use()));
-            true
-        })?;
-        Ok(all)
+        Ok((0..).zip(all).filter(|(_, backend)| backend.in_use()).collect())
     }
 
     fn read_frontends(
@@ -204,7 +205,7 @@ impl EbpfTraffic {
                 of.entry(value.service).or_insert(key);
             }
         }
-        let backends = self.backends()?;
+        let backends = self.backends(all)?;
         let ids: Vec<u32> = backends.iter().map(|(id, _)| *id).collect();
         self.backend_counters(&ids, &mut |place, counted| {
             let (incarnation, backend) = backends[place];
