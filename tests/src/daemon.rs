@@ -156,6 +156,24 @@ impl Page {
         Ok(Self(get(SocketAddr::from(METRICS), "/metrics")?))
     }
 
+    /// Bytes of the page.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The samples of a metric.
+    pub fn lines<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+        self.0.lines().filter(move |line| {
+            line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']))
+        })
+    }
+
     /// The sum of a metric over its labels; `None` when there is none of that name yet.
     #[must_use]
     pub fn sum(&self, name: &str) -> Option<f64> {

@@ -152,6 +152,78 @@ pub fn measure(arguments: &[&str]) -> Row {
     Row { services, endpoints, cold, changes, resync, resident }
 }
 
+/// What scrapes cost and show.
+#[derive(Debug)]
+pub struct Scrapes {
+    services: usize,
+    endpoints: usize,
+    /// With traffic metrics of their own.
+    pub service_lines: usize,
+    pub endpoint_lines: usize,
+    bytes: usize,
+    cpu: Duration,
+    reading: Duration,
+    resident: u64,
+}
+
+/// Of a daemon that programs so many Services, as [`measure`] says.
+pub fn scrapes(arguments: &[&str]) -> Scrapes {
+    const COUNT: u32 = 5;
+    let (services, endpoints) = (scale(300), from_environment("PROXY_ENDPOINTS", 10));
+    let bed = Bed::new(plain());
+    bed.api.store().load_generated(services, endpoints);
+    let mut arguments = arguments.to_vec();
+    // No resync is to come in between.
+    arguments.push("--ipvs-sync-period=600s");
+    let daemon = bed.daemon_with(&arguments);
+    let all = services as f64 + 1.0;
+    daemon.wait_for("node_dataplane_frontends", COLD, |n| n >= all).expect("all Services");
+    Moment::when("the first comparison", |moment| moment.resyncs >= 1.0);
+    std::thread::sleep(Duration::from_secs(3));
+    Page::fetch().expect("a page");
+    let mut cpu = Duration::ZERO;
+    let mut page = None;
+    for _ in 0..COUNT {
+        std::thread::sleep(Duration::from_millis(1200));
+        let before = daemon.cpu().expect("cpu");
+        page = Some(Page::fetch().expect("a page"));
+        cpu += daemon.cpu().expect("cpu").saturating_sub(before);
+    }
+    let page = page.expect("COUNT is more than 0");
+    let lines = |name: &str| page.lines(name).count();
+    Scrapes {
+        services,
+        endpoints,
+        service_lines: lines("node_dataplane_service_connections_total"),
+        endpoint_lines: lines("node_dataplane_endpoint_connections_total"),
+        bytes: page.len(),
+        cpu: cpu / COUNT,
+        reading: Duration::from_secs_f64(
+            page.sum("node_dataplane_traffic_reading_seconds").unwrap_or(0.0),
+        ),
+        resident: daemon.resident().expect("memory"),
+    }
+}
+
+impl fmt::Display for Scrapes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ms = |time: Duration| time.as_secs_f64() * 1e3;
+        write!(
+            f,
+            "{} x {}: {} Service ports and {} endpoints with series: {} KiB, CPU {:.1} ms, of which \
+             the kernel's counters take {:.1} ms; resident {:.0} MiB",
+            self.services,
+            self.endpoints,
+            self.service_lines.saturating_sub(1),
+            self.endpoint_lines.saturating_sub(1),
+            self.bytes / 1024,
+            ms(self.cpu),
+            ms(self.reading),
+            self.resident as f64 / f64::from(1 << 20),
+        )
+    }
+}
+
 impl Row {
     /// The most that one change of endpoints took.
     pub fn requests_of_a_change(&self) -> f64 {

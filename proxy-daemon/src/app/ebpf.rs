@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use tracing::{info, warn};
 
-use super::Fatal;
+use super::{Fatal, Parts};
 use crate::config::{Config, Xdp};
 use crate::dataplane::ebpf::pins::Pins;
 use crate::dataplane::ebpf::{
-    Capacity, EbpfConfig, EbpfPlane, FlowTable, Programs, SocketRelease, Tables, XdpMode, cgroup,
-    object,
+    Capacity, EbpfConfig, EbpfPlane, EbpfTraffic, FlowTable, LAYOUT_VERSION, LoadError, Programs,
+    SocketRelease, Tables, TcHook, XdpMode, cgroup, object,
 };
 use crate::kernel::capabilities::{Capability, has};
 use crate::kernel::links::NetlinkLinks;
@@ -22,7 +22,8 @@ use crate::kernel::sockets::AllNamespaces;
 /// this keeps the gauge honest and ports free.
 const SWEEP: Duration = Duration::from_secs(30);
 
-pub fn plane(config: &Config) -> Result<EbpfPlane, Fatal> {
+/// The plane with all that belongs to it.
+pub fn plane(config: &Config) -> Result<Parts<EbpfPlane>, Fatal> {
     let text = |error: &dyn std::fmt::Display| error.to_string();
     let cgroup = cgroup(config.cgroup_root.as_deref()).map_err(|e| text(&e))?;
     let pins = Pins::open(&config.bpf_root).map_err(|e| text(&e))?;
@@ -59,6 +60,9 @@ pub fn plane(config: &Config) -> Result<EbpfPlane, Fatal> {
     let peers = Tables::open(&pins).map_err(|e| text(&e))?;
     let sockets = SocketRelease::start(peers, AllNamespaces::at(Path::new("/proc")))
         .map_err(|error| format!("cannot start the thread for sockets: {error}"))?;
+    let traffic = EbpfTraffic::open(&pins).map_err(|e| text(&e))?;
+    let features = features(config, &programs, &traffic, &cgroup).map_err(|e| text(&e))?;
+    info!(?features, "what the kernel can do decided");
     let socket = Socket::open(Subsystem::Route).map_err(|e| text(&e))?;
     let detection = config.clone();
     let config = EbpfConfig {
@@ -77,7 +81,36 @@ pub fn plane(config: &Config) -> Result<EbpfPlane, Fatal> {
         sysctl_root: config.sysctl_root.clone(),
         namespace,
     };
-    Ok(EbpfPlane::new(config, programs, pins, Box::new(NetlinkLinks::new(socket)), sockets))
+    let links = Box::new(NetlinkLinks::new(socket));
+    let plane = EbpfPlane::new(config, programs, pins, links, sockets);
+    Ok(Parts { plane, traffic: Box::new(traffic), features })
+}
+
+/// What was chosen of what this kernel can do, and where.
+fn features(
+    config: &Config,
+    programs: &Programs,
+    traffic: &EbpfTraffic,
+    cgroup: &Path,
+) -> Result<Vec<(&'static str, String)>, LoadError> {
+    let either = |is: bool, [yes, no]: [&str; 2]| if is { yes } else { no }.to_owned();
+    let tc = match Programs::tc_hook()? {
+        TcHook::Tcx => "tcx",
+        TcHook::Clsact => "clsact",
+    };
+    Ok(vec![
+        ("tc", tc.to_owned()),
+        ("refusal", either(programs.sets_retval(), ["set_retval", "port_0"])),
+        ("map_reads", either(traffic.in_batches(), ["batch", "single"])),
+        ("xdp", config.xdp.to_string()),
+        (
+            "localhost_node_ports",
+            either(config.localhost_node_ports && own_cookie().is_some(), ["true", "false"]),
+        ),
+        ("cgroup_root", cgroup.display().to_string()),
+        ("bpf_root", config.bpf_root.display().to_string()),
+        ("map_layout", LAYOUT_VERSION.to_string()),
+    ])
 }
 
 /// `--cleanup`.

@@ -6,7 +6,7 @@ use tracing::{debug, info};
 
 use crate::config::Config;
 use crate::dataplane::ipvs::codec::SchedulerName;
-use crate::dataplane::ipvs::{IpvsConfig, IpvsPlane, ReadSeams, Seams, Takeover};
+use crate::dataplane::ipvs::{IpvsConfig, IpvsPlane, IpvsTraffic, ReadSeams, Seams, Takeover};
 use crate::dataplane::kubeproxy::Leftovers;
 use crate::kernel::conntrack::NetlinkConntrack;
 use crate::kernel::ipset::NetlinkIpSets;
@@ -30,6 +30,13 @@ pub fn plane(config: &Config, families: &[Family]) -> Result<(IpvsPlane<Socket>,
     let mut plane = open(config, families)?;
     let link = plane.check().map_err(|error| error.to_string())?;
     Ok((plane, link))
+}
+
+/// What reads the counters, on sockets of its own.
+pub fn traffic() -> Result<IpvsTraffic<Socket>, Fatal> {
+    let socket = |subsystem| Socket::open(subsystem).map_err(|error| error.to_string());
+    let (generic, netfilter) = (socket(Subsystem::Generic)?, socket(Subsystem::Netfilter)?);
+    Ok(IpvsTraffic::new(generic, netfilter, PathBuf::from(TABLE)))
 }
 
 /// `--cleanup`.

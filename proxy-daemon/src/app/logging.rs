@@ -5,22 +5,38 @@ use tracing_subscriber::filter::LevelFilter;
 
 use crate::config::{LogFormat, Logging};
 
-/// `RUST_LOG` goes before `-v`, for looking into one room only. What libraries say
-/// below a warning is theirs to say only at the highest verbosity.
-pub fn start(logging: Logging) {
-    let level = logging.level();
-    let others = if level == tracing::Level::TRACE { "debug" } else { "warn" };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| {
-        EnvFilter::builder()
-            .with_default_directive(LevelFilter::WARN.into())
-            .parse_lossy(format!("{others},proxy_daemon={level}"))
-    });
+/// Changes how much is logged; false when `RUST_LOG` decides that.
+pub type Verbosity = Box<dyn Fn(Logging) -> bool + Send + Sync>;
+
+/// `RUST_LOG` goes before `-v`, for looking into one room only.
+pub fn start(logging: Logging) -> Verbosity {
+    let from_environment = EnvFilter::try_from_default_env().ok();
+    let fixed = from_environment.is_some();
     let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(from_environment.unwrap_or_else(|| filter(logging)))
         .with_writer(std::io::stderr)
         .with_target(false);
     match logging.format {
-        LogFormat::Text => builder.with_ansi(false).init(),
-        LogFormat::Json => builder.json().flatten_event(true).init(),
+        LogFormat::Text => {
+            let builder = builder.with_ansi(false).with_filter_reloading();
+            let handle = builder.reload_handle();
+            builder.init();
+            Box::new(move |logging| !fixed && handle.reload(filter(logging)).is_ok())
+        }
+        LogFormat::Json => {
+            let builder = builder.json().flatten_event(true).with_filter_reloading();
+            let handle = builder.reload_handle();
+            builder.init();
+            Box::new(move |logging| !fixed && handle.reload(filter(logging)).is_ok())
+        }
     }
+}
+
+/// What libraries say below a warning is theirs to say only at the highest verbosity.
+fn filter(logging: Logging) -> EnvFilter {
+    let level = logging.level();
+    let others = if level == tracing::Level::TRACE { "debug" } else { "warn" };
+    EnvFilter::builder()
+        .with_default_directive(LevelFilter::WARN.into())
+        .parse_lossy(format!("{others},proxy_daemon={level}"))
 }

@@ -17,6 +17,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::config::{self, Config, ProxyMode, Source};
 use crate::dataplane::Dataplane;
+use crate::dataplane::traffic::TrafficSource;
 use crate::kernel::capabilities::check_net_admin;
 use crate::kernel::memory;
 use crate::model::{Event, Family, NodeName};
@@ -25,6 +26,7 @@ use crate::sync::{self, Engine, EngineConfig, Input, NodePortAddresses};
 use crate::watch::announce::{Announced, Announcement, Announcer, Regarding};
 use crate::watch::manifests::Manifests;
 use crate::watch::{self, Outlet, SourceStats};
+use logging::Verbosity;
 
 /// Events that wait for the engine. Beyond that the source waits: a first list of tens
 /// of thousands of objects is one event, so this is deep enough.
@@ -48,14 +50,14 @@ pub fn main() -> ExitCode {
             return ExitCode::from(usage.exit_code());
         }
     };
-    logging::start(config.logging);
+    let verbosity = logging::start(config.logging);
     for note in &config.notes {
         info!("{note}");
     }
     for warning in &config.warnings {
         warn!("{warning}");
     }
-    match run(&config, &hostname) {
+    match run(&Start { config: &config, hostname: &hostname, verbosity: &verbosity }) {
         Ok(()) => ExitCode::SUCCESS,
         Err(fatal) => {
             error!("{fatal}");
@@ -64,7 +66,23 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(config: &Config, hostname: &str) -> Result<(), Fatal> {
+/// What the daemon was started with.
+struct Start<'a> {
+    config: &'a Config,
+    hostname: &'a str,
+    verbosity: &'a Verbosity,
+}
+
+/// A data plane, ready to be driven.
+struct Parts<D> {
+    plane: D,
+    traffic: Box<dyn TrafficSource>,
+    /// What was chosen of what the kernel can do, for the metrics.
+    features: Vec<(&'static str, String)>,
+}
+
+fn run(start: &Start<'_>) -> Result<(), Fatal> {
+    let config = start.config;
     if let Some(path) = &config.write_config_to {
         let text = config::yaml(config)?;
         std::fs::write(path, text)
@@ -80,32 +98,35 @@ fn run(config: &Config, hostname: &str) -> Result<(), Fatal> {
         ProxyMode::Ipvs => {
             let (plane, link) = ipvs::plane(config, &families)?;
             conntrack::apply(config);
-            drive(config, hostname, || Ok(plane), link, families)
+            let traffic = Box::new(ipvs::traffic()?);
+            let parts = Parts { plane, traffic, features: Vec::new() };
+            drive(start, || Ok(parts), link, families)
         }
         ProxyMode::Ebpf => {
             let of_plane = config.clone();
-            drive(config, hostname, move || ebpf::plane(&of_plane), NO_LINK, families)
+            drive(start, move || ebpf::plane(&of_plane), NO_LINK, families)
         }
+        ProxyMode::Ebpf => drive(start, ebpf::plane(config)?, families),
     }
 }
 
 /// No link has this index: all addresses are the node's own.
 const NO_LINK: u32 = 0;
 
-/// Runs until stopped. Addresses of `link` are not the node's. `plane` is made while the first
+/// Runs until stopped. Addresses of `link` are not the node's. `parts` are made while the first
 /// lists come in.
 fn drive<D>(
-    config: &Config,
-    hostname: &str,
-    plane: impl FnOnce() -> Result<D, Fatal> + Send + 'static,
+    start: &Start<'_>,
+    parts: impl FnOnce() -> Result<Parts<D>, Fatal> + Send + 'static,
     link: u32,
     families: Vec<Family>,
 ) -> Result<(), Fatal>
 where
     D: Dataplane + 'static,
 {
+    let config = start.config;
     if config.init_only {
-        drop(plane()?);
+        drop(parts()?);
         info!("the kernel is prepared; ending, as --init-only asks");
         return Ok(());
     }
@@ -113,12 +134,16 @@ where
     let status = Status::new(config, &families);
     let (inputs, engine_inputs) = sync_channel(QUEUE);
     let (observer, of_engine) = (status.observer(), engine_config(config, families));
+    let told = Arc::clone(&status);
     let min_interval = config.ipvs.min_sync_period;
     let (refused, refusal) = oneshot::channel();
     let engine = std::thread::Builder::new()
         .name("engine".into())
-        .spawn(move || match plane() {
-            Ok(plane) => {
+        .spawn(move || match parts() {
+            Ok(Parts { plane, traffic, features }) => {
+                told.watch_traffic(traffic);
+                told.chose(features);
+                drop(told);
                 let engine = Engine::new(plane, observer, of_engine, Instant::now());
                 sync::run(engine, &engine_inputs, min_interval);
             }
@@ -137,7 +162,7 @@ where
         tokio::select! {
             biased;
             Ok(fatal) = refusal => Err(fatal),
-            ended = serve_until_stopped(config, hostname, status, inputs.clone()) => ended,
+            ended = serve_until_stopped(start, status, inputs.clone()) => ended,
         }
     });
     // What was programmed stays; the next start takes it over.
@@ -193,11 +218,11 @@ fn families() -> Vec<Family> {
 }
 
 async fn serve_until_stopped(
-    config: &Config,
-    hostname: &str,
+    start: &Start<'_>,
     status: Arc<Status>,
     inputs: SyncSender<Input>,
 ) -> Result<(), Fatal> {
+    let Start { config, hostname, verbosity } = start;
     let (events, received) = mpsc::channel(QUEUE);
     forward(received, inputs)?;
     let stats = Arc::new(SourceStats::default());
@@ -211,7 +236,7 @@ async fn serve_until_stopped(
     tokio::select! {
         ended = source => ended,
         ended = servers => ended.map_err(|error| error.to_string()),
-        changed = reload::changed(config, read, reload::POLL) => Err(format!(
+        changed = reload::changed(config, read, verbosity, reload::POLL) => Err(format!(
             "{} changed: ending, to be started again with it; what is programmed stays",
             changed.display()
         )),

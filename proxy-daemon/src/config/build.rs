@@ -15,7 +15,7 @@ use super::flags::{
 use super::value::{self, Expected};
 use super::{
     Config, Conntrack, DetectLocal, Ipvs, LogFormat, Logging, MapSizes, Masquerade,
-    NodePortAddresses, ProxyMode, Serving, Source, Xdp,
+    NodePortAddresses, ProxyMode, SeriesLimits, Serving, Source, Xdp,
 };
 use crate::model::NodeName;
 
@@ -144,6 +144,7 @@ pub(super) fn build(
         ipvs: ipvs(p, &flags.ipvs),
         conntrack: conntrack(p, &flags.conntrack),
         serving: serving(p, &flags.serving),
+        series: series(p, &flags.serving),
         logging: logging(p, &flags.serving),
         cgroup_root: path(&flags.host.cgroup_root),
         socket_opt_outs: list(&flags.host.socket_opt_out),
@@ -444,6 +445,19 @@ fn serving(p: &mut Problems, flags: &ServingFlags) -> Serving {
     let hard_fail =
         p.take("--bind-address-hard-fail", &flags.bind_address_hard_fail, value::boolean);
     Serving { healthz, metrics, hard_fail }
+}
+
+fn series(p: &mut Problems, flags: &ServingFlags) -> SeriesLimits {
+    /// A page of more is of no use to anybody.
+    const MAX: u32 = 1_000_000;
+    let mut limit = |flag, raw: &str| {
+        let limit = p.take(flag, raw, |raw| value::number(raw, 0, MAX));
+        usize::try_from(limit).unwrap_or(usize::MAX)
+    };
+    let service_ports = limit("--service-metrics-limit", &flags.service_metrics_limit);
+    let endpoint_limit = limit("--endpoint-metrics-limit", &flags.endpoint_metrics_limit);
+    let endpoints = p.take("--endpoint-metrics", &flags.endpoint_metrics, value::boolean);
+    SeriesLimits { service_ports, endpoints, endpoint_limit }
 }
 
 fn logging(p: &mut Problems, flags: &ServingFlags) -> Logging {

@@ -18,7 +18,7 @@ use super::flags::{Command, ConfigCommand, Flags};
 use super::{Config, Usage, check, inert, value};
 
 /// Flags that go before the file, or that the file has no field for.
-const BEFORE_THE_FILE: [&str; 20] = [
+const BEFORE_THE_FILE: [&str; 23] = [
     "config",
     "dataplane-config",
     "write-config-to",
@@ -38,6 +38,9 @@ const BEFORE_THE_FILE: [&str; 20] = [
     "drain-timeout",
     "cgroup-root",
     "sysctl-root",
+    "service-metrics-limit",
+    "endpoint-metrics",
+    "endpoint-metrics-limit",
     "proxy-mode",
 ];
 

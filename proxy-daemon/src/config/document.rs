@@ -45,6 +45,11 @@ fn own(config: &Config) -> Value {
         "drainTimeout": format_duration(config.drain_timeout),
         "cgroupRoot": config.cgroup_root,
         "sysctlRoot": config.sysctl_root,
+        "metrics": {
+            "serviceLimit": config.series.service_ports,
+            "endpoints": config.series.endpoints,
+            "endpointLimit": config.series.endpoint_limit,
+        },
     })
 }
 

@@ -162,6 +162,9 @@ pub const OWN: &[Field] = &[
     pointer("drainTimeout", Shape::Duration, "--drain-timeout"),
     pointer("cgroupRoot", Shape::Text, "--cgroup-root"),
     pointer("sysctlRoot", Shape::Text, "--sysctl-root"),
+    pointer("metrics.serviceLimit", Shape::Integer, "--service-metrics-limit"),
+    pointer("metrics.endpoints", Shape::Bool, "--endpoint-metrics"),
+    pointer("metrics.endpointLimit", Shape::Integer, "--endpoint-metrics-limit"),
 ];
 
 /// The field that is meant most probably by an unknown one.

@@ -47,6 +47,12 @@ fn with(path: &str, value: &str) -> String {
     if path != "mode" {
         text.push_str("mode: ipvs\n");
     }
+    text + &field(path, value)
+}
+
+/// One field as YAML.
+fn field(path: &str, value: &str) -> String {
+    let mut text = String::new();
     let keys: Vec<&str> = path.split('.').collect();
     for (depth, key) in keys.iter().enumerate() {
         text.push_str(&format!("{}{key}:", "  ".repeat(depth)));
@@ -109,6 +115,9 @@ const OWN_EFFECTS: &[Effect] = &[
     ("drainTimeout", "0s", |c| c.drain_timeout.is_zero()),
     ("cgroupRoot", "/c", |c| c.cgroup_root == Some("/c".into())),
     ("sysctlRoot", "/s", |c| c.sysctl_root.as_os_str() == "/s"),
+    ("metrics.serviceLimit", "7", |c| c.series.service_ports == 7),
+    ("metrics.endpoints", "true", |c| c.series.endpoints),
+    ("metrics.endpointLimit", "0", |c| c.series.endpoint_limit == 0),
 ];
 
 /// Fields without an effect, each with a value that is not kube-proxy's default.
@@ -174,7 +183,7 @@ fn every_field_of_our_own_kind_has_its_effect() {
     let base = good(&first, &[]);
     for (path, value, effect) in OWN_EFFECTS {
         assert!(!effect(&base), "{path}: the test would not notice");
-        let document = format!("{OWN_HEAD}{path}: {value}\n");
+        let document = OWN_HEAD.to_owned() + &field(path, value);
         assert!(effect(&good(&format!("{first}---\n{document}"), &[])), "{path}: second document");
         let own = written(&document);
         let own = format!("--dataplane-config={}", own.path().display());

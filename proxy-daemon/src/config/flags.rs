@@ -347,6 +347,22 @@ pub struct ServingFlags {
     #[arg(long, value_name = "PORT", default_value = "10249", hide_short_help = true)]
     pub metrics_port: String,
 
+    /// Service ports with traffic metrics of their own; all others share one series; 0 reads none
+    ///
+    /// Each has six series, in ipvs mode seven. With more Service ports than this, those get
+    /// them that have traffic on this node, first come, first served.
+    #[arg(long, value_name = "N", default_value = "1000")]
+    pub service_metrics_limit: String,
+
+    /// Traffic metrics of each endpoint as well
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", default_value = "false")]
+    pub endpoint_metrics: String,
+
+    /// With --endpoint-metrics: endpoints with metrics of their own; all others share one series
+    #[arg(long, value_name = "N", default_value = "1000")]
+    pub endpoint_metrics_limit: String,
+
     /// Exit when one of these addresses cannot be bound, instead of trying again
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
           default_missing_value = "true", default_value = "false")]

@@ -70,6 +70,7 @@ pub struct Config {
     pub ipvs: Ipvs,
     pub conntrack: Conntrack,
     pub serving: Serving,
+    pub series: SeriesLimits,
     pub logging: Logging,
     /// `None`: find the cgroup2 mount.
     pub cgroup_root: Option<PathBuf>,
@@ -113,6 +114,18 @@ pub enum Xdp {
     Auto,
     Native,
     Generic,
+}
+
+impl fmt::Display for Xdp {
+    /// The value of the flag.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Off => "off",
+            Self::Auto => "auto",
+            Self::Native => "native",
+            Self::Generic => "generic",
+        })
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -233,6 +246,16 @@ pub struct Serving {
     pub metrics: Option<SocketAddr>,
     /// Failure to bind ends the daemon.
     pub hard_fail: bool,
+}
+
+/// What may have metrics of traffic of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SeriesLimits {
+    /// 0: none are read.
+    pub service_ports: usize,
+    pub endpoints: bool,
+    /// Where endpoints have any.
+    pub endpoint_limit: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

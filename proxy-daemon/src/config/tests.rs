@@ -81,6 +81,7 @@ fn defaults_are_those_of_kube_proxy() {
                 metrics: Some("127.0.0.1:10249".parse().unwrap()),
                 hard_fail: false,
             },
+            series: SeriesLimits { service_ports: 1000, endpoints: false, endpoint_limit: 1000 },
             logging: Logging { verbosity: 0, format: LogFormat::Text },
             cgroup_root: None,
             socket_opt_outs: Vec::new(),

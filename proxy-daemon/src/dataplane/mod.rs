@@ -15,6 +15,7 @@ pub mod fake;
 pub mod ipvs;
 pub mod kubeproxy;
 mod readback;
+pub mod traffic;
 
 pub use readback::{Give, Piece, Pieces, Reader};
 

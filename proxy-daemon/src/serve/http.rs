@@ -73,11 +73,17 @@ fn failure(error: &dyn std::fmt::Display) -> Response {
 }
 
 async fn metrics(State(status): Shared, request: HeaderMap) -> Response {
-    let accept = request.get(ACCEPT).and_then(|value| value.to_str().ok());
-    match exposition::render(status.metrics.registry(), accept) {
-        Ok((content_type, body)) => {
+    let accept = request.get(ACCEPT).and_then(|value| value.to_str().ok()).map(str::to_owned);
+    // The kernel is read meanwhile, which may take as long as a thread of the runtime must not
+    // be kept from its other work.
+    let rendered = tokio::task::spawn_blocking(move || {
+        exposition::render(status.metrics.registry(), accept.as_deref())
+    });
+    match rendered.await {
+        Ok(Ok((content_type, body))) => {
             ([(CONTENT_TYPE, HeaderValue::from_static(content_type))], body).into_response()
         }
+        Ok(Err(error)) => failure(&error),
         Err(error) => failure(&error),
     }
 }

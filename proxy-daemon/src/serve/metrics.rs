@@ -17,10 +17,13 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
+use super::features::FeaturesCollector;
 use super::process::ProcessCollector;
 use super::source::SourceCollector;
+use super::traffic::{Limits, Traffic};
 use crate::config::{Config, KUBERNETES, NodePortAddresses, ProxyMode, Source};
 use crate::dataplane::Fill;
+use crate::dataplane::traffic::TrafficSource;
 use crate::model::{Family, Rejected};
 use crate::sync::{SyncKind, SyncReport};
 use crate::watch::SourceStats;
@@ -180,6 +183,8 @@ pub struct Metrics {
     table_capacity: Vector<TableLabel, Gauge>,
     node_eligible: Gauge,
     source: SourceCollector,
+    traffic: Traffic,
+    features: FeaturesCollector,
 }
 
 impl fmt::Debug for Metrics {
@@ -230,6 +235,8 @@ impl Metrics {
             table_capacity: Vector::default(),
             node_eligible: Gauge::default(),
             source: SourceCollector::default(),
+            traffic: Traffic::new(limits(config)),
+            features: FeaturesCollector::default(),
         };
         metrics.node_eligible.set(1);
         for result in ["applied", "failed"] {
@@ -383,6 +390,8 @@ impl Metrics {
             self.node_eligible.clone(),
         );
         r.register_collector(Box::new(self.source.clone()));
+        r.register_collector(Box::new(self.traffic.clone()));
+        r.register_collector(Box::new(self.features.clone()));
     }
 
     #[must_use]
@@ -510,12 +519,36 @@ impl Metrics {
         self.source.set(stats);
     }
 
+    /// The kernel's counters, read at each scrape from now on.
+    pub fn watch_traffic(&self, source: Box<dyn TrafficSource>) {
+        self.traffic.read_from(source);
+    }
+
+    pub(super) fn chose(&self, features: Vec<(&'static str, String)>) {
+        self.features.set(features);
+    }
+
+    pub(super) const fn traffic(&self) -> &Traffic {
+        &self.traffic
+    }
+
     pub(super) fn healthz(&self, code: u16) {
         self.healthz.get_or_create(&CodeLabel { code }).inc();
     }
 
     pub(super) fn livez(&self, code: u16) {
         self.livez.get_or_create(&CodeLabel { code }).inc();
+    }
+}
+
+/// Without a server nobody asks.
+fn limits(config: &Config) -> Limits {
+    match config.serving.metrics {
+        Some(_) => Limits {
+            service_ports: config.series.service_ports,
+            endpoints: if config.series.endpoints { config.series.endpoint_limit } else { 0 },
+        },
+        None => Limits { service_ports: 0, endpoints: 0 },
     }
 }
 

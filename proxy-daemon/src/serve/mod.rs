@@ -6,7 +6,10 @@
 //! access, so neither waits for the other's work.
 
 mod checks;
+#[cfg(test)]
+mod deploy_tests;
 mod exposition;
+mod features;
 pub mod health;
 mod http;
 mod metrics;
@@ -15,6 +18,7 @@ mod process;
 mod source;
 #[cfg(test)]
 mod tests;
+mod traffic;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -25,6 +29,7 @@ use tokio::net::TcpListener;
 use tracing::{info, warn};
 
 use crate::config::{Config, ProxyMode, Serving};
+use crate::dataplane::traffic::TrafficSource;
 use crate::model::{Family, NodeName};
 use crate::watch::SourceStats;
 use crate::watch::announce::{Announcement, Announcer};
@@ -92,6 +97,16 @@ impl Status {
     /// The source's counters become part of the metrics.
     pub fn watch_source(&self, stats: Arc<SourceStats>) {
         self.metrics.watch_source(stats);
+    }
+
+    /// The kernel's counters become part of the metrics.
+    pub fn watch_traffic(&self, source: Box<dyn TrafficSource>) {
+        self.metrics.watch_traffic(source);
+    }
+
+    /// What was chosen of what the kernel can do, as labels.
+    pub fn chose(&self, features: Vec<(&'static str, String)>) {
+        self.metrics.chose(features);
     }
 
     /// Troubles of a Service are announced beside it from now on.

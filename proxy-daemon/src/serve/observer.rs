@@ -1,13 +1,15 @@
 //! The engine's reports, passed on to health and metrics.
 
+use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::Instant;
 
 use tracing::warn;
 
 use super::Status;
+use super::traffic::ServicePort;
 use crate::model::{ObjectName, Rejected};
-use crate::policy::FrontendKey;
+use crate::policy::{FrontendKey, PortName};
 use crate::sync::{Failing, HealthCheck, Observer, SyncReport};
 use crate::watch::announce::{Announcement, Regarding};
 
@@ -52,6 +54,15 @@ impl Observer for StatusObserver {
             action: "Program",
             note: format!("{frontend} is served for {holder}, the older of the two"),
         });
+    }
+
+    fn serves(&mut self, frontend: &FrontendKey, port: Option<(&PortName, Option<NonZeroU16>)>) {
+        let port = port.map(|(name, number)| ServicePort {
+            name: name.clone(),
+            number,
+            protocol: frontend.protocol,
+        });
+        self.0.metrics.traffic().serves(*frontend, port);
     }
 
     fn node(&mut self, eligible: Option<bool>) {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::num::NonZeroU16;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -12,9 +13,12 @@ use tokio::net::{TcpListener, TcpStream};
 use super::health::Now;
 use super::*;
 use crate::config::Config;
-use crate::dataplane::FlowRelease;
+use crate::dataplane::traffic::{
+    Abilities, Amount, Counters, Current, EndpointKey, Sample, Sink, TrafficSource,
+};
+use crate::dataplane::{Fill, FlowRelease, PlaneError};
 use crate::model::{ObjectName, Protocol, Rejected};
-use crate::policy::{FrontendKey, LocalReady};
+use crate::policy::{FrontendKey, LocalReady, PortName};
 use crate::sync::{Failing, HealthCheck, Observer as _, SyncKind, SyncReport, Totals, Work};
 
 /// Wall-clock second 0 of the tests: 2026-11-21T09:00:00Z.
@@ -30,6 +34,10 @@ struct Bed {
 
 impl Bed {
     fn new() -> Self {
+        Self::with(&[])
+    }
+
+    fn with(arguments: &[&str]) -> Self {
         let start = Instant::now();
         let elapsed = Arc::new(Mutex::new(Duration::ZERO));
         let clock = {
@@ -42,8 +50,8 @@ impl Bed {
                 }
             }
         };
-        let config =
-            Config::from_args(["proxy-daemon", "--nodeport-addresses=primary"], "node-a").unwrap();
+        let usual = ["proxy-daemon", "--nodeport-addresses=primary"];
+        let config = Config::from_args([&usual[..], arguments].concat(), "node-a").unwrap();
         let status = Status::with_clock(&config, &Family::ALL, Box::new(clock));
         Self { observer: status.observer(), status, elapsed, start }
     }
@@ -365,16 +373,162 @@ fn types(page: &str) -> BTreeSet<String> {
     page.lines().filter(|line| line.starts_with("# TYPE ")).map(str::to_owned).collect()
 }
 
-/// A page with a sample of everything that can be on it.
-async fn full_page() -> String {
+/// A kernel with one frontend of a Service and one of somebody else's.
+struct Counted {
+    connections: u64,
+    reads: Arc<Mutex<u32>>,
+}
+
+fn frontend(address: [u8; 4]) -> FrontendKey {
+    let port = NonZeroU16::new(80).unwrap();
+    FrontendKey { address: address.into(), protocol: Protocol::Tcp, port }
+}
+
+impl TrafficSource for Counted {
+    fn abilities(&self) -> Abilities {
+        Abilities { refused: true, current: true }
+    }
+
+    fn read(&mut self, endpoints: bool, sink: &mut dyn Sink) -> Result<(), PlaneError> {
+        *self.reads.lock().unwrap() += 1;
+        self.connections += 1;
+        let counters = Counters {
+            connections: self.connections,
+            refused: 2,
+            requests: Amount { packets: 3, bytes: 300 },
+            replies: Amount { packets: 4, bytes: 400 },
+        };
+        let current = Current { active: 5, inactive: 6 };
+        let sample = Sample { incarnation: 0, counters, current };
+        sink.frontend(frontend([10, 96, 0, 1]), sample);
+        sink.frontend(frontend([10, 9, 9, 9]), sample);
+        if endpoints {
+            let at = "10.244.0.7:8080".parse().unwrap();
+            sink.endpoint(EndpointKey { owner: 1, at }, frontend([10, 96, 0, 1]), sample);
+        }
+        sink.dropped(0, "no_endpoint", 7);
+        Ok(())
+    }
+}
+
+impl Bed {
+    /// The traffic of `shop/web`, whose port has no name.
+    fn count_traffic(&mut self) -> Arc<Mutex<u32>> {
+        let reads = Arc::default();
+        let source = Counted { connections: 10, reads: Arc::clone(&reads) };
+        self.status.watch_traffic(Box::new(source));
+        let name = PortName { service: ObjectName::new("shop", "web"), port: "".into() };
+        self.observer.serves(&frontend([10, 96, 0, 1]), Some((&name, NonZeroU16::new(80))));
+        reads
+    }
+}
+
+#[tokio::test]
+async fn traffic_is_that_of_service_ports() {
+    let mut bed = Bed::with(&["--endpoint-metrics"]);
+    let reads = bed.count_traffic();
+    let page = bed.metrics().await;
+    let port = "namespace=\"shop\",service=\"web\",port=\"80\",protocol=\"TCP\"";
+    let endpoint = format!("{port},endpoint=\"10.244.0.7:8080\"");
+    let other = "namespace=\"_other\",service=\"_other\",port=\"_other\",protocol=\"_other\"";
+    for line in [
+        format!("service_connections_total{{{port}}} 11"),
+        format!("service_connections_total{{{other}}} 0"),
+        format!("service_refused_total{{{port}}} 2"),
+        format!("service_packets_total{{{port},direction=\"in\"}} 3"),
+        format!("service_packets_total{{{port},direction=\"out\"}} 4"),
+        format!("service_bytes_total{{{port},direction=\"in\"}} 300"),
+        format!("service_bytes_total{{{port},direction=\"out\"}} 400"),
+        format!("service_current_connections{{{port},state=\"active\"}} 5"),
+        format!("service_current_connections{{{port},state=\"inactive\"}} 6"),
+        format!("endpoint_connections_total{{{endpoint}}} 11"),
+        format!("endpoint_bytes_total{{{endpoint},direction=\"out\"}} 400"),
+        "drops_total{reason=\"no_endpoint\"} 7".to_owned(),
+        "service_ports{series=\"own\"} 1".to_owned(),
+        "service_ports{series=\"other\"} 0".to_owned(),
+        "traffic_reading_failures_total 0".to_owned(),
+    ] {
+        let line = format!("node_dataplane_{line}");
+        assert!(page.lines().any(|held| held == line), "{line} is missing from\n{page}");
+    }
+    assert!(!page.contains("10.9.9.9"), "somebody else's frontend");
+    bed.metrics().await;
+    assert_eq!(*reads.lock().unwrap(), 1, "scrapes of one second share one reading");
+}
+
+/// A kernel that takes its time.
+struct Slow {
+    begun: std::sync::mpsc::Sender<()>,
+    go_on: std::sync::mpsc::Receiver<()>,
+}
+
+impl TrafficSource for Slow {
+    fn abilities(&self) -> Abilities {
+        Abilities::default()
+    }
+
+    fn read(&mut self, _: bool, sink: &mut dyn Sink) -> Result<(), PlaneError> {
+        self.begun.send(()).unwrap();
+        self.go_on.recv().unwrap();
+        sink.frontend(frontend([10, 96, 0, 1]), Sample::default());
+        Err(PlaneError::new("test", "the rest cannot be read"))
+    }
+}
+
+#[tokio::test]
+async fn the_engine_does_not_wait_for_a_scrape() {
     let mut bed = Bed::new();
+    let (begun, has_begun) = std::sync::mpsc::channel();
+    let (release, go_on) = std::sync::mpsc::channel();
+    bed.status.watch_traffic(Box::new(Slow { begun, go_on }));
+    let status = Arc::clone(&bed.status);
+    let scrape =
+        std::thread::spawn(move || exposition::render(status.metrics.registry(), None).unwrap().1);
+    has_begun.recv_timeout(Duration::from_secs(10)).unwrap();
+    let (done, is_done) = std::sync::mpsc::channel();
+    let engine = std::thread::spawn(move || {
+        let name = PortName { service: ObjectName::new("shop", "web"), port: "".into() };
+        // More than may wait.
+        for number in 0..10_000_u32 {
+            let frontend = frontend(number.to_be_bytes());
+            bed.observer.serves(&frontend, Some((&name, NonZeroU16::new(80))));
+        }
+        done.send(()).unwrap();
+        bed
+    });
+    is_done.recv_timeout(Duration::from_secs(10)).expect("the kernel is still being read");
+    release.send(()).unwrap();
+    let page = scrape.join().unwrap();
+    let failed = "node_dataplane_traffic_reading_failures_total 1";
+    assert!(page.lines().any(|line| line == failed), "{page}");
+    drop(engine.join().unwrap());
+}
+
+#[tokio::test]
+async fn no_traffic_is_read_where_nobody_asks_for_it() {
+    for arguments in [&["--service-metrics-limit=0"][..], &["--metrics-bind-address="]] {
+        let mut bed = Bed::with(arguments);
+        let reads = bed.count_traffic();
+        let page = bed.metrics().await;
+        assert!(!page.contains("service_connections"), "{page}");
+        assert_eq!(*reads.lock().unwrap(), 0, "{arguments:?}");
+    }
+}
+
+/// A page with a sample of everything that can be on it.
+pub async fn full_page() -> String {
+    let mut bed = Bed::with(&["--endpoint-metrics"]);
+    bed.count_traffic();
+    bed.status.chose(vec![("tc", "tcx".to_owned()), ("map_reads", "batch".to_owned())]);
     bed.status.watch_source(Arc::new(SourceStats::default()));
     bed.queued(1_000, 3, 2);
     bed.synced(2_000, |report| {
         report.kind = SyncKind::Full;
         report.triggers = vec![SystemTime::UNIX_EPOCH + Duration::from_secs(EPOCH + 1)];
     });
-    bed.synced(3_000, |_| {});
+    bed.synced(3_000, |report| {
+        report.fills = vec![Fill { table: "SLOTS", used: 1, capacity: 2 }];
+    });
     bed.observer.rejected(&Rejected {
         kind: "EndpointSlice",
         name: ObjectName::new("shop", "web-1"),
@@ -455,6 +609,7 @@ async fn info_says_what_was_chosen() {
             "node_dataplane_build_info{{version=\"{}\",kubernetes=\"1.36\"",
             env!("CARGO_PKG_VERSION")
         ),
+        "node_dataplane_ebpf_info{tc=\"tcx\",map_reads=\"batch\"} 1".to_owned(),
     ] {
         assert!(page.contains(&wanted), "{wanted} is missing from\n{page}");
     }

@@ -2,11 +2,12 @@
 //!
 //! The engine knows nothing of HTTP or Prometheus: it tells an [`Observer`].
 
+use std::num::NonZeroU16;
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::dataplane::{Fill, FlowRelease};
 use crate::model::{ObjectName, Rejected};
-use crate::policy::{FrontendKey, LocalReady};
+use crate::policy::{FrontendKey, LocalReady, PortName};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SyncKind {
@@ -94,6 +95,9 @@ pub trait Observer: Send {
     fn rejected(&mut self, object: &Rejected);
     /// `loser` wants a frontend that an older Service holds.
     fn conflict(&mut self, loser: &ObjectName, holder: &ObjectName, frontend: &FrontendKey);
+    /// The frontend is this Service port's now, with the number of the Service's own port, or
+    /// no Service's any more. Also told when nothing of it changed.
+    fn serves(&mut self, _frontend: &FrontendKey, _port: Option<(&PortName, Option<NonZeroU16>)>) {}
     /// The Node object as last seen: `None` when it is gone; else whether it is
     /// eligible for load balancers (not deleting, not scaling down).
     fn node(&mut self, eligible: Option<bool>);

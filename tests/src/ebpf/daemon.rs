@@ -6,7 +6,7 @@
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -20,19 +20,19 @@ use super::{Cgroup, in_netns, succeeds};
 use crate::binary::binary;
 use crate::daemon::Daemon;
 
-const EXTERNAL: [&str; 2] = ["198.51.100.1", "2001:db8:51::1"];
-const CLUSTER: [&str; 2] = ["10.96.0.10", "fd00:96::a"];
+pub(super) const EXTERNAL: [&str; 2] = ["198.51.100.1", "2001:db8:51::1"];
+pub(super) const CLUSTER: [&str; 2] = ["10.96.0.10", "fd00:96::a"];
 const NODE_PORT: u16 = 30080;
 const PATIENCE: Duration = Duration::from_secs(90);
 
-struct Bed {
-    net: Namespaces,
+pub(super) struct Bed {
+    pub(super) net: Namespaces,
     directory: tempfile::TempDir,
-    cgroup: Cgroup,
+    pub(super) cgroup: Cgroup,
 }
 
 impl Bed {
-    fn new(net: Namespaces) -> Result<Self> {
+    pub(super) fn new(net: Namespaces) -> Result<Self> {
         // What is mounted from here on goes with this thread.
         unshare(CloneFlags::CLONE_NEWNS).context("a new mount namespace")?;
         let none: Option<&str> = None;
@@ -53,7 +53,7 @@ impl Bed {
         Ok(bed)
     }
 
-    fn write(&self, name: &str, text: &str) -> Result<()> {
+    pub(super) fn write(&self, name: &str, text: &str) -> Result<()> {
         // Whole or not at all: the daemon reads whatever is there.
         let part = self.directory.path().join(name);
         fs::write(&part, text)?;
@@ -61,7 +61,7 @@ impl Bed {
     }
 
     /// Endpoints of both families at these sides.
-    fn endpoints(&self, sides: &[(&str, &str)]) -> Result<()> {
+    pub(super) fn endpoints(&self, sides: &[(&str, &str)]) -> Result<()> {
         let mut text = String::new();
         for (family, kind) in ["IPv4", "IPv6"].into_iter().enumerate() {
             text += &format!(
@@ -95,13 +95,18 @@ impl Bed {
     }
 
     fn start(&self) -> Result<Daemon> {
+        self.start_with(&[])
+    }
+
+    pub(super) fn start_with(&self, more: &[&str]) -> Result<Daemon> {
         let arguments = self.arguments();
-        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let mut arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        arguments.extend(more);
         Daemon::start_in("ebpf", &binary("proxy-daemon"), self.directory.path(), &arguments)
     }
 
     /// Who answers a connection from outside.
-    fn ask(&self, address: &str, port: u16) -> Result<String> {
+    pub(super) fn ask(&self, address: &str, port: u16) -> Result<String> {
         let (mut stream, name) = self.open(address, port)?;
         exchange(&mut stream)?;
         Ok(name)
@@ -119,7 +124,7 @@ impl Bed {
     }
 
     /// Waits until connections from outside end where they should, and nowhere else.
-    fn settles(&self, daemon: &Daemon, expected: &[&str]) -> Result<()> {
+    pub(super) fn settles(&self, daemon: &Daemon, expected: &[&str]) -> Result<()> {
         let end = Instant::now() + PATIENCE;
         loop {
             let answers: Vec<String> = (0..12)
@@ -134,6 +139,13 @@ impl Bed {
             }
             thread::sleep(Duration::from_millis(100));
         }
+    }
+
+    /// Where the daemon has pinned its maps.
+    pub(super) fn maps(&self) -> Result<PathBuf> {
+        let path = self.directory.path().join("bpf/proxy-daemon");
+        let version = fs::read_dir(path)?.next().context("no layout is pinned")??;
+        Ok(version.path().join("maps"))
     }
 
     fn pins(&self, what: &str) -> usize {

@@ -16,8 +16,12 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
-use proxy_daemon::dataplane::ebpf::{self, Capacity, LoadError, Programs, XdpMode, cgroup};
+use proxy_daemon::dataplane::ebpf::pins::Pins;
+use proxy_daemon::dataplane::ebpf::{
+    self, Capacity, LoadError, Programs, Snapshots, Tables, XdpMode, cgroup,
+};
 use proxy_ebpf::layout::{
     Backend, BackendId, Frontend, FrontendCounters, FrontendId, FrontendKey, Mark, ServiceId,
     SlotRange,
@@ -27,10 +31,12 @@ use proxy_ebpf::parse::{TCP, UDP};
 use proxy_ebpf::verdict::Reason;
 
 pub mod cost;
+mod counters;
 mod daemon;
 mod packets;
 mod wire;
 
+pub use counters::counters;
 pub use daemon::daemon;
 pub use packets::packets;
 pub use wire::{forwards, path_mtu, refuses, xdp_leaves_the_rest};
@@ -59,7 +65,7 @@ macro_rules! ebpf_cases {
             @each [$(#[$attribute])*]
             connect4 connect6 connect6_mapped connect4_udp connect_refused
             forwards refuses path_mtu xdp_leaves_the_rest
-            packets refusals verified_instructions daemon
+            packets refusals verified_instructions read_whole daemon counters
         }
     };
     (@each $attributes:tt $($case:ident)+) => {
@@ -379,6 +385,54 @@ pub fn refusals() -> Result<()> {
         ensure!(error.errno().is_some(), "{error}");
         Ok(())
     })
+}
+
+/// The maps read whole are the maps read entry by entry.
+///
+/// # Errors
+/// What differed.
+pub fn read_whole() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    thread::scope(|scope| {
+        // What is mounted from here on goes with this thread.
+        let thread = scope.spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNS).context("a new mount namespace")?;
+            let none: Option<&str> = None;
+            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+            compare_readings(&Pins::open(&directory.path().join("bpf"))?)
+        });
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+fn compare_readings(pins: &Pins) -> Result<()> {
+    let mut programs = Programs::load_pinned(&ebpf::object()?, CAPACITY, pins)?;
+    let tables = Tables::open(pins)?;
+    let read = || anyhow::Ok(Snapshots::open(pins)?.read()?);
+    ensure!(read()?.frontends()?.is_empty(), "nothing is there yet");
+    let mut table = Table::default();
+    for (number, backends) in [(1_u8, 0_u8), (2, 3), (3, 1), (4, 7)] {
+        let vip = SocketAddr::from(([10, 96, 0, number], 80));
+        let backends: Vec<SocketAddr> =
+            (0..backends).map(|last| SocketAddr::from(([10, 244, number, last], 8080))).collect();
+        table.add(&mut programs, vip, TCP, &backends)?;
+    }
+    let whole = read()?;
+    let sorted = |mut all: Vec<(FrontendKey, Frontend)>| {
+        all.sort_by_key(|(_, value)| value.id.0);
+        all
+    };
+    let frontends = sorted(whole.frontends()?);
+    ensure!(frontends.len() == 4 && frontends == sorted(tables.frontends()?), "{frontends:?}");
+    for (_, Frontend { node, .. }) in frontends {
+        let slots = whole.slots(node.base, node.len)?;
+        ensure!(slots == tables.slots(node.base, node.len)?, "{slots:?}");
+        for id in slots {
+            let backend = whole.backend(id)?;
+            ensure!(backend.in_use() && backend == tables.backend(id)?, "{id:?}: {backend:?}");
+        }
+    }
+    Ok(())
 }
 
 /// The verifier's instruction counts on this kernel, printed one program a line: the table

@@ -15,6 +15,7 @@ mod cidrs;
 mod codec;
 mod config;
 mod conformance;
+mod counters;
 mod daemon;
 mod ebpf;
 mod kernel;

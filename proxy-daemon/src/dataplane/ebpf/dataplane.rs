@@ -17,7 +17,7 @@ use super::plane::{Table, prefix};
 use super::readback::{Found, Reading};
 use super::spans::Spans;
 use super::value::{Key, Lowering, Value};
-use super::{Capacity, LoadError, Programs, SocketRelease, TableError, Tables, XdpMode};
+use super::{Capacity, LoadError, Programs, Snapshots, SocketRelease, TableError, XdpMode};
 use crate::dataplane::{
     Dataplane, Fill, FlowRelease, OpError, Pieces, PlaneError, Reader, Surroundings, WorkDone,
 };
@@ -432,10 +432,11 @@ impl Dataplane for EbpfPlane {
                 Ok(())
             }));
         }
-        let maps = Tables::open(&self.pins).map_err(|error| load(&error))?;
+        let maps = Snapshots::open(&self.pins).map_err(|error| load(&error))?;
         Ok(Box::new(move |give| {
+            let maps = maps.read().map_err(|error| table(&error))?;
             let mut pieces = Pieces::new(give);
-            Reading::new(&maps)
+            Reading::new(&*maps)
                 .run(|Found { key, value, .. }| pieces.put(true, key, value))
                 .map_err(|error| table(&error))?;
             pieces.end();

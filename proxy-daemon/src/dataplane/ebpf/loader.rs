@@ -175,6 +175,8 @@ pub type Named = (&'static str, Attachment);
 pub struct Programs {
     ebpf: Ebpf,
     tables: Tables,
+    made_maps: bool,
+    sets_retval: bool,
 }
 
 impl Programs {
@@ -201,6 +203,7 @@ impl Programs {
         let can_set_retval = u8::from(can_set_retval()?);
         let frontends_counted = counted::<FrontendCounters>(capacity.frontends)?;
         let backends_counted = counted::<BackendCounters>(capacity.backends)?;
+        let made_maps = pins.is_none_or(|pins| !pins.map(names::FRONTEND_COUNTERS).exists());
         let mut loader = EbpfLoader::new();
         if let Some(pins) = pins {
             for name in names::PINNED {
@@ -230,7 +233,28 @@ impl Programs {
         }
         load::<Xdp>(&mut ebpf, names::XDP_INGRESS, Xdp::load)?;
         let tables = Tables::take(&mut ebpf)?;
-        Ok(Self { ebpf, tables })
+        let sets_retval = can_set_retval != 0;
+        Ok(Self { ebpf, tables, made_maps, sets_retval })
+    }
+
+    /// Whether the maps were made for this process, and not taken over.
+    #[must_use]
+    pub const fn made_maps(&self) -> bool {
+        self.made_maps
+    }
+
+    /// Whether a refused caller gets the right errno by itself.
+    #[must_use]
+    pub const fn sets_retval(&self) -> bool {
+        self.sets_retval
+    }
+
+    /// How programs will be attached to devices, as asked at the loopback device.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn tc_hook() -> Result<TcHook, LoadError> {
+        tc_hook("lo")
     }
 
     pub const fn tables(&mut self) -> &mut Tables {

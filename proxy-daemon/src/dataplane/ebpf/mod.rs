@@ -3,6 +3,7 @@
 //! The only room that knows aya. `docs/ebpf.md` describes the whole.
 
 mod backends;
+mod batch;
 mod capability;
 mod cgroup;
 mod dataplane;
@@ -16,10 +17,12 @@ pub mod pins;
 pub mod plane;
 mod readback;
 pub mod slots;
+mod snapshot;
 mod sockets;
 mod spans;
 pub mod store;
 mod tables;
+mod traffic;
 pub mod value;
 
 pub use cgroup::cgroup;
@@ -28,5 +31,8 @@ pub use error::LoadError;
 pub use flows::FlowTable;
 pub use loader::{Attachment, Capacity, Programs, TcHook, XdpMode};
 pub use object::{OBJECT_ENV, check_layout, object};
+pub use proxy_ebpf::layout::LAYOUT_VERSION;
+pub use snapshot::Snapshots;
 pub use sockets::SocketRelease;
 pub use tables::{TableError, Tables};
+pub use traffic::EbpfTraffic;

@@ -39,7 +39,15 @@ pub struct Table<S> {
     freed: Vec<Gone>,
     /// The same of UDP, until somebody asks.
     gone: Vec<Gone>,
+    counting: Counting,
     writes: u64,
+}
+
+/// From which id on nobody has counted since the maps were made.
+#[derive(Debug, Clone, Copy, Default)]
+struct Counting {
+    frontends: u32,
+    backends: u32,
 }
 
 /// A backend that is none any more.
@@ -116,6 +124,7 @@ impl<S: Store> Table<S> {
             source_ranges: BTreeMap::new(),
             freed: Vec::new(),
             gone: Vec::new(),
+            counting: Counting::default(),
             writes: 0,
         }
     }
@@ -176,11 +185,15 @@ impl<S: Store> Table<S> {
         let old = self.frontends.get(key).cloned();
         let id = match old.as_ref().and_then(|old| old.id) {
             Some(id) => id,
-            None => FrontendId(
-                self.frontend_ids
-                    .allocate(1, now)
-                    .ok_or_else(|| full(layout::names::FRONTENDS, self.frontend_ids.fill()))?,
-            ),
+            None => {
+                let id = FrontendId(
+                    self.frontend_ids
+                        .allocate(1, now)
+                        .ok_or_else(|| full(layout::names::FRONTENDS, self.frontend_ids.fill()))?,
+                );
+                self.frontend_counts(id);
+                id
+            }
         };
         let result = self.take(value, now).and_then(|[node, outside]| {
             let Programmed { service, affinity, flags, .. } = **value;
@@ -252,12 +265,36 @@ impl<S: Store> Table<S> {
         result
     }
 
+    /// What another frontend counted under this id is not this one's. It works without that as
+    /// well, so that a refusal is no reason to do without the frontend.
+    fn frontend_counts(&mut self, id: FrontendId) {
+        if id.0 < self.counting.frontends {
+            self.writes += 1;
+            let _ = self.store.zero_frontend_counters(id);
+        } else {
+            self.counting.frontends = id.0 + 1;
+        }
+    }
+
+    fn backend_counts(&mut self, id: BackendId) -> BackendId {
+        if id.0 < self.counting.backends {
+            self.writes += 1;
+            let _ = self.store.zero_backend_counters(id);
+        } else {
+            self.counting.backends = id.0 + 1;
+        }
+        id
+    }
+
     fn count_backend(&mut self, service: ServiceId, member: &Member, local: bool, now: Instant) {
         let key = (service, member.address, member.port);
         let id = match self.backends.get(&key) {
             Some(held) => held.id,
             // Written below, or reported as full.
-            None => BackendId(self.backend_ids.allocate(1, now).unwrap_or(u32::MAX)),
+            None => match self.backend_ids.allocate(1, now) {
+                Some(id) => self.backend_counts(BackendId(id)),
+                None => BackendId(u32::MAX),
+            },
         };
         let held = self.backends.entry(key).or_insert(HeldBackend {
             id,
@@ -377,6 +414,10 @@ impl<S: Store> Table<S> {
     /// # Errors
     /// The kernel refuses; there is no picture then.
     pub fn adopt_all(&mut self) -> Result<Vec<(Key, Value)>, TableError> {
+        if !self.store.is_new() {
+            // Which ids were in use before is not known.
+            self.counting = Counting { frontends: u32::MAX, backends: u32::MAX };
+        }
         let mut reading = Reading::new(&self.store);
         let mut all = Vec::new();
         reading.run(|found| all.push(found))?;

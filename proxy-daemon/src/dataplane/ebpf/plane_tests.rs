@@ -312,3 +312,26 @@ proptest! {
         prop_assert!(plane.maps.maps().backends.values().all(|b| !b.in_use()));
     }
 }
+
+#[test]
+fn an_id_that_counted_for_another_begins_at_zero() {
+    let mut plane = Plane::new();
+    plane.set(key(1), &frontend("a", vec![backend(1, true)])).unwrap();
+    plane.set(key(2), &frontend("b", vec![backend(2, true)])).unwrap();
+    let zeroed = |plane: &Plane| plane.maps.maps().zeroed.clone();
+    assert_eq!(zeroed(&plane), (vec![], vec![]), "nobody had these before");
+    plane.delete(key(1));
+    plane.set(key(3), &frontend("c", vec![backend(3, true)])).unwrap();
+    let (frontends, backends) = zeroed(&plane);
+    assert_eq!((frontends, backends), (vec![FrontendId(0)], vec![BackendId(0)]));
+    // A daemon that takes the maps over does not know who had which id.
+    plane.maps.maps().taken_over = true;
+    let mut later = Plane { table: Table::new(plane.maps.clone(), CAPACITY), ..plane };
+    later.table.adopt_all().unwrap();
+    later.set(key(1), &frontend("a", vec![backend(1, true)])).unwrap();
+    let (frontends, backends) = zeroed(&later);
+    assert_eq!(
+        (frontends[1..].to_vec(), backends[1..].to_vec()),
+        (vec![FrontendId(2)], vec![BackendId(2)])
+    );
+}

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use proxy_ebpf::layout::{Backend, BackendId, Frontend, FrontendKey, RangeData};
+use proxy_ebpf::layout::{Backend, BackendId, Frontend, FrontendId, FrontendKey, RangeData};
 
 use super::{Programs, TableError, Tables};
 
@@ -23,6 +23,11 @@ pub trait Store: Read {
     fn set_backend(&mut self, id: BackendId, value: Backend) -> Result<(), TableError>;
     fn set_source_range(&mut self, range: RangeData, length: u32) -> Result<(), TableError>;
     fn remove_source_range(&mut self, range: RangeData, length: u32) -> Result<(), TableError>;
+    /// The counters of an id that is given out.
+    fn zero_frontend_counters(&mut self, id: FrontendId) -> Result<(), TableError>;
+    fn zero_backend_counters(&mut self, id: BackendId) -> Result<(), TableError>;
+    /// The maps were made by this process: nothing has counted in them before.
+    fn is_new(&self) -> bool;
 }
 
 impl Read for Tables {
@@ -74,6 +79,15 @@ impl Store for Programs {
     fn remove_source_range(&mut self, range: RangeData, length: u32) -> Result<(), TableError> {
         self.tables().remove_source_range(range, length)
     }
+    fn zero_frontend_counters(&mut self, id: FrontendId) -> Result<(), TableError> {
+        self.tables().zero_frontend_counters(id)
+    }
+    fn zero_backend_counters(&mut self, id: BackendId) -> Result<(), TableError> {
+        self.tables().zero_backend_counters(id)
+    }
+    fn is_new(&self) -> bool {
+        self.made_maps()
+    }
 }
 
 /// In memory; a copy is the same maps, as a restarted daemon would find them.
@@ -88,6 +102,10 @@ pub struct Maps {
     pub source_ranges: Vec<(RangeData, u32)>,
     /// Writes so far.
     pub writes: u64,
+    /// Ids whose counters were set to zero, in that order.
+    pub zeroed: (Vec<FrontendId>, Vec<BackendId>),
+    /// As a daemon finds them that was started again.
+    pub taken_over: bool,
 }
 
 impl Memory {
@@ -146,5 +164,16 @@ impl Store for Memory {
     fn remove_source_range(&mut self, range: RangeData, length: u32) -> Result<(), TableError> {
         self.write().source_ranges.retain(|entry| *entry != (range, length));
         Ok(())
+    }
+    fn zero_frontend_counters(&mut self, id: FrontendId) -> Result<(), TableError> {
+        self.maps().zeroed.0.push(id);
+        Ok(())
+    }
+    fn zero_backend_counters(&mut self, id: BackendId) -> Result<(), TableError> {
+        self.maps().zeroed.1.push(id);
+        Ok(())
+    }
+    fn is_new(&self) -> bool {
+        !self.maps().taken_over
     }
 }

@@ -1,11 +1,13 @@
 //! The maps, typed.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use aya::sys::SyscallError;
+use aya::util::nr_cpus;
 use proxy_ebpf::layout::{
     Affinity, AffinityKey, Backend, BackendCounters, BackendId, Config, Device, Flow, Frontend,
     FrontendCounters, FrontendId, FrontendKey, OptOut, RangeData, SocketKey, SocketPeer, Tuple,
@@ -41,6 +43,12 @@ impl TableError {
             _ => return None,
         };
         Some(Errno(number))
+    }
+
+    /// The index is beyond the array.
+    #[must_use]
+    pub fn is_beyond(&self) -> bool {
+        self.errno().is_some_and(|errno| errno.0 == nix::errno::Errno::E2BIG as i32)
     }
 
     /// What was to be removed is not there.
@@ -87,8 +95,17 @@ impl Tables {
     /// # Errors
     /// One is not pinned there.
     pub fn open(pins: &Pins) -> Result<Self, LoadError> {
+        Self::open_at(|name| pins.map(name))
+    }
+
+    /// Those at these paths, beside a daemon that holds the pins: for looking into them, and for
+    /// tests.
+    ///
+    /// # Errors
+    /// One is not pinned there.
+    pub fn open_at(path: impl Fn(&str) -> PathBuf) -> Result<Self, LoadError> {
         Self::of(&mut |name| {
-            let data = MapData::from_pin(pins.map(name)).and_then(Map::from_map_data);
+            let data = MapData::from_pin(path(name)).and_then(Map::from_map_data);
             data.map_err(|e| LoadError::from_aya(format!("open map {name}"), &e))
         })
     }
@@ -320,6 +337,22 @@ impl Tables {
         self.backends.set(id.0, value, 0).map_err(failed(names::BACKENDS, "update"))
     }
 
+    /// The id is another frontend's from now on. One beyond the map counts nothing.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn zero_frontend_counters(&mut self, id: FrontendId) -> Result<(), TableError> {
+        zero(&mut self.frontend_counters, id.0, names::FRONTEND_COUNTERS)
+    }
+
+    /// As [`Self::zero_frontend_counters`].
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn zero_backend_counters(&mut self, id: BackendId) -> Result<(), TableError> {
+        zero(&mut self.backend_counters, id.0, names::BACKEND_COUNTERS)
+    }
+
     /// Over all CPUs.
     ///
     /// # Errors
@@ -344,6 +377,20 @@ impl Tables {
     /// The kernel refuses.
     pub fn drops(&self, reason: Reason) -> Result<u64, TableError> {
         self.drops.get(&(reason as u32), 0).map_err(failed(names::DROPS, "read")).map(sum)
+    }
+}
+
+fn zero<T: aya::Pod + Default>(
+    map: &mut PerCpuArray<MapData, T>,
+    id: u32,
+    name: &'static str,
+) -> Result<(), TableError> {
+    let cpus = nr_cpus().map_err(|(_, error)| failed(name, "update")(MapError::IoError(error)))?;
+    let zeroes = PerCpuValues::try_from(vec![T::default(); cpus])
+        .map_err(|error| failed(name, "update")(MapError::IoError(error)))?;
+    match map.set(id, zeroes, 0).map_err(failed(name, "update")) {
+        Err(error) if error.is_beyond() => Ok(()),
+        result => result,
     }
 }
 

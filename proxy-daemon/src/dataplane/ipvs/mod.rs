@@ -13,6 +13,7 @@ pub mod ruleset;
 mod takeover;
 #[cfg(test)]
 mod tests;
+mod traffic;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -42,6 +43,7 @@ use crate::policy::{Frontend, FrontendKey};
 pub use objects::{Forward, Key, ServerConfig, Value};
 pub use readback::ReadSeams;
 pub use takeover::{Rival, Takeover};
+pub use traffic::IpvsTraffic;
 
 /// The dummy link, named as kube-proxy names it, so that its addresses are taken over.
 pub const LINK: &str = "kube-ipvs0";

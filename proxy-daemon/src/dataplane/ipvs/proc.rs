@@ -26,7 +26,8 @@ pub struct TableRealServer {
     /// `Masq`, as opposed to tunnel, direct routing and local node.
     pub masquerading: bool,
     pub weight: u32,
-    pub connections: u64,
+    pub active: u64,
+    pub inactive: u64,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -88,7 +89,7 @@ fn real_server<'a>(mut words: impl Iterator<Item = &'a str>) -> Option<TableReal
     let weight = words.next()?.parse().ok()?;
     let active: u64 = words.next()?.parse().ok()?;
     let inactive: u64 = words.next()?.parse().ok()?;
-    Some(TableRealServer { address, masquerading, weight, connections: active + inactive })
+    Some(TableRealServer { address, masquerading, weight, active, inactive })
 }
 
 /// `0A60000A:0035` or `[fd00:0010:…]:0035`.
@@ -133,7 +134,10 @@ SCTP 0A6B4D7B:0F1C rr ops
         assert_eq!((entries[0].protocol, entries[0].port), (Protocol::Tcp, 53));
         let first = entries[0].real_servers[0];
         assert_eq!(first.address, "10.244.1.5:53".parse().unwrap());
-        assert_eq!((first.weight, first.connections, first.masquerading), (1, 5, true));
+        assert_eq!(
+            (first.weight, first.active, first.inactive, first.masquerading),
+            (1, 2, 3, true)
+        );
         assert_eq!(entries[0].real_servers[1].weight, 0);
         assert_eq!(entries[1].real_servers[0].address, "[fd00:10:244::7]:8080".parse().unwrap());
         assert_eq!(entries[2].real_servers, vec![], "a mark's real server belongs to nobody else");

@@ -226,7 +226,7 @@ impl<N: Netlink + 'static> IpvsPlane<N> {
     }
 }
 
-fn dump_destinations<N: Netlink>(
+pub(super) fn dump_destinations<N: Netlink>(
     generic: &mut N,
     requests: Requests,
     frontend: &FrontendKey,
@@ -241,7 +241,7 @@ fn dump_destinations<N: Netlink>(
 }
 
 /// `None` for a firewall mark's, and for one that takes all ports.
-fn frontend_key(server: &VirtualServerKey) -> Option<FrontendKey> {
+pub(super) fn frontend_key(server: &VirtualServerKey) -> Option<FrontendKey> {
     match *server {
         VirtualServerKey::Address { addr, protocol, port } => {
             NonZeroU16::new(port).map(|port| FrontendKey { address: addr, protocol, port })

@@ -145,6 +145,8 @@ pub enum Expression {
         address: Register,
         port: Register,
     },
+    /// Counts the packets that come by, and their bytes.
+    Counter,
     /// With a source port chosen fully at random, which avoids the collisions that the
     /// sequential search meets under load.
     Masquerade,
@@ -169,6 +171,7 @@ impl Expression {
             Self::Verdict(_) => "immediate",
             Self::Reject(_) => "reject",
             Self::DestinationNat { .. } => "nat",
+            Self::Counter => "counter",
             Self::Masquerade => "masq",
         }
     }
@@ -234,6 +237,8 @@ impl Expression {
             Self::Reject(Reject::TcpReset) => {
                 w.put_u32(1, 1);
             }
+            // From zero on.
+            Self::Counter => {}
             Self::Masquerade => w.put_u32(1, RANDOM_FULLY),
         }
     }

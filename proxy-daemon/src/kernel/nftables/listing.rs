@@ -21,6 +21,8 @@ const DATA_VERDICT: u16 = 2;
 const VERDICT_CHAIN: u16 = 2;
 /// `NFTA_EXPR_NAME`.
 const EXPR_NAME: u16 = 1;
+/// `NFTA_COUNTER_PACKETS`.
+const COUNTER_PACKETS: u16 = 2;
 /// `NF_DROP`.
 const DROP: u32 = 0;
 
@@ -44,6 +46,8 @@ pub struct RuleInfo {
     /// The chains that its immediate verdicts jump or go to. Those of a verdict map are
     /// elements of the map and not seen here.
     pub jumps: Vec<String>,
+    /// Packets that its counter has counted, if it has one.
+    pub packets: Option<u64>,
 }
 
 impl Table<'_> {
@@ -88,8 +92,13 @@ pub fn decode_chain_info(message: &Message) -> Result<ChainInfo, Malformed> {
 /// When the bytes are not those of a rule.
 pub fn decode_rule_info(message: &Message) -> Result<RuleInfo, Malformed> {
     let place = decode_rule(message)?;
-    let mut rule =
-        RuleInfo { table: place.table, chain: place.chain, handle: 0, jumps: Vec::new() };
+    let mut rule = RuleInfo {
+        table: place.table,
+        chain: place.chain,
+        handle: 0,
+        jumps: Vec::new(),
+        packets: None,
+    };
     for attribute in body(message)? {
         let attribute = attribute?;
         match attribute.kind {
@@ -100,13 +109,27 @@ pub fn decode_rule_info(message: &Message) -> Result<RuleInfo, Malformed> {
             }
             RULE_EXPRESSIONS => {
                 for expression in attributes(attribute.value) {
-                    rule.jumps.extend(jump(expression?.value)?);
+                    let expression = expression?.value;
+                    rule.jumps.extend(jump(expression)?);
+                    rule.packets = rule.packets.or(packets(expression)?);
                 }
             }
             _ => {}
         }
     }
     Ok(rule)
+}
+
+/// What a counter has counted.
+fn packets(expression: &[u8]) -> Result<Option<u64>, Malformed> {
+    match find(expression, EXPR_NAME)? {
+        Some(name) if name.string()? == "counter" => {}
+        _ => return Ok(None),
+    }
+    let Some(data) = find(expression, EXPR_DATA)? else { return Ok(None) };
+    let Some(packets) = find(data.value, COUNTER_PACKETS)? else { return Ok(None) };
+    let bytes = packets.value.try_into().map_err(|_| Malformed("a counter is not eight bytes"))?;
+    Ok(Some(u64::from_be_bytes(bytes)))
 }
 
 /// Where an expression leads, if it is a verdict with a chain.

@@ -98,7 +98,7 @@ fn where_a_rule_leads_is_read() {
     ] {
         let decoded = decode_rule_info(&rule(verdict)).unwrap();
         let (table, chain) = ("t".to_owned(), "INPUT".to_owned());
-        assert_eq!(decoded, RuleInfo { table, chain, handle: 0, jumps: expected });
+        assert_eq!(decoded, RuleInfo { table, chain, handle: 0, jumps: expected, packets: None });
     }
 }
 

@@ -18,7 +18,7 @@ use super::runner::Input;
 use crate::dataplane::{Dataplane, OpError, Surroundings, WorkDone};
 use crate::model::{Event, Family, NodeName, ObjectName};
 use crate::plan::{Claims, Conflict, Drain, Ledger, ObjectKey, Op, diff};
-use crate::policy::{Lowered, NodeView, lower};
+use crate::policy::{Frontend, FrontendKey, Lowered, NodeView, PortName, lower};
 use crate::state::State;
 
 use resync::Comparison;
@@ -333,6 +333,7 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
                 Some(holder) if holder != name => self.lowered(holder).frontends.remove(&key),
                 _ => lowered.frontends.remove(&key),
             };
+            self.tell_holder(&key, frontend.as_ref());
             let objects = frontend.map(|frontend| self.plane.lower(&key, &frontend));
             self.ledger.replace(key, objects.unwrap_or_default(), touched);
         }
@@ -344,6 +345,20 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
         service
             .map(|service| lower(service, || self.state.slices(name), &self.node))
             .unwrap_or_default()
+    }
+
+    /// Whose the frontend is: the winner's of all that claim it.
+    fn tell_holder(&mut self, key: &FrontendKey, held: Option<&Frontend>) {
+        let holder = held.map(|frontend| {
+            let PortName { service, port } = &frontend.port;
+            let ports = self.state.service(service).map(|service| &service.ports);
+            let named = ports
+                .into_iter()
+                .flatten()
+                .find(|candidate| candidate.name == *port && candidate.protocol == key.protocol);
+            (&frontend.port, named.map(|port| port.port))
+        });
+        self.observer.serves(key, holder);
     }
 
     fn replace_summary(&mut self, name: &ObjectName, new: Option<Summary>) {

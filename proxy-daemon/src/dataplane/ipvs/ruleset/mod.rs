@@ -18,7 +18,8 @@ use ipnetwork::IpNetwork;
 
 use crate::kernel::netlink::{Errno, Message, Netlink, NetlinkError};
 use crate::kernel::nftables::{
-    Field, SetInfo, SetLayout, Shape, Table, batch, decode_chain, decode_rule, decode_set,
+    Field, SetInfo, SetLayout, Shape, Table, batch, decode_chain, decode_rule, decode_rule_info,
+    decode_set,
 };
 use crate::model::{Family, LocalDetect};
 
@@ -276,6 +277,33 @@ impl<N: Netlink> Ruleset<N> {
             errno,
         })
     }
+}
+
+/// New connections that the rules of `family` have refused or dropped so far, by reason; none
+/// where there is no table.
+///
+/// # Errors
+/// The kernel refuses, or answers what cannot be read.
+pub fn read_refusals<N: Netlink>(
+    netlink: &mut N,
+    family: Family,
+) -> Result<BTreeMap<&'static str, u64>, NetlinkError> {
+    let dump = match netlink.dump(&table(family).list_rules()) {
+        Err(NetlinkError::Refused { errno, .. }) if errno.0 == nix::libc::ENOENT => Vec::new(),
+        dump => dump?,
+    };
+    let mut places: BTreeMap<String, usize> = BTreeMap::new();
+    let mut refusals = BTreeMap::new();
+    for message in dump {
+        let rule = decode_rule_info(&message).map_err(NetlinkError::from)?;
+        let Some(packets) = rule.packets.filter(|_| rule.table == TABLE) else { continue };
+        let place = places.entry(rule.chain.clone()).or_default();
+        if let Some(reason) = rules::reason(&rule.chain, *place) {
+            *refusals.entry(reason).or_default() += packets;
+        }
+        *place += 1;
+    }
+    Ok(refusals)
 }
 
 enum Present {

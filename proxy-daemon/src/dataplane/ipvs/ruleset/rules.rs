@@ -148,7 +148,7 @@ impl Rules {
         let lookup = Expression::Lookup { set: Set::Allowed.name(), key: R0 };
         vec![
             rule([address, protocol, port, source, lookup], Expression::Verdict(Verdict::Return)),
-            vec![Expression::Verdict(Verdict::Drop)],
+            vec![Expression::Counter, Expression::Verdict(Verdict::Drop)],
         ]
     }
 
@@ -202,8 +202,8 @@ impl Rules {
             Expression::Lookup { set: Set::Vips.name(), key: R0 },
         ];
         vec![
-            rule(self.frontend_in(Set::Drop), Expression::Verdict(Verdict::Drop)),
-            rule(self.frontend_in(Set::Reject), goto(REJECT_CHAIN)),
+            counted(self.frontend_in(Set::Drop), Expression::Verdict(Verdict::Drop)),
+            counted(self.frontend_in(Set::Reject), goto(REJECT_CHAIN)),
             rule(vip, goto(VIP_PORT_CHAIN)),
         ]
     }
@@ -217,7 +217,7 @@ impl Rules {
         vec![
             rule(self.frontend_in(Set::Frontends), Expression::Verdict(Verdict::Return)),
             rule(hidden, Expression::Verdict(Verdict::Return)),
-            vec![goto(REJECT_CHAIN)],
+            vec![Expression::Counter, goto(REJECT_CHAIN)],
         ]
     }
 
@@ -283,7 +283,7 @@ impl Rules {
         let cidrs = config.service_cidrs.iter();
         let mut rules: Vec<Vec<Expression>> = cidrs
             .filter_map(|cidr| self.address_in(Direction::Destination, *cidr))
-            .map(|matches| rule(matches, drop()))
+            .map(|matches| counted(matches, drop()))
             .collect();
         if !rules.is_empty() {
             let vip = [
@@ -381,6 +381,23 @@ enum Direction {
 
 fn rule(matches: impl IntoIterator<Item = Expression>, action: Expression) -> Vec<Expression> {
     matches.into_iter().chain(std::iter::once(action)).collect()
+}
+
+fn counted(matches: impl IntoIterator<Item = Expression>, action: Expression) -> Vec<Expression> {
+    rule(matches.into_iter().chain([Expression::Counter]), action)
+}
+
+/// Why a rule with a counter refuses or drops what it counts: the n-th one of its chain. With
+/// the names that ebpf mode has for the same.
+pub(super) fn reason(chain: &str, place: usize) -> Option<&'static str> {
+    Some(match (chain, place) {
+        (REFUSE_CHAIN, 0) => "no_local_endpoint",
+        (REFUSE_CHAIN, _) => "no_endpoint",
+        (VIP_PORT_CHAIN, _) => "unused_port",
+        (GUARD_CHAIN, _) => "source_range",
+        (NO_SERVICE_CHAIN, _) => "unused_address",
+        _ => return None,
+    })
 }
 
 fn jump(chain: &str) -> Expression {

@@ -10,9 +10,9 @@ use ipnetwork::IpNetwork;
 use nix::sched::{CloneFlags, unshare};
 
 use super::{Set, config, in_namespace, ip, open, run};
-use crate::dataplane::ipvs::ruleset::{Element, ElementKey, Operation, Ruleset};
-use crate::kernel::netlink::Socket;
-use crate::model::{HostPort, LocalDetect, Protocol};
+use crate::dataplane::ipvs::ruleset::{Element, ElementKey, Operation, Ruleset, read_refusals};
+use crate::kernel::netlink::{Socket, Subsystem};
+use crate::model::{Family, HostPort, LocalDetect, Protocol};
 
 /// Enough for a SYN that was lost to be sent again (after 1 s), little enough to wait for
 /// an answer that does not come.
@@ -175,6 +175,10 @@ fn udp_error(address: &str, port: u16) -> ErrorKind {
     received.expect_err("no answer was to come").kind()
 }
 
+fn refused(family: Family) -> std::collections::BTreeMap<&'static str, u64> {
+    read_refusals(&mut Socket::open(Subsystem::Netfilter).unwrap(), family).unwrap()
+}
+
 fn refusals(
     addresses: &Addresses,
     connect: impl Fn(&'static str, u16) -> std::io::Result<TcpStream>,
@@ -206,6 +210,12 @@ fn refusals(
     remove(&mut ruleset, &[tcp(Set::Drop, node, 8022)]);
     add(&mut ruleset, &[tcp(Set::Reject, node, 8022)]);
     assert_refused(connect(node, 8022));
+
+    let counted = refused(Family::of(ip(vip)));
+    assert_eq!((counted["unused_port"], counted["no_endpoint"]), (3, 1), "{counted:?}");
+    // Who meets silence asks again.
+    assert!(counted["no_local_endpoint"] >= 2, "{counted:?}");
+    assert_eq!(counted["source_range"], 0, "{counted:?}");
 
     // A connection from before all this lives.
     other_end.write_all(b"still there").unwrap();
@@ -409,6 +419,8 @@ fn unused_cluster_ips(addresses: &'static Addresses) {
         ruleset.ensure(&with_cidrs).unwrap();
         assert_unanswered(outside.connect(vip, 8080));
         assert_unanswered(connect(vip, 8080));
+        let counted = refused(Family::of(ip(vip)));
+        assert!(counted["unused_address"] >= 2, "{counted:?}");
         outside.connect(server.peer, 8080).expect("not a Service address");
         connect(server.peer, 8080).expect("not a Service address");
         add(&mut ruleset, &[Element::vip(ip(vip))]);
