@@ -9,8 +9,8 @@ use super::Fatal;
 use crate::config::{Config, Xdp};
 use crate::dataplane::ebpf::pins::Pins;
 use crate::dataplane::ebpf::{
-    Capacity, EbpfConfig, EbpfPlane, FlowTable, Programs, SocketRelease, Tables, XdpMode, cgroup,
-    object,
+    Capacity, EbpfConfig, EbpfPlane, FlowTable, Limit, Programs, SocketRelease, Tables, XdpMode,
+    cgroup, object,
 };
 use crate::kernel::capabilities::{Capability, has};
 use crate::kernel::links::NetlinkLinks;
@@ -26,18 +26,23 @@ pub fn plane(config: &Config) -> Result<EbpfPlane, Fatal> {
     let text = |error: &dyn std::fmt::Display| error.to_string();
     let cgroup = cgroup(config.cgroup_root.as_deref()).map_err(|e| text(&e))?;
     let pins = Pins::open(&config.bpf_root).map_err(|e| text(&e))?;
-    let sizes = config.map_sizes;
+    let (sizes, limit) = (config.map_sizes, config.map_limits);
+    let limit = Limit { frontends: limit.frontends, backends: limit.backends, slots: limit.slots };
     let capacity = Capacity {
         frontends: sizes.frontends,
         backends: sizes.backends,
         slots: sizes.slots,
+        counted_frontends: limit.frontends,
+        counted_backends: limit.backends,
         ..Capacity::default()
     };
     let object = object().map_err(|e| text(&e))?;
-    let programs = Programs::load_pinned(&object, capacity, &pins).map_err(|e| text(&e))?;
-    let made = capacity.as_made(&pins).map_err(|e| text(&e))?;
-    if made != capacity {
-        warn!(?made, asked = ?capacity, "the maps keep the size they were made with until --cleanup");
+    // They may have grown.
+    let capacity = capacity.at_least(&pins).map_err(|e| text(&e))?;
+    let mut programs = Programs::load_pinned(&object, capacity, &pins).map_err(|e| text(&e))?;
+    let grown = programs.settle(&pins).map_err(|e| text(&e))?;
+    if !grown.is_empty() {
+        info!(maps = ?grown, "larger than those of the daemon before");
     }
     sweep(FlowTable::open(&pins).map_err(|e| text(&e))?)?;
     let missing: Vec<&str> =
@@ -62,7 +67,8 @@ pub fn plane(config: &Config) -> Result<EbpfPlane, Fatal> {
     let socket = Socket::open(Subsystem::Route).map_err(|e| text(&e))?;
     let detection = config.clone();
     let config = EbpfConfig {
-        capacity: made,
+        capacity,
+        limit,
         masquerade_all: config.masquerade.all,
         local_detection: Box::new(move |node| detection.local_detect(node)),
         cgroup,

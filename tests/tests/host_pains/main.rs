@@ -12,6 +12,7 @@
 mod connections;
 #[path = "../guest/pains/frontends.rs"]
 mod frontends;
+mod growth;
 mod opt_out;
 mod overflow;
 mod restart;

@@ -18,7 +18,7 @@ fn get(stage: &Stage, port: u16, path: &str) -> Answer {
     answer.expect("a namespace").expect("an answer")
 }
 
-fn metric(stage: &Stage, name: &str) -> u64 {
+pub fn metric(stage: &Stage, name: &str) -> u64 {
     let page = get(stage, 10249, "/metrics").body;
     let value = page.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
     value.unwrap_or_else(|| panic!("no {name} in\n{page}"))
@@ -30,14 +30,21 @@ fn metric(stage: &Stage, name: &str) -> u64 {
 fn pain_24_a_full_map_costs_no_service_that_is_there_and_is_told() {
     // `shop/web` takes one backend for each of two protocols and two families, and the API's
     // Service takes one.
-    let stage = Stage::new(&["--ebpf-map-sizes=backends=6", "--ipvs-sync-period=2s"]);
+    let stage = Stage::new(&[
+        "--ebpf-map-sizes=backends=3",
+        "--ebpf-map-limits=backends=6",
+        "--ipvs-sync-period=2s",
+    ]);
     stage.web(&spec("ClusterIP"), &[], &[(1, 0)]);
     let targets = CLUSTER_IPS.map(|ip| SocketAddr::new(ip, PORT));
     let pod = stage.client(Client::Pod);
     targets.iter().for_each(|target| stage.until_served(pod, *target));
     let backends = "node_dataplane_table_entries{table=\"BACKENDS\"}";
     until("the gauge is exact", LONG, || metric(&stage, backends) == 5);
+    // It had room for three, and has grown as far as it may.
     assert_eq!(metric(&stage, "node_dataplane_table_capacity{table=\"BACKENDS\"}"), 6);
+    assert_eq!(metric(&stage, "node_dataplane_table_growths_total{table=\"BACKENDS\"}"), 1);
+    assert!(!stage.bed.log(0).contains("refused an operation"), "{}", stage.bed.log_tails(20));
 
     let second = |endpoints: &[(usize, usize)]| {
         let addresses: Vec<_> = endpoints

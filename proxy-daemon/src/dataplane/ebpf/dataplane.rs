@@ -11,6 +11,10 @@ use proxy_ebpf::layout::{Config, Device, OptOut, Timeouts, names};
 use proxy_ebpf::order::Address;
 use tracing::{info, warn};
 
+mod growth;
+
+use self::growth::Growth;
+use super::loader::Limit;
 use super::opt_out;
 use super::pins::Pins;
 use super::plane::{Table, prefix};
@@ -35,7 +39,10 @@ const PORTS: (u16, u16) = (50_000, 65_535);
 pub type Detection = Box<dyn Fn(Option<&Node>) -> LocalDetect + Send>;
 
 pub struct EbpfConfig {
+    /// What the maps have.
     pub capacity: Capacity,
+    /// What they may grow to.
+    pub limit: Limit,
     pub masquerade_all: bool,
     /// What counts as a pod, given the Node.
     pub local_detection: Detection,
@@ -76,6 +83,7 @@ pub struct EbpfPlane {
     attached: bool,
     /// The table's picture was made from the maps.
     adopted: bool,
+    growth: Growth,
     complained: BTreeSet<String>,
 }
 
@@ -118,6 +126,7 @@ impl EbpfPlane {
             opted_out: false,
             attached: false,
             adopted: false,
+            growth: Growth::default(),
             complained: BTreeSet::new(),
         }
     }
@@ -311,7 +320,12 @@ impl EbpfPlane {
         }
         let xdp = self.config.xdp.filter(|_| !is_port(device));
         if let Some(mode) = xdp {
-            let attachment = programs.attach_xdp(name, mode)?;
+            // A device has room for one: the one before is replaced, and its link kept.
+            let before = self.pins.other_link(names::XDP_INGRESS, index);
+            let attachment = match &before {
+                Some(link) => programs.replace_xdp(link)?,
+                None => programs.attach_xdp(name, mode)?,
+            };
             attachment.pin(&self.pins.link(names::XDP_INGRESS, index))?;
         }
         info!(device = name, ?hook, ?xdp, port = is_port(device), "attached");
@@ -459,7 +473,7 @@ impl Dataplane for EbpfPlane {
         let results = ops
             .iter()
             .map(|op| {
-                self.table.apply(op, now)?;
+                self.apply_one(op, now)?;
                 match op {
                     Op::Create(Key::Address(address), _) => self
                         .note_address(*address)
@@ -478,7 +492,7 @@ impl Dataplane for EbpfPlane {
     }
 
     fn fill(&self) -> Vec<Fill> {
-        self.table.fill().to_vec()
+        self.fills()
     }
 
     fn take_releases(&mut self) -> Vec<FlowRelease> {

@@ -1,11 +1,12 @@
 //! Object bytes to programs at their hooks.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;
 use std::time::Duration;
 
 use aya::programs::cgroup_sock_addr::CgroupSockAddrLink;
-use aya::programs::links::FdLink;
+use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions};
 use aya::programs::xdp::{self, XdpLink};
 use aya::programs::{
@@ -19,7 +20,8 @@ use nix::errno::Errno;
 use proxy_ebpf::device::Hook;
 use proxy_ebpf::layout::{BackendCounters, FrontendCounters, names};
 
-use super::pins::{Pins, filter};
+use super::pins::{Pins, filter, raw_pin};
+use super::plane::{Growing, Shortage};
 use super::{LoadError, Tables, check_layout};
 
 /// Sizes of the maps.
@@ -38,9 +40,15 @@ pub struct Capacity {
     pub affinities: u32,
     pub fragments: u32,
     pub sockets: u32,
-    /// Allocated as used.
+    /// Allocated as used: these are bounds.
     pub prefixes: u32,
     pub source_ranges: u32,
+    pub devices: u32,
+    pub opt_outs: u32,
+    /// As many of each, the lowest, have counters at most: they cannot be exchanged while
+    /// programs count.
+    pub counted_frontends: u32,
+    pub counted_backends: u32,
 }
 
 impl Default for Capacity {
@@ -54,10 +62,22 @@ impl Default for Capacity {
             affinities: 1 << 15,
             fragments: 1 << 12,
             sockets: 1 << 16,
-            prefixes: 1 << 12,
-            source_ranges: 1 << 14,
+            prefixes: 1 << 16,
+            source_ranges: 1 << 20,
+            devices: 1 << 14,
+            opt_outs: 1 << 14,
+            counted_frontends: Self::LIMIT.frontends,
+            counted_backends: Self::LIMIT.backends,
         }
     }
+}
+
+/// Sizes of the maps that grow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limit {
+    pub frontends: u32,
+    pub slots: u32,
+    pub backends: u32,
 }
 
 /// In `FRONTENDS`: the frontend itself, and that its address is a Service's. Many share one
@@ -76,19 +96,90 @@ fn counted<T>(ids: u32) -> Result<u32, LoadError> {
 }
 
 impl Capacity {
-    /// What the maps have: those that were there already keep their size.
+    /// What maps grow to unless something else is said: 180 MiB, and what frontends take.
+    pub const LIMIT: Limit = Limit { frontends: 1 << 20, slots: 1 << 24, backends: 1 << 22 };
+
+    /// No smaller than the maps that are there: they keep their size, or grow.
     ///
     /// # Errors
-    /// They are not pinned.
-    pub fn as_made(self, pins: &Pins) -> Result<Self, LoadError> {
+    /// The kernel refuses to tell their size.
+    pub fn at_least(self, pins: &Pins) -> Result<Self, LoadError> {
+        let of = |name, asked: u32, each: u32| {
+            Ok::<_, LoadError>(asked.max(pins.size(name)?.unwrap_or(0) / each))
+        };
         Ok(Self {
-            frontends: pins.size(names::FRONTENDS)? / ENTRIES_PER_FRONTEND,
-            slots: pins.size(names::SLOTS)?,
-            backends: pins.size(names::BACKENDS)?,
+            frontends: of(names::FRONTENDS, self.frontends, ENTRIES_PER_FRONTEND)?,
+            slots: of(names::SLOTS, self.slots, 1)?,
+            backends: of(names::BACKENDS, self.backends, 1)?,
             ..self
         })
     }
+
+    /// With room for what is short: twice as much, as often as it takes. `None` when that is
+    /// more than the limit.
+    #[must_use]
+    pub fn grown(self, shortage: Shortage, limit: Limit) -> Option<Self> {
+        let more = |size: u32, limit: u32| {
+            let wanted = size.checked_add(shortage.needed).filter(|wanted| *wanted <= limit)?;
+            let mut grown = size.max(1);
+            while grown < wanted {
+                grown = grown.checked_mul(2)?;
+            }
+            // What was free is in pieces, or rests: all that is needed comes new.
+            Some(grown.min(limit))
+        };
+        let mut grown = self;
+        let (size, limit) = match shortage.map {
+            Growing::Frontends => (&mut grown.frontends, limit.frontends),
+            Growing::Slots => (&mut grown.slots, limit.slots),
+            Growing::Backends => (&mut grown.backends, limit.backends),
+        };
+        *size = more(*size, limit)?;
+        Some(grown)
+    }
+
+    /// The size of one that grows.
+    #[must_use]
+    pub const fn of(&self, map: Growing) -> u32 {
+        match map {
+            Growing::Frontends => self.frontends,
+            Growing::Slots => self.slots,
+            Growing::Backends => self.backends,
+        }
+    }
+
+    /// Entries of the maps in the kernel.
+    fn entries(&self) -> Result<[(&'static str, u32); 13], LoadError> {
+        let counted_frontends = self.counted_frontends.max(self.frontends);
+        let counted_backends = self.counted_backends.max(self.backends);
+        Ok([
+            (names::FRONTENDS, self.frontends.saturating_mul(ENTRIES_PER_FRONTEND)),
+            (names::FRONTEND_COUNTERS, counted::<FrontendCounters>(counted_frontends)?),
+            (names::SLOTS, self.slots),
+            (names::BACKENDS, self.backends),
+            (names::BACKEND_COUNTERS, counted::<BackendCounters>(counted_backends)?),
+            (names::FLOWS, self.flows),
+            (names::AFFINITY, self.affinities),
+            (names::FRAGMENTS, self.fragments),
+            (names::SOCKETS, self.sockets),
+            (names::PREFIXES, self.prefixes),
+            (names::SOURCE_RANGES, self.source_ranges),
+            (names::DEVICES, self.devices),
+            (names::OPT_OUTS, self.opt_outs),
+        ])
+    }
 }
+
+/// Maps that only the daemon writes, so that larger ones can take their place.
+const GROWING: [&str; 7] = [
+    names::FRONTENDS,
+    names::SLOTS,
+    names::BACKENDS,
+    names::PREFIXES,
+    names::SOURCE_RANGES,
+    names::DEVICES,
+    names::OPT_OUTS,
+];
 
 /// Which of the kernel's two ways a tc program is attached by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -175,6 +266,8 @@ pub type Named = (&'static str, Attachment);
 pub struct Programs {
     ebpf: Ebpf,
     tables: Tables,
+    /// Maps of theirs that are larger copies of those that are pinned.
+    grown: Vec<&'static str>,
 }
 
 impl Programs {
@@ -184,10 +277,12 @@ impl Programs {
         Self::load_with(object, capacity, None)
     }
 
-    /// With maps that stay: those that are pinned already are taken over as they are.
+    /// With maps that stay: those that are pinned already are taken over as they are. Of those
+    /// that are too small there is a larger copy, which is nobody else's until
+    /// [`Self::settle`]; nothing may be written to the old one meanwhile.
     ///
     /// # Errors
-    /// As [`Self::load`], or the maps cannot be pinned.
+    /// As [`Self::load`], or the maps cannot be pinned, or there is no memory for larger ones.
     pub fn load_pinned(object: &[u8], capacity: Capacity, pins: &Pins) -> Result<Self, LoadError> {
         Self::load_with(object, capacity, Some(pins))
     }
@@ -199,29 +294,39 @@ impl Programs {
     ) -> Result<Self, LoadError> {
         check_layout(object)?;
         let can_set_retval = u8::from(can_set_retval()?);
-        let frontends_counted = counted::<FrontendCounters>(capacity.frontends)?;
-        let backends_counted = counted::<BackendCounters>(capacity.backends)?;
+        let mut entries: BTreeMap<&'static str, u32> = capacity.entries()?.into_iter().collect();
+        let mut grown = Vec::new();
         let mut loader = EbpfLoader::new();
         if let Some(pins) = pins {
+            pins.clear_next()?;
             for name in names::PINNED {
-                loader.map_pin_path(name, pins.map(name));
+                let there = pins.size(name)?;
+                let too_small = there.zip(entries.get_mut(name)).is_some_and(|(there, wanted)| {
+                    let grows = GROWING.contains(&name) && there < *wanted;
+                    if !grows {
+                        *wanted = there;
+                    }
+                    grows
+                });
+                if too_small {
+                    grown.push(name);
+                }
+                let path = if too_small { pins.next(name) } else { pins.map(name) };
+                loader.map_pin_path(name, path);
             }
         }
+        for (name, entries) in entries {
+            loader.map_max_entries(name, entries);
+        }
         let mut ebpf = loader
-            .map_max_entries(names::FRONTENDS, capacity.frontends * ENTRIES_PER_FRONTEND)
-            .map_max_entries(names::FRONTEND_COUNTERS, frontends_counted)
-            .map_max_entries(names::SLOTS, capacity.slots)
-            .map_max_entries(names::BACKENDS, capacity.backends)
-            .map_max_entries(names::BACKEND_COUNTERS, backends_counted)
-            .map_max_entries(names::FLOWS, capacity.flows)
-            .map_max_entries(names::AFFINITY, capacity.affinities)
-            .map_max_entries(names::FRAGMENTS, capacity.fragments)
-            .map_max_entries(names::SOCKETS, capacity.sockets)
-            .map_max_entries(names::PREFIXES, capacity.prefixes)
-            .map_max_entries(names::SOURCE_RANGES, capacity.source_ranges)
             .override_global(names::CAN_SET_RETVAL, &can_set_retval, true)
             .load(object)
             .map_err(|e| LoadError::from_aya("create the eBPF maps", &e))?;
+        if let Some(pins) = pins {
+            for name in &grown {
+                copy(name, &pins.map(name), &pins.next(name))?;
+            }
+        }
         for name in names::CGROUP {
             load::<CgroupSockAddr>(&mut ebpf, name, CgroupSockAddr::load)?;
         }
@@ -230,7 +335,18 @@ impl Programs {
         }
         load::<Xdp>(&mut ebpf, names::XDP_INGRESS, Xdp::load)?;
         let tables = Tables::take(&mut ebpf)?;
-        Ok(Self { ebpf, tables })
+        Ok(Self { ebpf, tables, grown })
+    }
+
+    /// The larger copies take the place of the maps that they were made of. Both hold the same:
+    /// whoever ends in between leaves whole maps, old or new ones.
+    ///
+    /// # Errors
+    /// They cannot be renamed.
+    pub fn settle(&mut self, pins: &Pins) -> Result<Vec<&'static str>, LoadError> {
+        let grown = std::mem::take(&mut self.grown);
+        grown.iter().try_for_each(|name| pins.take_next(name))?;
+        Ok(grown)
     }
 
     pub const fn tables(&mut self) -> &mut Tables {
@@ -324,6 +440,24 @@ impl Programs {
         Ok(Attachment { link: AnyLink::Xdp(link) })
     }
 
+    /// In the place of another daemon's, or of an earlier one of this: a device has room for one
+    /// alone. The link stays, in whatever mode it was made.
+    ///
+    /// # Errors
+    /// There is no such link, or the kernel refuses.
+    pub fn replace_xdp(&mut self, link: &Path) -> Result<Attachment, LoadError> {
+        let place = link.display().to_string();
+        let failed = |e: &(dyn std::error::Error + 'static)| {
+            LoadError::from_aya(at(names::XDP_INGRESS, &place), e)
+        };
+        let link = PinnedLink::from_pin(link).map_err(|e| failed(&e))?;
+        let link = XdpLink::try_from(FdLink::from(link)).map_err(|e| failed(&e))?;
+        let program: &mut Xdp = program(&mut self.ebpf, names::XDP_INGRESS)?;
+        let id = program.attach_to_link(link).map_err(|e| failed(&e))?;
+        let link = program.take_link(id).map_err(|e| failed(&e))?;
+        Ok(Attachment { link: AnyLink::Xdp(link) })
+    }
+
     /// Runs the program of `hook` on one frame, as if it came by the device `ifindex` of the
     /// current network namespace, with the tables as they are, attached to nothing
     /// (`BPF_PROG_TEST_RUN`): what it returns, and what it made of the frame.
@@ -405,6 +539,21 @@ impl Programs {
             })
             .collect()
     }
+}
+
+/// All entries of one pinned map into another one.
+fn copy(name: &str, from: &Path, to: &Path) -> Result<(), LoadError> {
+    let refused =
+        |errno| LoadError::Kernel { operation: format!("copy map {name}"), errno, hint: "" };
+    let (from, to) = (raw_pin(from)?, raw_pin(to)?);
+    let mut result = Ok(());
+    from.read(|keys, values| {
+        if result.is_ok() {
+            result = to.update(keys, values);
+        }
+    })
+    .map_err(refused)?;
+    result.map_err(refused)
 }
 
 /// As much of `__sk_buff` or `xdp_md` as says by which device the frame came

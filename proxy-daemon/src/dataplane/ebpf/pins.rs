@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! ROOT/proxy-daemon/v2/maps/FLOWS          as long as the layout stays the same
+//!                     /next/SLOTS          a larger copy, until it takes the other's place
 //!                     /links/connect4-0-START       of the daemon that attached it
 //!                     /links/PROGRAM-IFINDEX-START  at a device
 //! ```
@@ -16,17 +17,22 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsFd as _;
+use std::os::linux::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use aya::maps::MapInfo;
+use aya::maps::{MapData, MapInfo};
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MsFlags, mount};
+use nix::sys::stat::{major, minor};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use proxy_ebpf::layout::LAYOUT_VERSION;
 use tracing::info;
 
 use super::LoadError;
 use super::loader::detach_filter;
+use crate::kernel::bpf::RawMap;
 
 /// Where distributions mount it.
 pub const DEFAULT_ROOT: &str = "/sys/fs/bpf";
@@ -55,15 +61,20 @@ impl Pins {
         ensure_mounted(root)?;
         let ours = root.join(OURS);
         let directory = ours.join(format!("v{LAYOUT_VERSION}"));
-        for part in ["maps", "links"] {
+        for part in ["maps", "next", "links"] {
             let path = directory.join(part);
             fs::create_dir_all(&path).map_err(failed(&path))?;
         }
         let file = File::open(&ours).map_err(failed(&ours))?;
         let lock =
-            Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| LoadError::Other {
-                operation: format!("lock {}", ours.display()),
-                reason: "another daemon in ebpf mode runs here (`fuser` tells which)".into(),
+            Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(file, errno)| {
+                let reason = match errno {
+                    Errno::EWOULDBLOCK => {
+                        format!("another daemon in ebpf mode runs here: {}", owner(&file))
+                    }
+                    errno => errno.to_string(),
+                };
+                LoadError::Other { operation: format!("lock {}", ours.display()), reason }
             })?;
         let last = fs::read_dir(directory.join("links"))
             .map_err(failed(&directory))?
@@ -78,14 +89,64 @@ impl Pins {
         self.directory.join("maps").join(name)
     }
 
-    /// The size of a map: the one it was made with, whatever is asked for now.
+    /// Where the larger copy of a map is until it takes its place.
+    #[must_use]
+    pub fn next(&self, name: &str) -> PathBuf {
+        self.directory.join("next").join(name)
+    }
+
+    /// Copies that did not come to be used: of a growth that failed, or of a daemon that died in
+    /// the middle of it.
     ///
     /// # Errors
-    /// It is not pinned.
-    pub fn size(&self, name: &str) -> Result<u32, LoadError> {
-        let info = MapInfo::from_pin(self.map(name));
+    /// They cannot be removed.
+    pub fn clear_next(&self) -> Result<(), LoadError> {
+        let next = self.directory.join("next");
+        for entry in fs::read_dir(&next).map_err(failed(&next))? {
+            let path = entry.map_err(failed(&next))?.path();
+            fs::remove_file(&path).map_err(failed(&path))?;
+        }
+        Ok(())
+    }
+
+    /// The copy takes the map's place, in one step.
+    ///
+    /// # Errors
+    /// It cannot be renamed.
+    pub fn take_next(&self, name: &str) -> Result<(), LoadError> {
+        let next = self.next(name);
+        fs::rename(&next, self.map(name)).map_err(failed(&next))
+    }
+
+    /// The size of a map: the one it was made with, whatever is asked for now. `None` when it
+    /// is not pinned.
+    ///
+    /// # Errors
+    /// The kernel refuses to tell.
+    pub fn size(&self, name: &str) -> Result<Option<u32>, LoadError> {
+        let path = self.map(name);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let info = MapInfo::from_pin(path);
         let info = info.map_err(|e| LoadError::from_aya(format!("ask about map {name}"), &e))?;
-        Ok(info.max_entries())
+        Ok(Some(info.max_entries()))
+    }
+
+    /// From now on links are those of another start.
+    pub const fn start_again(&mut self) {
+        self.start = self.start.wrapping_add(1);
+    }
+
+    /// A link of `program` at `place` that is of another start.
+    #[must_use]
+    pub fn other_link(&self, program: &str, place: u32) -> Option<PathBuf> {
+        let links = fs::read_dir(self.directory.join("links")).ok()?;
+        links.filter_map(|entry| Some(entry.ok()?.path())).find(|path| {
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            name.starts_with(&format!("{program}-{place}-"))
+                && numbers_of(path).is_some_and(|(_, start)| start != self.start)
+        })
     }
 
     /// Which start this is.
@@ -98,6 +159,17 @@ impl Pins {
     #[must_use]
     pub fn link(&self, program: &str, place: u32) -> PathBuf {
         self.directory.join("links").join(format!("{program}-{place}-{}", self.start))
+    }
+
+    /// A link of this start is one of the start before, after all.
+    ///
+    /// # Errors
+    /// It cannot be renamed.
+    pub fn give_back(&self, link: &Path) -> Result<(), LoadError> {
+        let name = link.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let (rest, _) = name.rsplit_once('-').unwrap_or((name, ""));
+        let before = link.with_file_name(format!("{rest}-{}", self.start.wrapping_sub(1)));
+        fs::rename(link, before).map_err(failed(link))
     }
 
     /// Removes the links for which `is_stale` holds, given the place and the start.
@@ -131,8 +203,12 @@ impl Pins {
         for entry in fs::read_dir(&ours).map_err(failed(&ours))? {
             versions.push(entry.map_err(failed(&ours))?.path());
         }
-        for part in ["links", "maps"] {
+        for part in ["links", "maps", "next"] {
             for directory in versions.iter().map(|version| version.join(part)) {
+                // An older daemon has no such part.
+                if !directory.is_dir() {
+                    continue;
+                }
                 for entry in fs::read_dir(&directory).map_err(failed(&directory))? {
                     let path = entry.map_err(failed(&directory))?.path();
                     remove(&path)?;
@@ -146,6 +222,52 @@ impl Pins {
         }
         Ok(removed)
     }
+}
+
+/// Who holds the lock, as far as this process may see.
+fn owner(locked: &File) -> String {
+    let unknown = "which one cannot be seen from here".to_owned();
+    let Ok(found) = locked.metadata() else { return unknown };
+    let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
+    let Some(pid) = holder(&locks, found.st_dev(), found.st_ino()) else { return unknown };
+    let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let words: Vec<_> = command
+        .split(|byte| *byte == 0)
+        .filter(|word| !word.is_empty())
+        .map(String::from_utf8_lossy)
+        .collect();
+    if words.is_empty() {
+        format!("process {pid}")
+    } else {
+        format!("process {pid}, `{}`", words.join(" "))
+    }
+}
+
+/// The process that holds the flock(2) of a file, by what `/proc/locks` says.
+fn holder(locks: &str, device: u64, inode: u64) -> Option<u32> {
+    // fs/locks.c: the numbers of the device are hexadecimal, that of the inode is not.
+    let file = format!("{:02x}:{:02x}:{inode}", major(device), minor(device));
+    locks.lines().find_map(|line| {
+        let mut words = line.split_whitespace().skip(1);
+        if words.next()? != "FLOCK" {
+            // `->` marks who waits.
+            return None;
+        }
+        let mut words = words.skip(2);
+        let pid = words.next()?.parse().ok()?;
+        (words.next()? == file).then_some(pid)
+    })
+}
+
+/// A handle to a pinned map, by its bytes.
+///
+/// # Errors
+/// It is not there, or has a value for each CPU.
+pub fn raw_pin(path: &Path) -> Result<RawMap, LoadError> {
+    let operation = format!("open {}", path.display());
+    let data = MapData::from_pin(path).map_err(|e| LoadError::from_aya(&*operation, &e))?;
+    let raw = RawMap::of(data.fd().as_fd());
+    raw.map_err(|errno| LoadError::Kernel { operation, errno, hint: "" })
 }
 
 /// The place and the start in a link's name.
@@ -193,4 +315,31 @@ fn ensure_mounted(root: &Path) -> Result<(), LoadError> {
         operation: format!("mount the BPF file system at {}", root.display()),
         reason: errno.to_string(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_is_held_by_a_process() {
+        let locks = "1: POSIX  ADVISORY  WRITE 11 00:1f:77 0 EOF\n\
+                     2: FLOCK  ADVISORY  WRITE 4711 00:1f:77 0 EOF\n\
+                     2: -> FLOCK  ADVISORY  WRITE 12 00:1f:77 0 EOF\n\
+                     3: FLOCK  ADVISORY  READ  13 fe:01:78 0 EOF\n";
+        let device = |major, minor| nix::sys::stat::makedev(major, minor);
+        assert_eq!(holder(locks, device(0, 0x1f), 77), Some(4711));
+        assert_eq!(holder(locks, device(0xfe, 1), 78), Some(13));
+        assert_eq!(holder(locks, device(0, 0x1f), 78), None);
+        assert_eq!(holder("", 0, 0), None);
+    }
+
+    #[test]
+    fn the_owner_of_a_lock_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let open = || File::open(directory.path()).unwrap();
+        let _held = Flock::lock(open(), FlockArg::LockExclusiveNonblock).unwrap();
+        let owner = owner(&open());
+        assert!(owner.starts_with(&format!("process {}, `", std::process::id())), "{owner}");
+    }
 }
