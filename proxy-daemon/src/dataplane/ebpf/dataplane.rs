@@ -9,7 +9,7 @@ use std::time::Instant;
 use proxy_ebpf::layout::config::client;
 use proxy_ebpf::layout::{Config, Device, OptOut, Timeouts, names};
 use proxy_ebpf::order::Address;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 mod growth;
 
@@ -311,25 +311,45 @@ impl EbpfPlane {
         Device { source4: first(true), source6: first(false), flags, pad: 0 }
     }
 
+    /// Each program takes the place of the one of the daemon before this one, where there is one.
     fn attach_device(&mut self, device: &links::Device) -> Result<(), LoadError> {
         let (name, index) = (&*device.name, device.index);
+        let port = is_port(device);
+        let mut missing = Vec::new();
+        // First what undoes translations, then what makes them.
+        for program in [names::TC_EGRESS, names::TC_INGRESS] {
+            let wanted = program == names::TC_EGRESS || !port;
+            if wanted && !self.replace(program, index)? {
+                missing.push(program);
+            }
+        }
+        let replaced = missing.is_empty();
         let programs = self.table.store();
-        let (hook, attachments) = programs.attach_tc(name, !is_port(device))?;
+        let (hook, attachments) = programs.attach_tc_programs(name, &missing)?;
         for (program, attachment) in attachments {
             attachment.pin(&self.pins.link(program, index))?;
         }
-        let xdp = self.config.xdp.filter(|_| !is_port(device));
-        if let Some(mode) = xdp {
-            // A device has room for one: the one before is replaced, and its link kept.
-            let before = self.pins.other_link(names::XDP_INGRESS, index);
-            let attachment = match &before {
-                Some(link) => programs.replace_xdp(link)?,
-                None => programs.attach_xdp(name, mode)?,
-            };
+        let xdp = self.config.xdp.filter(|_| !port);
+        if let Some(mode) = xdp
+            && !self.replace(names::XDP_INGRESS, index)?
+        {
+            let attachment = self.table.store().attach_xdp(name, mode)?;
             attachment.pin(&self.pins.link(names::XDP_INGRESS, index))?;
         }
-        info!(device = name, ?hook, ?xdp, port = is_port(device), "attached");
+        info!(device = name, ?hook, ?xdp, port, replaced, "attached");
         Ok(())
+    }
+
+    /// False when no daemon before this one has left such a program there.
+    fn replace(&mut self, program: &str, index: u32) -> Result<bool, LoadError> {
+        let Some(before) = self.pins.before(program, index)? else { return Ok(false) };
+        if let Err(error) = self.table.store().replace(program, &before, index) {
+            // The device may be another one with the same index; the pin goes with the others.
+            debug!(%error, "attaching anew");
+            return Ok(false);
+        }
+        self.pins.take_over(&before)?;
+        Ok(true)
     }
 
     fn attach_sockets(&mut self) -> Result<(), LoadError> {

@@ -20,7 +20,7 @@ use nix::errno::Errno;
 use proxy_ebpf::device::Hook;
 use proxy_ebpf::layout::{BackendCounters, FrontendCounters, names};
 
-use super::pins::{Pins, filter, raw_pin};
+use super::pins::{Pins, filter, filter_of, raw_pin};
 use super::plane::{Growing, Shortage};
 use super::{LoadError, Tables, check_layout};
 
@@ -234,6 +234,14 @@ impl Attachment {
     }
 }
 
+/// What is pinned at `path`, of [`Pins::before`].
+fn pinned<L: TryFrom<FdLink>>(path: &Path) -> Result<L, LoadError> {
+    let open = || format!("open the link {}", path.display());
+    let link = PinnedLink::from_pin(path).map_err(|e| LoadError::from_aya(open(), &e))?;
+    L::try_from(link.into())
+        .map_err(|_| LoadError::Other { operation: open(), reason: "it is of another kind".into() })
+}
+
 fn keep_filter(link: SchedClassifierLink, path: &Path) -> Result<(), LoadError> {
     let failed = |e: ProgramError| LoadError::from_aya("ask for a clsact filter's handle", &e);
     let priority = link.priority().map_err(failed)?;
@@ -245,17 +253,30 @@ fn keep_filter(link: SchedClassifierLink, path: &Path) -> Result<(), LoadError> 
     Ok(())
 }
 
+fn direction(program: &str) -> TcAttachType {
+    match program {
+        names::TC_EGRESS => TcAttachType::Egress,
+        _ => TcAttachType::Ingress,
+    }
+}
+
 /// Removes a clsact filter of a daemon that is no more. Gone with its device, or removed by
 /// somebody else, is as good.
 pub(super) fn detach_filter(program: &str, priority: u16, handle: u32, ifindex: u32) {
-    let direction = match program {
-        names::TC_EGRESS => TcAttachType::Egress,
-        _ => TcAttachType::Ingress,
-    };
-    let Ok(interface) = nix::net::if_::if_indextoname(ifindex) else { return };
+    drop(attached_filter(program, priority, handle, ifindex));
+}
+
+fn attached_filter(
+    program: &str,
+    priority: u16,
+    handle: u32,
+    ifindex: u32,
+) -> Result<SchedClassifierLink, LoadError> {
+    let gone = |source: std::io::Error| LoadError::Read { path: program.into(), source };
+    let interface = nix::net::if_::if_indextoname(ifindex).map_err(|errno| gone(errno.into()))?;
     let interface = interface.to_string_lossy().into_owned();
-    let link = SchedClassifierLink::attached(&interface, direction, priority, handle.into(), None);
-    drop(link);
+    SchedClassifierLink::attached(&interface, direction(program), priority, handle.into(), None)
+        .map_err(gone)
 }
 
 /// A program's name, and where it is attached.
@@ -388,18 +409,28 @@ impl Programs {
         interface: &str,
         both: bool,
     ) -> Result<(TcHook, Vec<Named>), LoadError> {
+        // First what undoes translations, then what makes them.
+        let all = [names::TC_EGRESS, names::TC_INGRESS];
+        self.attach_tc_programs(interface, if both { &all } else { &all[..1] })
+    }
+
+    /// As [`Self::attach_tc`], these programs.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn attach_tc_programs(
+        &mut self,
+        interface: &str,
+        programs: &[&'static str],
+    ) -> Result<(TcHook, Vec<Named>), LoadError> {
         let hook = tc_hook(interface)?;
         if hook == TcHook::Clsact {
             add_clsact(interface)?;
         }
-        // First what undoes translations, then what makes them.
-        let egress = self.attach_tc_at(interface, hook, TcAttachType::Egress)?;
-        let mut attached = vec![(names::TC_EGRESS, egress)];
-        if both {
-            let ingress = self.attach_tc_at(interface, hook, TcAttachType::Ingress)?;
-            attached.push((names::TC_INGRESS, ingress));
-        }
-        Ok((hook, attached))
+        let attach =
+            |&name: &&'static str| Ok((name, self.attach_tc_at(interface, hook, direction(name))?));
+        let attached: Result<Vec<Named>, LoadError> = programs.iter().map(attach).collect();
+        Ok((hook, attached?))
     }
 
     fn attach_tc_at(
@@ -423,6 +454,36 @@ impl Programs {
         Ok(Attachment { link: AnyLink::Tc(hook, link) })
     }
 
+    /// Puts `program`, one for devices, in the place of the one that a daemon before this one
+    /// has attached: every packet meets one of them, and none both.
+    ///
+    /// # Errors
+    /// What is pinned at `path` is attached no more, or the kernel refuses.
+    pub fn replace(&mut self, name: &str, path: &Path, ifindex: u32) -> Result<(), LoadError> {
+        let refused = |e: ProgramError| LoadError::from_aya(at(name, path.display()), &e);
+        if name == names::XDP_INGRESS {
+            let link = pinned::<XdpLink>(path)?;
+            let program: &mut Xdp = program(&mut self.ebpf, name)?;
+            let id = program.attach_to_link(link).map_err(refused)?;
+            // The pin holds it.
+            return program.take_link(id).map(drop).map_err(refused);
+        }
+        let filter = filter_of(path);
+        let link = match filter {
+            Some((priority, handle)) => attached_filter(name, priority, handle, ifindex)?,
+            None => pinned::<SchedClassifierLink>(path)?,
+        };
+        let program: &mut SchedClassifier = program(&mut self.ebpf, name)?;
+        let id = program.attach_to_link(link).map_err(refused)?;
+        let link = program.take_link(id).map_err(refused)?;
+        match filter {
+            // Dropping it would detach it.
+            Some(_) => std::mem::forget(link),
+            None => drop(link),
+        }
+        Ok(())
+    }
+
     /// For packets that come in by `interface` of the current network namespace.
     ///
     /// # Errors
@@ -437,24 +498,6 @@ impl Programs {
         let program: &mut Xdp = program(&mut self.ebpf, names::XDP_INGRESS)?;
         let id = program.attach(interface, mode).map_err(refused)?;
         let link = program.take_link(id).map_err(refused)?;
-        Ok(Attachment { link: AnyLink::Xdp(link) })
-    }
-
-    /// In the place of another daemon's, or of an earlier one of this: a device has room for one
-    /// alone. The link stays, in whatever mode it was made.
-    ///
-    /// # Errors
-    /// There is no such link, or the kernel refuses.
-    pub fn replace_xdp(&mut self, link: &Path) -> Result<Attachment, LoadError> {
-        let place = link.display().to_string();
-        let failed = |e: &(dyn std::error::Error + 'static)| {
-            LoadError::from_aya(at(names::XDP_INGRESS, &place), e)
-        };
-        let link = PinnedLink::from_pin(link).map_err(|e| failed(&e))?;
-        let link = XdpLink::try_from(FdLink::from(link)).map_err(|e| failed(&e))?;
-        let program: &mut Xdp = program(&mut self.ebpf, names::XDP_INGRESS)?;
-        let id = program.attach_to_link(link).map_err(|e| failed(&e))?;
-        let link = program.take_link(id).map_err(|e| failed(&e))?;
         Ok(Attachment { link: AnyLink::Xdp(link) })
     }
 

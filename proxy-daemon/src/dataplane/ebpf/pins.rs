@@ -11,9 +11,12 @@
 //! `PROGRAM-PRIORITY-HANDLE-IFINDEX-START` stands for it. START counts the starts of daemons
 //! (their process ids are all 1 in containers).
 //!
-//! A new daemon takes over the maps, attaches its own programs, and then removes the links
-//! of the one before. In between both are attached: what one has translated the other does
-//! not find in the tables, so no connection meets neither and none is translated twice.
+//! A new daemon takes over the maps. At a device each of its programs takes the place of the one
+//! before, in the same link or filter and at once: with two attached, the second would take what
+//! the first has translated for a client that speaks to the backend itself, and end the flow. At
+//! the cgroup both are attached until the links of the one before are removed: what one has
+//! translated the other does not find in the tables. So no connection meets neither, and none is
+//! translated twice.
 
 use std::fs::{self, File};
 use std::io;
@@ -138,17 +141,6 @@ impl Pins {
         self.start = self.start.wrapping_add(1);
     }
 
-    /// A link of `program` at `place` that is of another start.
-    #[must_use]
-    pub fn other_link(&self, program: &str, place: u32) -> Option<PathBuf> {
-        let links = fs::read_dir(self.directory.join("links")).ok()?;
-        links.filter_map(|entry| Some(entry.ok()?.path())).find(|path| {
-            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            name.starts_with(&format!("{program}-{place}-"))
-                && numbers_of(path).is_some_and(|(_, start)| start != self.start)
-        })
-    }
-
     /// Which start this is.
     #[must_use]
     pub const fn start(&self) -> u32 {
@@ -161,15 +153,37 @@ impl Pins {
         self.directory.join("links").join(format!("{program}-{place}-{}", self.start))
     }
 
-    /// A link of this start is one of the start before, after all.
+    /// The last link of `program` at `place` that a daemon before this one made.
     ///
     /// # Errors
-    /// It cannot be renamed.
-    pub fn give_back(&self, link: &Path) -> Result<(), LoadError> {
-        let name = link.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let (rest, _) = name.rsplit_once('-').unwrap_or((name, ""));
-        let before = link.with_file_name(format!("{rest}-{}", self.start.wrapping_sub(1)));
-        fs::rename(link, before).map_err(failed(link))
+    /// The directory cannot be read.
+    pub fn before(&self, program: &str, place: u32) -> Result<Option<PathBuf>, LoadError> {
+        let links = self.directory.join("links");
+        let mut last: Option<(u32, PathBuf)> = None;
+        for entry in fs::read_dir(&links).map_err(failed(&links))? {
+            let path = entry.map_err(failed(&links))?.path();
+            let Some((at, start)) = numbers_of(&path) else { continue };
+            if at == place
+                && start != self.start
+                && program_of(&path) == Some(program)
+                && last.as_ref().is_none_or(|(other, _)| *other < start)
+            {
+                last = Some((start, path));
+            }
+        }
+        Ok(last.map(|(_, path)| path))
+    }
+
+    /// Makes the link that is pinned at `path` one of this process, which has put its own program
+    /// there.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn take_over(&self, path: &Path) -> Result<(), LoadError> {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let (kept, _) = name.rsplit_once('-').unwrap_or((name, ""));
+        let ours = path.with_file_name(format!("{kept}-{}", self.start));
+        fs::rename(path, &ours).map_err(failed(path))
     }
 
     /// Removes the links for which `is_stale` holds, given the place and the start.
@@ -276,6 +290,17 @@ fn numbers_of(path: &Path) -> Option<(u32, u32)> {
     let mut numbers = name.rsplit('-').map(str::parse::<u32>);
     let (start, place) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
     Some((place, start))
+}
+
+fn program_of(path: &Path) -> Option<&str> {
+    Some(path.file_name()?.to_str()?.split_once('-')?.0)
+}
+
+/// Priority and handle, when `path` is the directory that stands for a clsact filter.
+pub(super) fn filter_of(path: &Path) -> Option<(u16, u32)> {
+    let mut parts = path.file_name()?.to_str()?.split('-').skip(1);
+    let (priority, handle) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+    path.is_dir().then_some((priority, handle))
 }
 
 /// The name of the directory that stands for a clsact filter whose link would be at `path`.

@@ -2,15 +2,15 @@
 //!
 //! A program names its maps when it is loaded, so a larger map takes other programs. The order
 //! is that of a restart: a copy of the map, which the daemon alone writes; programs that use
-//! the copy and all other maps as they are; these attached beside the old ones; the copy in the
-//! old map's place; the old programs detached. Whichever step is the last that is done, what is
-//! pinned is whole and holds the same as what any attached program uses.
+//! the copy and all other maps as they are; these in the old ones' place; the copy in the old
+//! map's place. Whichever step is the last that is done, what is pinned is whole and holds the
+//! same as what any attached program uses.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use nix::net::if_::if_indextoname;
-use proxy_ebpf::layout::{Device, names};
+use proxy_ebpf::layout::Device;
 use tracing::{info, warn};
 
 use super::super::plane::{Growing, Shortage};
@@ -94,30 +94,30 @@ impl EbpfPlane {
     /// Other programs in the place of those that are attached.
     fn take_up(&mut self, programs: Programs) -> Result<(), LoadError> {
         let old = std::mem::replace(self.table.store(), programs);
-        let devices = std::mem::take(&mut self.devices);
-        self.pins.start_again();
+        let devices = self.devices.clone();
         let taken = self
             .attach_again(&devices)
             .and_then(|()| self.table.store().settle(&self.pins).map(drop));
         if let Err(error) = taken {
-            self.go_back(old, devices);
+            // Those that have been replaced so far: back to the maps that stay.
+            *self.table.store() = old;
+            if let Err(error) = self.attach_again(&devices) {
+                warn!(%error, "some programs use maps that were given up, until the next start");
+            }
             return Err(error);
-        }
-        let ours = self.pins.start();
-        if let Err(error) = self.pins.remove_links(|_, start| start != ours) {
-            // They translate by the old maps what ours would translate the same way for now; the
-            // next growth or start removes them.
-            warn!(%error, "programs that were replaced stay attached");
         }
         self.sockets.look_at(Tables::open(&self.pins)?);
         Ok(())
     }
 
+    /// The programs of the store take the place of those that are attached.
     fn attach_again(&mut self, before: &BTreeMap<u32, Device>) -> Result<(), LoadError> {
         let failed = |what: String| LoadError::Other {
             operation: "attach the programs that use it".to_owned(),
             reason: what,
         };
+        self.pins.start_again();
+        self.devices.clear();
         self.attach_devices().map_err(|error| failed(error.to_string()))?;
         for index in before.keys().filter(|index| !self.devices.contains_key(index)) {
             match if_indextoname(*index) {
@@ -131,24 +131,8 @@ impl EbpfPlane {
                 },
             }
         }
-        self.attach_sockets()
-    }
-
-    /// The old programs are attached still, except where a device has room for one alone.
-    fn go_back(&mut self, old: Programs, devices: BTreeMap<u32, Device>) {
-        *self.table.store() = old;
-        self.devices = devices;
+        self.attach_sockets()?;
         let ours = self.pins.start();
-        let mut result = Ok(());
-        for index in self.devices.keys() {
-            let link = self.pins.link(names::XDP_INGRESS, *index);
-            if link.exists() {
-                let replaced = self.table.store().replace_xdp(&link).map(drop);
-                result = result.and(replaced.and_then(|()| self.pins.give_back(&link)));
-            }
-        }
-        if let Err(error) = result.and_then(|()| self.pins.remove_links(|_, start| start == ours)) {
-            warn!(%error, "programs of a growth that failed stay attached");
-        }
+        self.pins.remove_links(|_, start| start != ours)
     }
 }
