@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::growth::Load;
 use super::node::{LONG, until};
-use super::overflow::metric;
+use super::overflow::metric_so_far;
 use super::stage::{Stage, spec};
 
 const REMOVED: &str = "what another version left is removed";
@@ -54,7 +54,9 @@ fn upgrade(stage: &mut Stage, load: &mut Load, number: u32) {
     assert!(!version(stage, number).exists());
     std::thread::sleep(Duration::from_millis(300));
     load.probe(stage, 10);
-    until("all is programmed", LONG, || metric(stage, "node_dataplane_failing_objects") == 0);
+    until("all is programmed", LONG, || {
+        metric_so_far(stage, "node_dataplane_failing_objects") == Some(0)
+    });
 }
 
 #[test]

@@ -141,12 +141,14 @@ impl Upgrade {
                 let same = same_looks(other, map).then_some(as_it_is as Convert);
                 let Some(convert) = same.or(known.map(|one| one.convert)) else {
                     warn!(
-                        map, version = other.version,
+                        map,
+                        version = other.version,
                         "its entries cannot be converted and are left behind"
                     );
                     continue;
                 };
-                let (key, value) = (from.shape().key_size as usize, from.shape().value_size as usize);
+                let (key, value) =
+                    (from.shape().key_size as usize, from.shape().value_size as usize);
                 let carrying = Carrying { key, value, convert, seen: HashSet::new(), dropped: 0 };
                 upgrade.carried.push(Carried { map, from, to, carrying });
             }
@@ -195,11 +197,9 @@ mod tests {
     #[test]
     fn each_entry_is_converted_once_and_later_ones_are_found() {
         // A key of 2 bytes that becomes one of 3; a value of 0 means nothing any more.
-        let convert: Convert = |key, value| {
-            (value != [0]).then(|| ([key, &[9]].concat(), value.repeat(2)))
-        };
-        let mut carrying =
-            Carrying { key: 2, value: 1, convert, seen: HashSet::new(), dropped: 0 };
+        let convert: Convert =
+            |key, value| (value != [0]).then(|| ([key, &[9]].concat(), value.repeat(2)));
+        let mut carrying = Carrying { key: 2, value: 1, convert, seen: HashSet::new(), dropped: 0 };
         assert_eq!(
             carrying.of(&[1, 1, 2, 2, 3, 3], &[7, 0, 8]),
             [(vec![1, 1, 9], vec![7, 7]), (vec![3, 3, 9], vec![8, 8])]
