@@ -84,6 +84,8 @@ pub struct EbpfPlane {
     /// Some cgroup opted out.
     opted_out: bool,
     attached: bool,
+    /// That has been tried.
+    begun: bool,
     /// The table's picture was made from the maps.
     adopted: bool,
     growth: Growth,
@@ -128,6 +130,7 @@ impl EbpfPlane {
             written: None,
             opted_out: false,
             attached: false,
+            begun: false,
             adopted: false,
             growth: Growth::default(),
             complained: BTreeSet::new(),
@@ -358,6 +361,11 @@ impl EbpfPlane {
     fn attach(&mut self) -> Result<(), PlaneError> {
         if self.attached {
             return self.attach_devices();
+        }
+        if std::mem::replace(&mut self.begun, true) {
+            // An attempt that failed half-way: its links are those of a start before this one.
+            self.pins.start_again();
+            self.devices.clear();
         }
         // Twice: the second look is short, and so is what it misses.
         for _ in 0..2 {

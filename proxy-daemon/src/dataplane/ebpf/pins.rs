@@ -61,6 +61,12 @@ impl Other {
         self.map(name).exists()
     }
 
+    /// Programs of that version are attached.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        has_links(&self.directory)
+    }
+
     /// What a map looks like, as it stands beside it, or as is known of the version.
     #[must_use]
     pub fn fingerprint(&self, name: &str) -> Option<u64> {
@@ -76,7 +82,12 @@ impl Other {
     }
 }
 
-/// The directories of other versions that have maps, newest first.
+fn has_links(version: &Path) -> bool {
+    let mut links = fs::read_dir(version.join("links")).into_iter().flatten();
+    links.next().is_some()
+}
+
+/// The directories of other versions: those with programs first, and of these the newest.
 fn others(ours: &Path) -> Result<Vec<Other>, LoadError> {
     let mut others = Vec::new();
     for entry in fs::read_dir(ours).map_err(failed(ours))? {
@@ -88,7 +99,7 @@ fn others(ours: &Path) -> Result<Vec<Other>, LoadError> {
             Some(version) => others.push(Other { version, directory }),
         }
     }
-    others.sort_unstable_by_key(|other| std::cmp::Reverse(other.version));
+    others.sort_unstable_by_key(|other| std::cmp::Reverse((other.is_live(), other.version)));
     Ok(others)
 }
 
@@ -98,7 +109,7 @@ pub struct Pins {
     directory: PathBuf,
     /// More than that of any link there was.
     start: u32,
-    /// Newest first.
+    /// The one that is in service first.
     others: Vec<Other>,
     /// Held as long as the process lives; the kernel releases it even after a crash.
     _lock: Flock<File>,
@@ -151,8 +162,7 @@ impl Pins {
     /// Programs of this version are attached.
     #[must_use]
     pub fn is_live(&self) -> bool {
-        let mut links = fs::read_dir(self.directory.join("links")).into_iter().flatten();
-        links.next().is_some()
+        has_links(&self.directory)
     }
 
     /// Unpins a map of ours.

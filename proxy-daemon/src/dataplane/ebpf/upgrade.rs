@@ -50,7 +50,7 @@ fn same_looks(other: &Other, name: &str) -> bool {
     other.has(name) && other.fingerprint(name) == fingerprint(name)
 }
 
-/// Pins what can be taken over of the newest other version, before maps are made. Once ours are
+/// Pins what can be taken over of the other version, before maps are made. Once ours are
 /// in service they are what counts.
 ///
 /// # Errors
@@ -153,7 +153,9 @@ impl Upgrade {
                 upgrade.carried.push(Carried { map, from, to, carrying });
             }
         }
-        if let Some(other) = pins.others().first().filter(|_| !pins.is_live()) {
+        if let Some(other) = pins.others().first().filter(|other| other.is_live())
+            && !pins.is_live()
+        {
             upgrade.rebuilds = !SERVICE_TABLE.iter().all(|name| same_looks(other, name));
         }
         Ok(upgrade)
