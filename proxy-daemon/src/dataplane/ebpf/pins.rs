@@ -73,12 +73,12 @@ impl Other {
         let Ok(entries) = fs::read_dir(self.directory.join("layout")) else {
             return known(self.version, name);
         };
-        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let mut names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
         let of = |entry: String| match entry.split_once('-') {
             Some((map, number)) if map == name => u64::from_str_radix(number, 16).ok(),
             _ => None,
         };
-        names.into_iter().find_map(of)
+        names.find_map(of)
     }
 }
 
@@ -281,43 +281,17 @@ impl Pins {
     /// # Errors
     /// The directory cannot be read.
     pub fn before(&self, program: &str, place: u32) -> Result<Option<PathBuf>, LoadError> {
-        let ours = self.last_link(&self.directory, program, place, Some(self.start))?;
+        let ours = last_link(&self.directory, program, place, Some(self.start))?;
         if ours.is_some() {
             return Ok(ours);
         }
         for other in &self.others {
-            let theirs = self.last_link(&other.directory, program, place, None)?;
+            let theirs = last_link(&other.directory, program, place, None)?;
             if theirs.is_some() {
                 return Ok(theirs);
             }
         }
         Ok(None)
-    }
-
-    fn last_link(
-        &self,
-        version: &Path,
-        program: &str,
-        place: u32,
-        except: Option<u32>,
-    ) -> Result<Option<PathBuf>, LoadError> {
-        let links = version.join("links");
-        let mut last: Option<(u32, PathBuf)> = None;
-        if !links.is_dir() {
-            return Ok(None);
-        }
-        for entry in fs::read_dir(&links).map_err(failed(&links))? {
-            let path = entry.map_err(failed(&links))?.path();
-            let Some((at, start)) = numbers_of(&path) else { continue };
-            if at == place
-                && Some(start) != except
-                && program_of(&path) == Some(program)
-                && last.as_ref().is_none_or(|(other, _)| *other < start)
-            {
-                last = Some((start, path));
-            }
-        }
-        Ok(last.map(|(_, path)| path))
     }
 
     /// Makes the link that is pinned at `path` one of this process, which has put its own program
@@ -392,7 +366,10 @@ fn remove_version(version: &Path, removed: &mut Vec<String>) -> Result<(), LoadE
         let directory = version.join(part);
         // An older daemon has no such part.
         if directory.is_dir() {
-            empty(&directory, if part == "layout" { &mut Vec::new() } else { removed })?;
+            let mut there = Vec::new();
+            empty(&directory, &mut there)?;
+            // What says how maps look is nothing of its own.
+            removed.extend(there.into_iter().filter(|_| part != "layout"));
             fs::remove_dir(&directory).map_err(failed(&directory))?;
         }
     }
@@ -443,6 +420,32 @@ pub fn raw_pin(path: &Path) -> Result<RawMap, LoadError> {
     let data = MapData::from_pin(path).map_err(|e| LoadError::from_aya(&*operation, &e))?;
     let raw = RawMap::of(data.fd().as_fd());
     raw.map_err(|errno| LoadError::Kernel { operation, errno, hint: "" })
+}
+
+/// The one of the latest start but `except`.
+fn last_link(
+    version: &Path,
+    program: &str,
+    place: u32,
+    except: Option<u32>,
+) -> Result<Option<PathBuf>, LoadError> {
+    let links = version.join("links");
+    let mut last: Option<(u32, PathBuf)> = None;
+    if !links.is_dir() {
+        return Ok(None);
+    }
+    for entry in fs::read_dir(&links).map_err(failed(&links))? {
+        let path = entry.map_err(failed(&links))?.path();
+        let Some((at, start)) = numbers_of(&path) else { continue };
+        if at == place
+            && Some(start) != except
+            && program_of(&path) == Some(program)
+            && last.as_ref().is_none_or(|(other, _)| *other < start)
+        {
+            last = Some((start, path));
+        }
+    }
+    Ok(last.map(|(_, path)| path))
 }
 
 /// The place and the start in a link's name.

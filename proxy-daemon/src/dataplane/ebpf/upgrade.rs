@@ -173,6 +173,7 @@ impl Upgrade {
     pub fn carry(&mut self) -> Result<usize, LoadError> {
         let mut total = 0;
         for Carried { map, from, to, carrying } in &mut self.carried {
+            let map = *map;
             let refused = |errno: Errno| LoadError::Kernel {
                 operation: format!("carry over entries of map {map}"),
                 errno,
