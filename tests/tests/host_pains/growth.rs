@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use proxy_tests::traffic::{RateSpec, StreamChecker, StreamSpec, UdpRate};
+use proxy_tests::traffic::{ConnectSpec, Protocol, RateSpec, StreamChecker, StreamSpec, UdpRate};
 use serde_json::json;
 
 use super::node::{LONG, until};
@@ -67,6 +67,8 @@ impl Load {
         for (client, target) in ways {
             let from = stage.client(client);
             stage.until_served(from, target);
+            let once = ConnectSpec::new(Protocol::Udp, target, 1).timeout(Duration::from_secs(1));
+            until("datagrams are answered", LONG, || stage.connect(from, &once).failed() == 0);
             let stream = from.in_netns(|| StreamChecker::start(StreamSpec::new(target)));
             streams.push(stream.expect("a namespace").expect("a stream"));
             let rate = from.in_netns(|| UdpRate::start(RateSpec::new(target, 50)));
