@@ -135,6 +135,8 @@ fn maps_grow_under_traffic_and_nothing_is_lost() {
     load.probe(&stage, 10);
     let connections = load.end();
     println!("grown {then:?} times, {connections} new connections, none lost");
+    let log = stage.bed.log(0);
+    log.lines().filter(|line| line.contains("grown map=")).for_each(|line| println!("{line}"));
 }
 
 /// Killed at any moment of a growth, the daemon leaves maps that the next one takes over.
