@@ -243,6 +243,10 @@ _proxy__daemon() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --ebpf-map-limits)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --xdp)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0

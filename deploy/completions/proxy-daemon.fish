@@ -75,6 +75,7 @@ complete -c proxy-daemon -n "__fish_proxy_daemon_needs_command" -l cgroup-root -
 complete -c proxy-daemon -n "__fish_proxy_daemon_needs_command" -l socket-opt-out -d 'cgroups below --cgroup-root whose sockets ebpf mode leaves alone, by comma; * for any part of a name' -r
 complete -c proxy-daemon -n "__fish_proxy_daemon_needs_command" -l devices -d 'Devices whose packets ebpf mode translates, by comma; * at the end of a name for any [default: every Ethernet device that is no part of another]' -r
 complete -c proxy-daemon -n "__fish_proxy_daemon_needs_command" -l ebpf-map-sizes -d 'Entries of ebpf mode\'s maps, by comma, when they are made: frontends (an address and port), backends (an endpoint of a Service port), slots (an endpoint of a frontend\'s set)' -r
+complete -c proxy-daemon -n "__fish_proxy_daemon_needs_command" -l ebpf-map-limits -d 'What ebpf mode\'s maps may grow to, by comma, as in --ebpf-map-sizes' -r
 complete -c proxy-daemon -n "__fish_proxy_daemon_needs_command" -l xdp -d 'XDP for what comes in from other machines: off, auto (in the driver where it can), native (in the driver or not at all), generic' -r
 complete -c proxy-daemon -n "__fish_proxy_daemon_needs_command" -l bpf-root -d 'Where the BPF file system is, or is to be mounted, for what outlives the daemon' -r
 complete -c proxy-daemon -n "__fish_proxy_daemon_needs_command" -l sysctl-root -d 'Directory of the kernel\'s settings' -r

@@ -35,6 +35,7 @@ use crate::order::{Address, Be16};
 
 pub mod config;
 pub mod flow;
+pub mod maps;
 
 pub use config::{Config, Device, OptOut, Prefix, RangeData, Timeouts};
 pub use flow::{
@@ -300,7 +301,15 @@ macro_rules! layout {
             );)+
             let fields = 0 $(+ field_size(|s: &$name| &s.$field))+;
             assert!(fields == $size, concat!("implicit padding in ", stringify!($name)));
-        };)+
+        };
+
+        impl maps::Described for $name {
+            const FINGERPRINT: u64 = {
+                let state = hash(0xcbf2_9ce4_8422_2325, concat!(stringify!($name), $size).as_bytes());
+                $(let state = hash(state, concat!(stringify!($field), $offset).as_bytes());)+
+                state
+            };
+        })+
 
         /// Of every name, offset and size above.
         pub const FINGERPRINT: u64 = {

@@ -8,9 +8,10 @@ use tracing::{info, warn};
 use super::{Fatal, Parts};
 use crate::config::{Config, Xdp};
 use crate::dataplane::ebpf::pins::Pins;
+use crate::dataplane::ebpf::upgrade::{self, CONVERTERS, Upgrade};
 use crate::dataplane::ebpf::{
-    Capacity, EbpfConfig, EbpfPlane, EbpfTraffic, FlowTable, LAYOUT_VERSION, LoadError, Programs,
-    SocketRelease, Tables, TcHook, XdpMode, cgroup, object,
+    Capacity, EbpfConfig, EbpfPlane, EbpfTraffic, FlowTable, LAYOUT_VERSION, Limit, LoadError,
+    Programs, SocketRelease, Tables, TcHook, XdpMode, cgroup, object,
 };
 use crate::kernel::capabilities::{Capability, has};
 use crate::kernel::links::NetlinkLinks;
@@ -27,19 +28,26 @@ pub fn plane(config: &Config) -> Result<Parts<EbpfPlane>, Fatal> {
     let text = |error: &dyn std::fmt::Display| error.to_string();
     let cgroup = cgroup(config.cgroup_root.as_deref()).map_err(|e| text(&e))?;
     let pins = Pins::open(&config.bpf_root).map_err(|e| text(&e))?;
-    let sizes = config.map_sizes;
+    let (sizes, limit) = (config.map_sizes, config.map_limits);
+    let limit = Limit { frontends: limit.frontends, backends: limit.backends, slots: limit.slots };
     let capacity = Capacity {
         frontends: sizes.frontends,
         backends: sizes.backends,
         slots: sizes.slots,
+        counted_frontends: limit.frontends,
+        counted_backends: limit.backends,
         ..Capacity::default()
     };
     let object = object().map_err(|e| text(&e))?;
-    let programs = Programs::load_pinned(&object, capacity, &pins).map_err(|e| text(&e))?;
-    let made = capacity.as_made(&pins).map_err(|e| text(&e))?;
-    if made != capacity {
-        warn!(?made, asked = ?capacity, "the maps keep the size they were made with until --cleanup");
+    upgrade::take_over(&pins).map_err(|e| text(&e))?;
+    // They may have grown.
+    let capacity = capacity.at_least(&pins).map_err(|e| text(&e))?;
+    let mut programs = Programs::load_pinned(&object, capacity, &pins).map_err(|e| text(&e))?;
+    let grown = programs.settle(&pins).map_err(|e| text(&e))?;
+    if !grown.is_empty() {
+        info!(maps = ?grown, "larger than those of the daemon before");
     }
+    let upgrade = Upgrade::open(&pins, CONVERTERS).map_err(|e| text(&e))?;
     sweep(FlowTable::open(&pins).map_err(|e| text(&e))?)?;
     let missing: Vec<&str> =
         [(Capability::SysAdmin, "CAP_SYS_ADMIN"), (Capability::SysPtrace, "CAP_SYS_PTRACE")]
@@ -66,7 +74,9 @@ pub fn plane(config: &Config) -> Result<Parts<EbpfPlane>, Fatal> {
     let socket = Socket::open(Subsystem::Route).map_err(|e| text(&e))?;
     let detection = config.clone();
     let config = EbpfConfig {
-        capacity: made,
+        capacity,
+        limit,
+        upgrade,
         masquerade_all: config.masquerade.all,
         local_detection: Box::new(move |node| detection.local_detect(node)),
         cgroup,

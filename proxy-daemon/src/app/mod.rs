@@ -106,7 +106,6 @@ fn run(start: &Start<'_>) -> Result<(), Fatal> {
             let of_plane = config.clone();
             drive(start, move || ebpf::plane(&of_plane), NO_LINK, families)
         }
-        ProxyMode::Ebpf => drive(start, ebpf::plane(config)?, families),
     }
 }
 

@@ -156,7 +156,12 @@ pub(super) fn build(
             "generic" => Ok(Xdp::Generic),
             _ => Err("must be off, auto, native or generic".to_owned()),
         }),
-        map_sizes: p.take("--ebpf-map-sizes", &flags.host.ebpf_map_sizes, map_sizes),
+        map_sizes: p.take("--ebpf-map-sizes", &flags.host.ebpf_map_sizes, |raw| {
+            map_sizes(raw, MapSizes::default())
+        }),
+        map_limits: p.take("--ebpf-map-limits", &flags.host.ebpf_map_limits, |raw| {
+            map_sizes(raw, MapSizes::LIMITS)
+        }),
         bpf_root: p.take("--bpf-root", &flags.host.bpf_root, |raw| {
             path(raw).ok_or_else(|| "must be a directory, for example /sys/fs/bpf".to_owned())
         }),
@@ -175,8 +180,8 @@ pub(super) fn build(
     if problems.is_empty() { Ok(config) } else { Err(problems) }
 }
 
-fn map_sizes(raw: &str) -> Result<MapSizes, Expected> {
-    let mut sizes = MapSizes::default();
+/// What is not named is as in `sizes`.
+fn map_sizes(raw: &str, mut sizes: MapSizes) -> Result<MapSizes, Expected> {
     for part in list(raw) {
         let parsed = part.split_once('=').and_then(|(name, size)| {
             let size = size.parse::<u32>().ok().filter(|size| (1..=1 << 26).contains(size))?;

@@ -406,13 +406,24 @@ pub struct HostFlags {
     /// Entries of ebpf mode's maps, by comma, when they are made: frontends (an address and port),
     /// backends (an endpoint of a Service port), slots (an endpoint of a frontend's set)
     ///
-    /// The default takes 12 MiB. Maps that are there keep their size until --cleanup.
+    /// The default takes 12 MiB. A map that is full is exchanged for a larger one, and stays as
+    /// large until --cleanup.
     #[arg(
         long,
         value_name = "SIZES",
         default_value = "frontends=65536,backends=327680,slots=524288"
     )]
     pub ebpf_map_sizes: String,
+
+    /// What ebpf mode's maps may grow to, by comma, as in --ebpf-map-sizes
+    ///
+    /// 28 bytes for a backend, 4 for a slot; frontends take memory as they come.
+    #[arg(
+        long,
+        value_name = "SIZES",
+        default_value = "frontends=1048576,backends=4194304,slots=16777216"
+    )]
+    pub ebpf_map_limits: String,
 
     /// XDP for what comes in from other machines: off, auto (in the driver where it can), native
     /// (in the driver or not at all), generic

@@ -80,6 +80,7 @@ pub struct Config {
     pub devices: Vec<String>,
     pub xdp: Xdp,
     pub map_sizes: MapSizes,
+    pub map_limits: MapSizes,
     pub bpf_root: PathBuf,
     /// `/proc/sys`, or where the host's is mounted writable.
     pub sysctl_root: PathBuf,
@@ -103,6 +104,11 @@ impl Default for MapSizes {
     fn default() -> Self {
         Self { frontends: 65_536, backends: 327_680, slots: 524_288 }
     }
+}
+
+impl MapSizes {
+    /// What they may grow to.
+    pub const LIMITS: Self = Self { frontends: 1 << 20, backends: 1 << 22, slots: 1 << 24 };
 }
 
 /// Where ebpf mode attaches its program at XDP.

@@ -88,6 +88,7 @@ fn defaults_are_those_of_kube_proxy() {
             devices: Vec::new(),
             xdp: Xdp::Off,
             map_sizes: MapSizes::default(),
+            map_limits: MapSizes::LIMITS,
             bpf_root: PathBuf::from("/sys/fs/bpf"),
             sysctl_root: PathBuf::from("/proc/sys"),
             oom_score_adj: -999,
@@ -363,7 +364,11 @@ fn host() {
     assert_eq!(bad(&["--xdp=yes"]), ["--xdp=yes"]);
     let sizes = MapSizes { backends: 7, ..MapSizes::default() };
     assert_eq!(good(&["--ebpf-map-sizes=backends=7"]).map_sizes, sizes);
-    for wrong in ["--ebpf-map-sizes=backends", "--ebpf-map-sizes=slots=0"] {
+    let limits = MapSizes { slots: 9, ..MapSizes::LIMITS };
+    assert_eq!(good(&["--ebpf-map-limits=slots=9"]).map_limits, limits);
+    for wrong in
+        ["--ebpf-map-sizes=backends", "--ebpf-map-sizes=slots=0", "--ebpf-map-limits=flows=1"]
+    {
         assert_eq!(bad(&[wrong]), [wrong]);
     }
 }

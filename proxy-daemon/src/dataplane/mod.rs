@@ -62,12 +62,14 @@ pub struct FlowRelease {
     pub released: Option<usize>,
 }
 
-/// How much of a kernel table of fixed size is in use.
+/// How much of a kernel table that can be full is in use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fill {
     pub table: &'static str,
     pub used: u32,
     pub capacity: u32,
+    /// How often it was replaced by a larger one.
+    pub growths: u64,
 }
 
 /// What the Services stand in.

@@ -1,5 +1,6 @@
 //! One thin seam per kernel interface. Each is a trait with a real and a fake
 //! implementation; errors keep the errno.
+pub mod bpf;
 pub mod capabilities;
 pub mod conntrack;
 pub mod ipset;

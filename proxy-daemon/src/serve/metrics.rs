@@ -181,6 +181,7 @@ pub struct Metrics {
     failing: Gauge,
     table_entries: Vector<TableLabel, Gauge>,
     table_capacity: Vector<TableLabel, Gauge>,
+    table_growths: Vector<TableLabel, Counter>,
     node_eligible: Gauge,
     source: SourceCollector,
     traffic: Traffic,
@@ -233,6 +234,7 @@ impl Metrics {
             failing: Gauge::default(),
             table_entries: Vector::default(),
             table_capacity: Vector::default(),
+            table_growths: Vector::default(),
             node_eligible: Gauge::default(),
             source: SourceCollector::default(),
             traffic: Traffic::new(limits(config)),
@@ -385,6 +387,11 @@ impl Metrics {
             self.table_capacity.clone(),
         );
         r.register(
+            "table_growths",
+            "How often one of these was replaced by a larger one",
+            self.table_growths.clone(),
+        );
+        r.register(
             "node_eligible",
             "1 while load balancers may send to this node",
             self.node_eligible.clone(),
@@ -486,10 +493,12 @@ impl Metrics {
         ] {
             gauge.set(level(value));
         }
-        for Fill { table, used, capacity } in &report.fills {
+        for Fill { table, used, capacity, growths } in &report.fills {
             let label = TableLabel { table };
             self.table_entries.get_or_create(&label).set(i64::from(*used));
             self.table_capacity.get_or_create(&label).set(i64::from(*capacity));
+            let counter = self.table_growths.get_or_create(&label);
+            counter.inc_by(growths.saturating_sub(counter.get()));
         }
         for (state, value) in [("missing", totals.missing), ("unwanted", totals.unwanted)] {
             self.divergent.get_or_create(&StateLabel { state }).set(level(value));

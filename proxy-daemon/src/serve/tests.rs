@@ -527,7 +527,7 @@ pub async fn full_page() -> String {
         report.triggers = vec![SystemTime::UNIX_EPOCH + Duration::from_secs(EPOCH + 1)];
     });
     bed.synced(3_000, |report| {
-        report.fills = vec![Fill { table: "SLOTS", used: 1, capacity: 2 }];
+        report.fills = vec![Fill { table: "SLOTS", used: 1, capacity: 2, growths: 0 }];
     });
     bed.observer.rejected(&Rejected {
         kind: "EndpointSlice",

@@ -271,7 +271,8 @@ fn lives_on(bed: &Bed, daemon: &mut Daemon) -> Result<()> {
         .args(bed.arguments())
         .output()?;
     let error = String::from_utf8_lossy(&second.stderr);
-    ensure!(!second.status.success() && error.contains("another daemon"), "{error}");
+    let first = format!("another daemon in ebpf mode runs here: process {}, `", daemon.id());
+    ensure!(!second.status.success() && error.contains(&first), "{error}");
     Ok(())
 }
 

@@ -16,17 +16,14 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
-use proxy_daemon::dataplane::ebpf::pins::Pins;
-use proxy_daemon::dataplane::ebpf::{
-    self, Capacity, LoadError, Programs, Snapshots, Tables, XdpMode, cgroup,
-};
+use proxy_daemon::dataplane::ebpf::{self, Capacity, LoadError, Programs, XdpMode, cgroup};
+use proxy_daemon::kernel::netlink::Errno;
 use proxy_ebpf::layout::{
     Backend, BackendId, Frontend, FrontendCounters, FrontendId, FrontendKey, Mark, ServiceId,
     SlotRange,
 };
-use proxy_ebpf::order::Be16;
+use proxy_ebpf::order::{Address, Be16};
 use proxy_ebpf::parse::{TCP, UDP};
 use proxy_ebpf::verdict::Reason;
 
@@ -34,11 +31,13 @@ pub mod cost;
 mod counters;
 mod daemon;
 mod packets;
+mod upgrade;
 mod wire;
 
 pub use counters::counters;
 pub use daemon::daemon;
 pub use packets::packets;
+pub use upgrade::carries_over;
 pub use wire::{forwards, path_mtu, refuses, xdp_leaves_the_rest};
 
 const VIP4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 1));
@@ -53,6 +52,10 @@ const CAPACITY: Capacity = Capacity {
     sockets: 1024,
     prefixes: 64,
     source_ranges: 64,
+    devices: 64,
+    opt_outs: 64,
+    counted_frontends: 128,
+    counted_backends: 16,
 };
 /// Longer than any step takes under emulation; only a failing case waits for it.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -65,7 +68,7 @@ macro_rules! ebpf_cases {
             @each [$(#[$attribute])*]
             connect4 connect6 connect6_mapped connect4_udp connect_refused
             forwards refuses path_mtu xdp_leaves_the_rest
-            packets refusals verified_instructions read_whole daemon counters
+            packets refusals verified_instructions batches carries_over daemon counters
         }
     };
     (@each $attributes:tt $($case:ident)+) => {
@@ -387,54 +390,6 @@ pub fn refusals() -> Result<()> {
     })
 }
 
-/// The maps read whole are the maps read entry by entry.
-///
-/// # Errors
-/// What differed.
-pub fn read_whole() -> Result<()> {
-    let directory = tempfile::tempdir()?;
-    thread::scope(|scope| {
-        // What is mounted from here on goes with this thread.
-        let thread = scope.spawn(|| {
-            unshare(CloneFlags::CLONE_NEWNS).context("a new mount namespace")?;
-            let none: Option<&str> = None;
-            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
-            compare_readings(&Pins::open(&directory.path().join("bpf"))?)
-        });
-        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
-}
-
-fn compare_readings(pins: &Pins) -> Result<()> {
-    let mut programs = Programs::load_pinned(&ebpf::object()?, CAPACITY, pins)?;
-    let tables = Tables::open(pins)?;
-    let read = || anyhow::Ok(Snapshots::open(pins)?.read()?);
-    ensure!(read()?.frontends()?.is_empty(), "nothing is there yet");
-    let mut table = Table::default();
-    for (number, backends) in [(1_u8, 0_u8), (2, 3), (3, 1), (4, 7)] {
-        let vip = SocketAddr::from(([10, 96, 0, number], 80));
-        let backends: Vec<SocketAddr> =
-            (0..backends).map(|last| SocketAddr::from(([10, 244, number, last], 8080))).collect();
-        table.add(&mut programs, vip, TCP, &backends)?;
-    }
-    let whole = read()?;
-    let sorted = |mut all: Vec<(FrontendKey, Frontend)>| {
-        all.sort_by_key(|(_, value)| value.id.0);
-        all
-    };
-    let frontends = sorted(whole.frontends()?);
-    ensure!(frontends.len() == 4 && frontends == sorted(tables.frontends()?), "{frontends:?}");
-    for (_, Frontend { node, .. }) in frontends {
-        let slots = whole.slots(node.base, node.len)?;
-        ensure!(slots == tables.slots(node.base, node.len)?, "{slots:?}");
-        for id in slots {
-            let backend = whole.backend(id)?;
-            ensure!(backend.in_use() && backend == tables.backend(id)?, "{id:?}: {backend:?}");
-        }
-    }
-    Ok(())
-}
-
 /// The verifier's instruction counts on this kernel, printed one program a line: the table
 /// in `docs/ebpf.md` comes from here.
 ///
@@ -448,5 +403,62 @@ pub fn verified_instructions() -> Result<()> {
         println!("{} {name} {count}", release.trim());
         ensure!(count < LIMIT / 4, "{name}: {count} instructions");
     }
+    Ok(())
+}
+
+/// Many entries in few system calls, and the same ones by many where the kernel has no batches.
+///
+/// # Errors
+/// What differed.
+pub fn batches() -> Result<()> {
+    let capacity = Capacity { frontends: 6_000, slots: 10_000, backends: 10_000, ..CAPACITY };
+    let mut programs = Programs::load(&ebpf::object()?, capacity)?;
+    let tables = programs.tables();
+    let address = |n: u32| Address::from(IpAddr::from(Ipv4Addr::from(0x0a00_0000 + n)));
+    let port = Be16::from_host(80);
+    let of = |n: u32| Backend {
+        address: address(n),
+        port,
+        flags: Backend::IN_CLUSTER_SET,
+        ..Backend::default()
+    };
+    let backends: Vec<_> = (0..5_000).map(|n| (BackendId(2 * n), of(n))).collect();
+    tables.set_backends(&backends)?;
+    let slots: Vec<_> = backends.iter().map(|(id, _)| *id).collect();
+    tables.set_slots(17, &slots)?;
+    ensure!(tables.batch_calls() == [0, 2, 2], "written in {:?} calls", tables.batch_calls());
+    let key = |n| FrontendKey::new(address(n), port, 6);
+    for n in 0..5_000 {
+        tables.set_frontend(key(n), Frontend { id: FrontendId(n), ..Frontend::default() })?;
+    }
+    let read = |tables: &ebpf::Tables| -> Result<_> {
+        let mut frontends = tables.frontends()?;
+        frontends.sort_unstable_by_key(|(_, frontend)| frontend.id);
+        Ok((frontends, tables.slots(17, 5_000)?, tables.backends(BackendId(0), 20_000)?))
+    };
+    let found = read(tables)?;
+    let calls = tables.batch_calls();
+    ensure!(calls[0] <= 3 && calls[1..] == [4, 5], "and read in {calls:?} calls");
+    let expected = |(n, (found, frontend)): (u32, &(FrontendKey, Frontend))| {
+        *found == key(n) && frontend.id == FrontendId(n)
+    };
+    ensure!(found.0.len() == 5_000 && (0..).zip(&found.0).all(expected), "frontends differ");
+    ensure!(found.1 == slots, "slots differ");
+    let even = found.2.iter().copied().step_by(2);
+    ensure!(
+        found.2.len() == 10_000 && even.eq(backends.iter().map(|(_, b)| *b)),
+        "backends differ"
+    );
+    ensure!(found.2.iter().skip(1).step_by(2).all(|b| !b.in_use()), "one too many");
+    // No batch is half of what was asked for.
+    let beyond = tables.set_slots(9_999, &slots[..2]).map_err(|error| error.errno());
+    ensure!(beyond == Err(Some(Errno(nix::errno::Errno::E2BIG as i32))), "{beyond:?}");
+    tables.one_by_one();
+    ensure!(read(tables)? == found, "one by one they differ");
+    let singly = tables.batch_calls();
+    ensure!(singly[0] > 10_000 && singly[1] > 5_000 && singly[2] > 10_000, "{singly:?} calls");
+    let other: Vec<_> = slots.iter().rev().copied().collect();
+    tables.set_slots(17, &other)?;
+    ensure!(tables.slots(17, 5_000)? == other, "one by one they are not written");
     Ok(())
 }

@@ -25,12 +25,21 @@ pub struct RateSpec {
     /// The sender ends by itself after this.
     pub duration: Duration,
     pub source: Option<SocketAddr>,
+    /// The socket has no peer: each datagram names the target, and an answer from anywhere else
+    /// counts as an error.
+    pub unconnected: bool,
 }
 
 impl RateSpec {
-    /// From one socket, so from one port, for at most 10 minutes.
+    /// From one connected socket, so from one port, for at most 10 minutes.
     pub fn new(target: SocketAddr, per_second: u32) -> Self {
-        Self { target, per_second, duration: Duration::from_secs(600), source: None }
+        let duration = Duration::from_secs(600);
+        Self { target, per_second, duration, source: None, unconnected: false }
+    }
+
+    #[must_use]
+    pub fn unconnected(self) -> Self {
+        Self { unconnected: true, ..self }
     }
 }
 
@@ -72,7 +81,13 @@ pub struct UdpRate {
 impl UdpRate {
     pub fn start(spec: RateSpec) -> Result<Self> {
         let runtime = runtime().context("runtime of a datagram sender")?;
-        let socket = runtime.block_on(async { socket::connected_udp(spec.target, spec.source) });
+        let socket = runtime.block_on(async {
+            if spec.unconnected {
+                socket::unconnected_udp(spec.target, spec.source)
+            } else {
+                socket::connected_udp(spec.target, spec.source)
+            }
+        });
         let socket = socket.with_context(|| format!("UDP socket to {}", spec.target))?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
@@ -144,19 +159,24 @@ async fn run(spec: &RateSpec, socket: &UdpSocket, stop: &AtomicBool) -> RateRepo
             _ = ticks.tick() => {
                 let number = log.sent.len().to_string();
                 log.sent.push((started.elapsed(), false));
-                if let Err(error) = socket.send(number.as_bytes()).await {
+                let sent = if spec.unconnected {
+                    socket.send_to(number.as_bytes(), spec.target).await
+                } else {
+                    socket.send(number.as_bytes()).await
+                };
+                if let Err(error) = sent {
                     log.report.errors += 1;
                     if was_ended(&error) && socket.connect(spec.target).await.is_err() {
                         log.report.errors += 1;
                     }
                 }
             }
-            reply = receive(socket) => log.answer(&reply, started.elapsed()),
+            reply = receive(spec, socket) => log.answer(&reply, started.elapsed()),
         }
     }
     let late = async {
         while log.sent.iter().any(|(_, answered)| !answered) {
-            let reply = receive(socket).await;
+            let reply = receive(spec, socket).await;
             log.answer(&reply, started.elapsed());
         }
     };
@@ -165,8 +185,11 @@ async fn run(spec: &RateSpec, socket: &UdpSocket, stop: &AtomicBool) -> RateRepo
     log.finish()
 }
 
-async fn receive(socket: &UdpSocket) -> io::Result<Greeting> {
+async fn receive(spec: &RateSpec, socket: &UdpSocket) -> io::Result<Greeting> {
     let mut buffer = [0; 1024];
-    let length = socket.recv(&mut buffer).await?;
+    let (length, from) = socket.recv_from(&mut buffer).await?;
+    if spec.unconnected && from != spec.target {
+        return Err(io::Error::other(format!("an answer from {from}")));
+    }
     serde_json::from_slice(&buffer[..length]).map_err(io::Error::other)
 }

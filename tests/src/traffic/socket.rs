@@ -4,7 +4,7 @@
 //! types; only its creation differs, which is why sockets are made here by hand.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
@@ -109,4 +109,17 @@ pub(super) fn connected_udp(
     let fd = client(Protocol::Udp, target, source)?;
     connect(fd.as_raw_fd(), &SockaddrStorage::from(target))?;
     into_udp(fd)
+}
+
+/// A UDP socket that takes answers from anywhere.
+pub(super) fn unconnected_udp(
+    target: SocketAddr,
+    source: Option<SocketAddr>,
+) -> io::Result<UdpSocket> {
+    let any = if target.is_ipv6() {
+        IpAddr::from(Ipv6Addr::UNSPECIFIED)
+    } else {
+        Ipv4Addr::UNSPECIFIED.into()
+    };
+    into_udp(client(Protocol::Udp, target, Some(source.unwrap_or(SocketAddr::new(any, 0))))?)
 }

@@ -12,12 +12,14 @@
 mod connections;
 #[path = "../guest/pains/frontends.rs"]
 mod frontends;
+mod growth;
 mod opt_out;
 mod overflow;
 mod restart;
 #[path = "../guest/pains/stage.rs"]
 mod stage;
 mod udp;
+mod upgrade;
 
 use proxy_tests::cluster::Sockets;
 use proxy_tests::traffic::Protocol;

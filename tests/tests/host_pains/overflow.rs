@@ -13,9 +13,18 @@ use super::stage::{CLUSTER_IPS, Client, PORT, Stage, TARGET, spec, tcp};
 const SECOND_VIP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 10, 2));
 
 fn get(stage: &Stage, port: u16, path: &str) -> Answer {
+    try_get(stage, port, path).expect("an answer")
+}
+
+fn try_get(stage: &Stage, port: u16, path: &str) -> anyhow::Result<Answer> {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    let answer = stage.client(Client::Host).in_netns(|| fetch(address, path));
-    answer.expect("a namespace").expect("an answer")
+    stage.client(Client::Host).in_netns(|| fetch(address, path)).expect("a namespace")
+}
+
+/// None while the daemon does not answer, or has not got as far as this one.
+pub fn metric_so_far(stage: &Stage, name: &str) -> Option<u64> {
+    let page = try_get(stage, 10249, "/metrics").ok()?.body;
+    page.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
 }
 
 fn metric(stage: &Stage, name: &str) -> u64 {
@@ -30,14 +39,21 @@ fn metric(stage: &Stage, name: &str) -> u64 {
 fn pain_24_a_full_map_costs_no_service_that_is_there_and_is_told() {
     // `shop/web` takes one backend for each of two protocols and two families, and the API's
     // Service takes one.
-    let stage = Stage::new(&["--ebpf-map-sizes=backends=6", "--ipvs-sync-period=2s"]);
+    let stage = Stage::new(&[
+        "--ebpf-map-sizes=backends=3",
+        "--ebpf-map-limits=backends=6",
+        "--ipvs-sync-period=2s",
+    ]);
     stage.web(&spec("ClusterIP"), &[], &[(1, 0)]);
     let targets = CLUSTER_IPS.map(|ip| SocketAddr::new(ip, PORT));
     let pod = stage.client(Client::Pod);
     targets.iter().for_each(|target| stage.until_served(pod, *target));
     let backends = "node_dataplane_table_entries{table=\"BACKENDS\"}";
     until("the gauge is exact", LONG, || metric(&stage, backends) == 5);
+    // It had room for three, and has grown as far as it may.
     assert_eq!(metric(&stage, "node_dataplane_table_capacity{table=\"BACKENDS\"}"), 6);
+    assert_eq!(metric(&stage, "node_dataplane_table_growths_total{table=\"BACKENDS\"}"), 1);
+    assert!(!stage.bed.log(0).contains("refused an operation"), "{}", stage.bed.log_tails(20));
 
     let second = |endpoints: &[(usize, usize)]| {
         let addresses: Vec<_> = endpoints

@@ -1,5 +1,5 @@
-//! Whole maps in a few system calls (`BPF_MAP_LOOKUP_BATCH`): hashes and arrays from kernel
-//! 5.6 on, per-CPU arrays from 5.13 on. aya reads entry by entry.
+//! Whole per-CPU arrays in a few system calls (`BPF_MAP_LOOKUP_BATCH`, which they have from kernel
+//! 5.13 on). aya reads entry by entry.
 
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _};
@@ -34,7 +34,7 @@ struct Attributes {
     flags: u64,
 }
 
-/// A map of keys of one size and values of one size, opened for reading all of it.
+/// A per-CPU array, opened for reading all of it.
 pub struct BatchMap {
     name: &'static str,
     map: MapData,
@@ -49,22 +49,15 @@ impl std::fmt::Debug for BatchMap {
 }
 
 impl BatchMap {
-    /// `cpus` is how many values an entry has: those of a per-CPU map are padded to 8 bytes.
+    /// `cpus` is how many values an entry has, each padded to 8 bytes.
     ///
     /// # Errors
     /// It is not pinned there.
-    pub fn open<K: Pod, V: Pod>(
-        pins: &Pins,
-        name: &'static str,
-        cpus: Option<usize>,
-    ) -> Result<Self, LoadError> {
+    pub fn open<V: Pod>(pins: &Pins, name: &'static str, cpus: usize) -> Result<Self, LoadError> {
         let map = MapData::from_pin(pins.map(name))
             .map_err(|e| LoadError::from_aya(format!("open map {name}"), &e))?;
-        let value_size = match cpus {
-            Some(cpus) => size_of::<V>().next_multiple_of(8) * cpus,
-            None => size_of::<V>(),
-        };
-        Ok(Self { name, map, key_size: size_of::<K>(), value_size })
+        let value_size = size_of::<V>().next_multiple_of(8) * cpus;
+        Ok(Self { name, map, key_size: size_of::<u32>(), value_size })
     }
 
     /// Hands over keys and values until `each` has enough (an array's come in their order).
@@ -99,22 +92,6 @@ impl BatchMap {
             place = next;
             began = true;
         }
-    }
-
-    /// So many entries of an array, from its front, as far as it has them.
-    ///
-    /// # Errors
-    /// The kernel refuses.
-    pub fn first<T: Pod>(&self, count: u32) -> Result<Vec<T>, TableError> {
-        let count = count as usize;
-        let mut all = Vec::new();
-        if count > 0 {
-            self.each(BATCH.min(count), &mut |_, value| {
-                all.extend(from_bytes::<T>(value));
-                all.len() < count
-            })?;
-        }
-        Ok(all)
     }
 
     /// How many entries there were, and whether they were the last.

@@ -1,6 +1,6 @@
 //! The eBPF data plane as the engine drives it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -9,15 +9,20 @@ use std::time::Instant;
 use proxy_ebpf::layout::config::client;
 use proxy_ebpf::layout::{Config, Device, OptOut, Timeouts, names};
 use proxy_ebpf::order::Address;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
+mod growth;
+
+use self::growth::Growth;
+use super::loader::Limit;
 use super::opt_out;
 use super::pins::Pins;
 use super::plane::{Table, prefix};
 use super::readback::{Found, Reading};
 use super::spans::Spans;
+use super::upgrade::Upgrade;
 use super::value::{Key, Lowering, Value};
-use super::{Capacity, LoadError, Programs, Snapshots, SocketRelease, TableError, XdpMode};
+use super::{Capacity, LoadError, Programs, SocketRelease, TableError, Tables, XdpMode};
 use crate::dataplane::{
     Dataplane, Fill, FlowRelease, OpError, Pieces, PlaneError, Reader, Surroundings, WorkDone,
 };
@@ -35,7 +40,12 @@ const PORTS: (u16, u16) = (50_000, 65_535);
 pub type Detection = Box<dyn Fn(Option<&Node>) -> LocalDetect + Send>;
 
 pub struct EbpfConfig {
+    /// What the maps have.
     pub capacity: Capacity,
+    /// What they may grow to.
+    pub limit: Limit,
+    /// From another version's maps.
+    pub upgrade: Upgrade,
     pub masquerade_all: bool,
     /// What counts as a pod, given the Node.
     pub local_detection: Detection,
@@ -74,8 +84,11 @@ pub struct EbpfPlane {
     /// Some cgroup opted out.
     opted_out: bool,
     attached: bool,
+    /// That has been tried.
+    begun: bool,
     /// The table's picture was made from the maps.
     adopted: bool,
+    growth: Growth,
     complained: BTreeSet<String>,
 }
 
@@ -117,7 +130,9 @@ impl EbpfPlane {
             written: None,
             opted_out: false,
             attached: false,
+            begun: false,
             adopted: false,
+            growth: Growth::default(),
             complained: BTreeSet::new(),
         }
     }
@@ -302,19 +317,72 @@ impl EbpfPlane {
         Device { source4: first(true), source6: first(false), flags, pad: 0 }
     }
 
+    /// Each program takes the place of the one of the daemon before this one, where there is one.
     fn attach_device(&mut self, device: &links::Device) -> Result<(), LoadError> {
         let (name, index) = (&*device.name, device.index);
+        let port = is_port(device);
+        let mut missing = Vec::new();
+        // First what undoes translations, then what makes them.
+        for program in [names::TC_EGRESS, names::TC_INGRESS] {
+            let wanted = program == names::TC_EGRESS || !port;
+            if wanted && !self.replace(program, index)? {
+                missing.push(program);
+            }
+        }
+        let replaced = missing.is_empty();
         let programs = self.table.store();
-        let (hook, attachments) = programs.attach_tc(name, !is_port(device))?;
+        let (hook, attachments) = programs.attach_tc_programs(name, &missing)?;
         for (program, attachment) in attachments {
             attachment.pin(&self.pins.link(program, index))?;
         }
-        let xdp = self.config.xdp.filter(|_| !is_port(device));
-        if let Some(mode) = xdp {
-            let attachment = programs.attach_xdp(name, mode)?;
+        let xdp = self.config.xdp.filter(|_| !port);
+        if let Some(mode) = xdp
+            && !self.replace(names::XDP_INGRESS, index)?
+        {
+            let attachment = self.table.store().attach_xdp(name, mode)?;
             attachment.pin(&self.pins.link(names::XDP_INGRESS, index))?;
         }
-        info!(device = name, ?hook, ?xdp, port = is_port(device), "attached");
+        info!(device = name, ?hook, ?xdp, port, replaced, "attached");
+        Ok(())
+    }
+
+    /// False when no daemon before this one has left such a program there.
+    fn replace(&mut self, program: &str, index: u32) -> Result<bool, LoadError> {
+        let Some(before) = self.pins.before(program, index)? else { return Ok(false) };
+        if let Err(error) = self.table.store().replace(program, &before, index) {
+            // The device may be another one with the same index; the pin goes with the others.
+            debug!(%error, "attaching anew");
+            return Ok(false);
+        }
+        self.pins.take_over(&before)?;
+        Ok(true)
+    }
+
+    fn attach(&mut self) -> Result<(), PlaneError> {
+        if self.attached {
+            return self.attach_devices();
+        }
+        if std::mem::replace(&mut self.begun, true) {
+            // An attempt that failed half-way: its links are those of a start before this one.
+            self.pins.start_again();
+            self.devices.clear();
+        }
+        // Twice: the second look is short, and so is what it misses.
+        for _ in 0..2 {
+            self.config.upgrade.carry().map_err(|e| load(&e))?;
+        }
+        self.attach_devices()?;
+        self.attach_sockets().map_err(|error| load(&error))?;
+        // What the daemon before this one attached has been in place until now.
+        let ours = self.pins.start();
+        self.pins.remove_links(|_, start| start != ours).map_err(|e| load(&e))?;
+        self.pins.detach_others().map_err(|e| load(&e))?;
+        self.config.upgrade.carry().map_err(|e| load(&e))?;
+        self.attached = true;
+        self.config.upgrade = Upgrade::default();
+        if let Err(error) = self.pins.remove_others() {
+            warn!(%error, "what another version left stays until the next start");
+        }
         Ok(())
     }
 
@@ -411,15 +479,11 @@ impl Dataplane for EbpfPlane {
         self.reserve_ports();
         self.write_opt_outs().map_err(|error| table(&error))?;
         self.write_prefixes().map_err(|error| table(&error))?;
-        self.attach_devices()?;
-        if !self.attached {
-            self.attach_sockets().map_err(|error| load(&error))?;
-            // What the daemon before this one attached has been in place until now.
-            let ours = self.pins.start();
-            self.pins.remove_links(|_, start| start != ours).map_err(|e| load(&e))?;
-            self.attached = true;
+        if !self.attached && self.config.upgrade.waits() {
+            info!("another version's programs go on until all Services are in the new tables");
+            return Ok(());
         }
-        Ok(())
+        self.attach()
     }
 
     fn reader(&mut self) -> Result<Reader<Key>, PlaneError> {
@@ -432,11 +496,10 @@ impl Dataplane for EbpfPlane {
                 Ok(())
             }));
         }
-        let maps = Snapshots::open(&self.pins).map_err(|error| load(&error))?;
+        let maps = Tables::open(&self.pins).map_err(|error| load(&error))?;
         Ok(Box::new(move |give| {
-            let maps = maps.read().map_err(|error| table(&error))?;
             let mut pieces = Pieces::new(give);
-            Reading::new(&*maps)
+            Reading::new(&maps)
                 .run(|Found { key, value, .. }| pieces.put(true, key, value))
                 .map_err(|error| table(&error))?;
             pieces.end();
@@ -460,7 +523,7 @@ impl Dataplane for EbpfPlane {
         let results = ops
             .iter()
             .map(|op| {
-                self.table.apply(op, now)?;
+                self.apply_one(op, now)?;
                 match op {
                     Op::Create(Key::Address(address), _) => self
                         .note_address(*address)
@@ -478,8 +541,19 @@ impl Dataplane for EbpfPlane {
         Ok(retired.to_vec())
     }
 
+    /// All Services are in the tables, if they were not from the start.
+    fn superseded(&mut self, _foreign: &HashMap<Key, Value>) -> Vec<Key> {
+        if !self.attached
+            && let Err(error) = self.attach()
+        {
+            // The next resync tries again.
+            warn!(%error, "another version's programs go on");
+        }
+        Vec::new()
+    }
+
     fn fill(&self) -> Vec<Fill> {
-        self.table.fill().to_vec()
+        self.fills()
     }
 
     fn take_releases(&mut self) -> Vec<FlowRelease> {

@@ -63,6 +63,14 @@ impl Ranges {
         }
     }
 
+    /// It was never named.
+    pub fn give_back(&mut self, start: u32, length: u32) {
+        if length > 0 {
+            self.in_use -= length;
+            self.join(start, length);
+        }
+    }
+
     fn wake(&mut self, now: Instant) {
         while let Some(&(since, start, length)) = self.resting.front() {
             if now.saturating_duration_since(since) < REST {
@@ -87,6 +95,15 @@ impl Ranges {
         self.free.insert(start, length);
     }
 
+    /// There are more now.
+    pub fn grow(&mut self, capacity: u32) {
+        let more = capacity.saturating_sub(self.capacity);
+        if more > 0 {
+            self.join(self.capacity, more);
+            self.capacity = capacity;
+        }
+    }
+
     /// In use, and how many there are.
     pub const fn fill(&self) -> (u32, u32) {
         (self.in_use, self.capacity)
@@ -108,6 +125,18 @@ mod tests {
         ranges.release(0, 4, start);
         assert_eq!(ranges.allocate(4, start + REST / 2), None);
         assert_eq!(ranges.allocate(4, start + REST), Some(0));
+    }
+
+    #[test]
+    fn what_is_added_joins_what_is_free_at_the_end() {
+        let now = Instant::now();
+        let mut ranges = Ranges::new(4);
+        assert_eq!(ranges.allocate(3, now), Some(0));
+        ranges.grow(8);
+        ranges.grow(6);
+        assert_eq!(ranges.fill(), (3, 8));
+        assert_eq!(ranges.allocate(5, now), Some(3));
+        assert_eq!(ranges.allocate(1, now), None);
     }
 
     proptest! {

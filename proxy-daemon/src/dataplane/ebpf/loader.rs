@@ -1,11 +1,12 @@
 //! Object bytes to programs at their hooks.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;
 use std::time::Duration;
 
 use aya::programs::cgroup_sock_addr::CgroupSockAddrLink;
-use aya::programs::links::FdLink;
+use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions};
 use aya::programs::xdp::{self, XdpLink};
 use aya::programs::{
@@ -19,7 +20,8 @@ use nix::errno::Errno;
 use proxy_ebpf::device::Hook;
 use proxy_ebpf::layout::{BackendCounters, FrontendCounters, names};
 
-use super::pins::{Pins, filter};
+use super::pins::{Pins, filter, filter_of, raw_pin};
+use super::plane::{Growing, Shortage};
 use super::{LoadError, Tables, check_layout};
 
 /// Sizes of the maps.
@@ -38,9 +40,15 @@ pub struct Capacity {
     pub affinities: u32,
     pub fragments: u32,
     pub sockets: u32,
-    /// Allocated as used.
+    /// Allocated as used: these are bounds.
     pub prefixes: u32,
     pub source_ranges: u32,
+    pub devices: u32,
+    pub opt_outs: u32,
+    /// As many of each, the lowest, have counters at most: they cannot be exchanged while
+    /// programs count.
+    pub counted_frontends: u32,
+    pub counted_backends: u32,
 }
 
 impl Default for Capacity {
@@ -54,10 +62,22 @@ impl Default for Capacity {
             affinities: 1 << 15,
             fragments: 1 << 12,
             sockets: 1 << 16,
-            prefixes: 1 << 12,
-            source_ranges: 1 << 14,
+            prefixes: 1 << 16,
+            source_ranges: 1 << 20,
+            devices: 1 << 14,
+            opt_outs: 1 << 14,
+            counted_frontends: Self::LIMIT.frontends,
+            counted_backends: Self::LIMIT.backends,
         }
     }
+}
+
+/// Sizes of the maps that grow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limit {
+    pub frontends: u32,
+    pub slots: u32,
+    pub backends: u32,
 }
 
 /// In `FRONTENDS`: the frontend itself, and that its address is a Service's. Many share one
@@ -76,19 +96,90 @@ fn counted<T>(ids: u32) -> Result<u32, LoadError> {
 }
 
 impl Capacity {
-    /// What the maps have: those that were there already keep their size.
+    /// What maps grow to unless something else is said: 180 MiB, and what frontends take.
+    pub const LIMIT: Limit = Limit { frontends: 1 << 20, slots: 1 << 24, backends: 1 << 22 };
+
+    /// No smaller than the maps that are there: they keep their size, or grow.
     ///
     /// # Errors
-    /// They are not pinned.
-    pub fn as_made(self, pins: &Pins) -> Result<Self, LoadError> {
+    /// The kernel refuses to tell their size.
+    pub fn at_least(self, pins: &Pins) -> Result<Self, LoadError> {
+        let of = |name, asked: u32, each: u32| {
+            Ok::<_, LoadError>(asked.max(pins.size(name)?.unwrap_or(0) / each))
+        };
         Ok(Self {
-            frontends: pins.size(names::FRONTENDS)? / ENTRIES_PER_FRONTEND,
-            slots: pins.size(names::SLOTS)?,
-            backends: pins.size(names::BACKENDS)?,
+            frontends: of(names::FRONTENDS, self.frontends, ENTRIES_PER_FRONTEND)?,
+            slots: of(names::SLOTS, self.slots, 1)?,
+            backends: of(names::BACKENDS, self.backends, 1)?,
             ..self
         })
     }
+
+    /// With room for what is short: twice as much, as often as it takes. `None` when that is
+    /// more than the limit.
+    #[must_use]
+    pub fn grown(self, shortage: Shortage, limit: Limit) -> Option<Self> {
+        let more = |size: u32, limit: u32| {
+            let wanted = size.checked_add(shortage.needed).filter(|wanted| *wanted <= limit)?;
+            let mut grown = size.max(1);
+            while grown < wanted {
+                grown = grown.checked_mul(2)?;
+            }
+            // What was free is in pieces, or rests: all that is needed comes new.
+            Some(grown.min(limit))
+        };
+        let mut grown = self;
+        let (size, limit) = match shortage.map {
+            Growing::Frontends => (&mut grown.frontends, limit.frontends),
+            Growing::Slots => (&mut grown.slots, limit.slots),
+            Growing::Backends => (&mut grown.backends, limit.backends),
+        };
+        *size = more(*size, limit)?;
+        Some(grown)
+    }
+
+    /// The size of one that grows.
+    #[must_use]
+    pub const fn of(&self, map: Growing) -> u32 {
+        match map {
+            Growing::Frontends => self.frontends,
+            Growing::Slots => self.slots,
+            Growing::Backends => self.backends,
+        }
+    }
+
+    /// Entries of the maps in the kernel.
+    fn entries(&self) -> Result<[(&'static str, u32); 13], LoadError> {
+        let counted_frontends = self.counted_frontends.max(self.frontends);
+        let counted_backends = self.counted_backends.max(self.backends);
+        Ok([
+            (names::FRONTENDS, self.frontends.saturating_mul(ENTRIES_PER_FRONTEND)),
+            (names::FRONTEND_COUNTERS, counted::<FrontendCounters>(counted_frontends)?),
+            (names::SLOTS, self.slots),
+            (names::BACKENDS, self.backends),
+            (names::BACKEND_COUNTERS, counted::<BackendCounters>(counted_backends)?),
+            (names::FLOWS, self.flows),
+            (names::AFFINITY, self.affinities),
+            (names::FRAGMENTS, self.fragments),
+            (names::SOCKETS, self.sockets),
+            (names::PREFIXES, self.prefixes),
+            (names::SOURCE_RANGES, self.source_ranges),
+            (names::DEVICES, self.devices),
+            (names::OPT_OUTS, self.opt_outs),
+        ])
+    }
 }
+
+/// Maps that only the daemon writes, so that larger ones can take their place.
+const GROWING: [&str; 7] = [
+    names::FRONTENDS,
+    names::SLOTS,
+    names::BACKENDS,
+    names::PREFIXES,
+    names::SOURCE_RANGES,
+    names::DEVICES,
+    names::OPT_OUTS,
+];
 
 /// Which of the kernel's two ways a tc program is attached by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -143,6 +234,14 @@ impl Attachment {
     }
 }
 
+/// What is pinned at `path`, of [`Pins::before`].
+fn pinned<L: TryFrom<FdLink>>(path: &Path) -> Result<L, LoadError> {
+    let open = || format!("open the link {}", path.display());
+    let link = PinnedLink::from_pin(path).map_err(|e| LoadError::from_aya(open(), &e))?;
+    L::try_from(link.into())
+        .map_err(|_| LoadError::Other { operation: open(), reason: "it is of another kind".into() })
+}
+
 fn keep_filter(link: SchedClassifierLink, path: &Path) -> Result<(), LoadError> {
     let failed = |e: ProgramError| LoadError::from_aya("ask for a clsact filter's handle", &e);
     let priority = link.priority().map_err(failed)?;
@@ -154,17 +253,30 @@ fn keep_filter(link: SchedClassifierLink, path: &Path) -> Result<(), LoadError> 
     Ok(())
 }
 
+fn direction(program: &str) -> TcAttachType {
+    match program {
+        names::TC_EGRESS => TcAttachType::Egress,
+        _ => TcAttachType::Ingress,
+    }
+}
+
 /// Removes a clsact filter of a daemon that is no more. Gone with its device, or removed by
 /// somebody else, is as good.
 pub(super) fn detach_filter(program: &str, priority: u16, handle: u32, ifindex: u32) {
-    let direction = match program {
-        names::TC_EGRESS => TcAttachType::Egress,
-        _ => TcAttachType::Ingress,
-    };
-    let Ok(interface) = nix::net::if_::if_indextoname(ifindex) else { return };
+    drop(attached_filter(program, priority, handle, ifindex));
+}
+
+fn attached_filter(
+    program: &str,
+    priority: u16,
+    handle: u32,
+    ifindex: u32,
+) -> Result<SchedClassifierLink, LoadError> {
+    let gone = |source: std::io::Error| LoadError::Read { path: program.into(), source };
+    let interface = nix::net::if_::if_indextoname(ifindex).map_err(|errno| gone(errno.into()))?;
     let interface = interface.to_string_lossy().into_owned();
-    let link = SchedClassifierLink::attached(&interface, direction, priority, handle.into(), None);
-    drop(link);
+    SchedClassifierLink::attached(&interface, direction(program), priority, handle.into(), None)
+        .map_err(gone)
 }
 
 /// A program's name, and where it is attached.
@@ -177,6 +289,8 @@ pub struct Programs {
     tables: Tables,
     made_maps: bool,
     sets_retval: bool,
+    /// Maps of theirs that are larger copies of those that are pinned.
+    grown: Vec<&'static str>,
 }
 
 impl Programs {
@@ -186,10 +300,12 @@ impl Programs {
         Self::load_with(object, capacity, None)
     }
 
-    /// With maps that stay: those that are pinned already are taken over as they are.
+    /// With maps that stay: those that are pinned already are taken over as they are. Of those
+    /// that are too small there is a larger copy, which is nobody else's until
+    /// [`Self::settle`]; nothing may be written to the old one meanwhile.
     ///
     /// # Errors
-    /// As [`Self::load`], or the maps cannot be pinned.
+    /// As [`Self::load`], or the maps cannot be pinned, or there is no memory for larger ones.
     pub fn load_pinned(object: &[u8], capacity: Capacity, pins: &Pins) -> Result<Self, LoadError> {
         Self::load_with(object, capacity, Some(pins))
     }
@@ -201,30 +317,40 @@ impl Programs {
     ) -> Result<Self, LoadError> {
         check_layout(object)?;
         let can_set_retval = u8::from(can_set_retval()?);
-        let frontends_counted = counted::<FrontendCounters>(capacity.frontends)?;
-        let backends_counted = counted::<BackendCounters>(capacity.backends)?;
         let made_maps = pins.is_none_or(|pins| !pins.map(names::FRONTEND_COUNTERS).exists());
+        let mut entries: BTreeMap<&'static str, u32> = capacity.entries()?.into_iter().collect();
+        let mut grown = Vec::new();
         let mut loader = EbpfLoader::new();
         if let Some(pins) = pins {
+            pins.clear_next()?;
             for name in names::PINNED {
-                loader.map_pin_path(name, pins.map(name));
+                let there = pins.size(name)?;
+                let too_small = there.zip(entries.get_mut(name)).is_some_and(|(there, wanted)| {
+                    let grows = GROWING.contains(&name) && there < *wanted;
+                    if !grows {
+                        *wanted = there;
+                    }
+                    grows
+                });
+                if too_small {
+                    grown.push(name);
+                }
+                let path = if too_small { pins.next(name) } else { pins.map(name) };
+                loader.map_pin_path(name, path);
             }
         }
+        for (name, entries) in entries {
+            loader.map_max_entries(name, entries);
+        }
         let mut ebpf = loader
-            .map_max_entries(names::FRONTENDS, capacity.frontends * ENTRIES_PER_FRONTEND)
-            .map_max_entries(names::FRONTEND_COUNTERS, frontends_counted)
-            .map_max_entries(names::SLOTS, capacity.slots)
-            .map_max_entries(names::BACKENDS, capacity.backends)
-            .map_max_entries(names::BACKEND_COUNTERS, backends_counted)
-            .map_max_entries(names::FLOWS, capacity.flows)
-            .map_max_entries(names::AFFINITY, capacity.affinities)
-            .map_max_entries(names::FRAGMENTS, capacity.fragments)
-            .map_max_entries(names::SOCKETS, capacity.sockets)
-            .map_max_entries(names::PREFIXES, capacity.prefixes)
-            .map_max_entries(names::SOURCE_RANGES, capacity.source_ranges)
             .override_global(names::CAN_SET_RETVAL, &can_set_retval, true)
             .load(object)
             .map_err(|e| LoadError::from_aya("create the eBPF maps", &e))?;
+        if let Some(pins) = pins {
+            for name in &grown {
+                copy(name, &pins.map(name), &pins.next(name))?;
+            }
+        }
         for name in names::CGROUP {
             load::<CgroupSockAddr>(&mut ebpf, name, CgroupSockAddr::load)?;
         }
@@ -234,7 +360,18 @@ impl Programs {
         load::<Xdp>(&mut ebpf, names::XDP_INGRESS, Xdp::load)?;
         let tables = Tables::take(&mut ebpf)?;
         let sets_retval = can_set_retval != 0;
-        Ok(Self { ebpf, tables, made_maps, sets_retval })
+        Ok(Self { ebpf, tables, made_maps, sets_retval, grown })
+    }
+
+    /// The larger copies take the place of the maps that they were made of. Both hold the same:
+    /// whoever ends in between leaves whole maps, old or new ones.
+    ///
+    /// # Errors
+    /// They cannot be renamed.
+    pub fn settle(&mut self, pins: &Pins) -> Result<Vec<&'static str>, LoadError> {
+        let grown = std::mem::take(&mut self.grown);
+        grown.iter().try_for_each(|name| pins.take_next(name))?;
+        Ok(grown)
     }
 
     /// Whether the maps were made for this process, and not taken over.
@@ -296,18 +433,28 @@ impl Programs {
         interface: &str,
         both: bool,
     ) -> Result<(TcHook, Vec<Named>), LoadError> {
+        // First what undoes translations, then what makes them.
+        let all = [names::TC_EGRESS, names::TC_INGRESS];
+        self.attach_tc_programs(interface, if both { &all } else { &all[..1] })
+    }
+
+    /// As [`Self::attach_tc`], these programs.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn attach_tc_programs(
+        &mut self,
+        interface: &str,
+        programs: &[&'static str],
+    ) -> Result<(TcHook, Vec<Named>), LoadError> {
         let hook = tc_hook(interface)?;
         if hook == TcHook::Clsact {
             add_clsact(interface)?;
         }
-        // First what undoes translations, then what makes them.
-        let egress = self.attach_tc_at(interface, hook, TcAttachType::Egress)?;
-        let mut attached = vec![(names::TC_EGRESS, egress)];
-        if both {
-            let ingress = self.attach_tc_at(interface, hook, TcAttachType::Ingress)?;
-            attached.push((names::TC_INGRESS, ingress));
-        }
-        Ok((hook, attached))
+        let attach =
+            |&name: &&'static str| Ok((name, self.attach_tc_at(interface, hook, direction(name))?));
+        let attached: Result<Vec<Named>, LoadError> = programs.iter().map(attach).collect();
+        Ok((hook, attached?))
     }
 
     fn attach_tc_at(
@@ -329,6 +476,36 @@ impl Programs {
         let id = program.attach_with_options(interface, direction, options).map_err(refused)?;
         let link = program.take_link(id).map_err(refused)?;
         Ok(Attachment { link: AnyLink::Tc(hook, link) })
+    }
+
+    /// Puts `program`, one for devices, in the place of the one that a daemon before this one
+    /// has attached: every packet meets one of them, and none both.
+    ///
+    /// # Errors
+    /// What is pinned at `path` is attached no more, or the kernel refuses.
+    pub fn replace(&mut self, name: &str, path: &Path, ifindex: u32) -> Result<(), LoadError> {
+        let refused = |e: ProgramError| LoadError::from_aya(at(name, path.display()), &e);
+        if name == names::XDP_INGRESS {
+            let link = pinned::<XdpLink>(path)?;
+            let program: &mut Xdp = program(&mut self.ebpf, name)?;
+            let id = program.attach_to_link(link).map_err(refused)?;
+            // The pin holds it.
+            return program.take_link(id).map(drop).map_err(refused);
+        }
+        let filter = filter_of(path);
+        let link = match filter {
+            Some((priority, handle)) => attached_filter(name, priority, handle, ifindex)?,
+            None => pinned::<SchedClassifierLink>(path)?,
+        };
+        let program: &mut SchedClassifier = program(&mut self.ebpf, name)?;
+        let id = program.attach_to_link(link).map_err(refused)?;
+        let link = program.take_link(id).map_err(refused)?;
+        match filter {
+            // Dropping it would detach it.
+            Some(_) => std::mem::forget(link),
+            None => drop(link),
+        }
+        Ok(())
     }
 
     /// For packets that come in by `interface` of the current network namespace.
@@ -431,6 +608,21 @@ impl Programs {
     }
 }
 
+/// All entries of one pinned map into another one.
+fn copy(name: &str, from: &Path, to: &Path) -> Result<(), LoadError> {
+    let refused =
+        |errno| LoadError::Kernel { operation: format!("copy map {name}"), errno, hint: "" };
+    let (from, to) = (raw_pin(from)?, raw_pin(to)?);
+    let mut result = Ok(());
+    from.read(|keys, values| {
+        if result.is_ok() {
+            result = to.update(keys, values);
+        }
+    })
+    .map_err(refused)?;
+    result.map_err(refused)
+}
+
 /// As much of `__sk_buff` or `xdp_md` as says by which device the frame came
 /// (`include/uapi/linux/bpf.h`).
 fn context(hook: Hook, ifindex: u32, length: usize) -> Vec<u8> {
@@ -498,5 +690,30 @@ fn add_clsact(interface: &str) -> Result<(), LoadError> {
             e if e.errno().is_some_and(|errno| errno.0 == Errno::EEXIST as i32) => Ok(()),
             e => Err(e),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn maps_double_as_often_as_it_takes_and_no_further_than_their_limit() {
+        let capacity = Capacity { backends: 6, slots: 1, ..Capacity::default() };
+        let limit = Limit { backends: 40, slots: 1 << 24, frontends: 65_536 };
+        let grown = |map, needed| {
+            let grown = capacity.grown(Shortage { map, needed }, limit)?;
+            // No other map changes.
+            let others = Growing::ALL.into_iter().filter(|other| *other != map);
+            others.for_each(|other| assert_eq!(grown.of(other), capacity.of(other)));
+            Some(grown.of(map))
+        };
+        assert_eq!(grown(Growing::Backends, 1), Some(12));
+        assert_eq!(grown(Growing::Backends, 7), Some(24));
+        assert_eq!(grown(Growing::Backends, 34), Some(40));
+        assert_eq!(grown(Growing::Backends, 35), None);
+        assert_eq!(grown(Growing::Backends, u32::MAX), None);
+        assert_eq!(grown(Growing::Slots, 131_071), Some(131_072));
+        assert_eq!(grown(Growing::Frontends, 1), None);
     }
 }

@@ -19,7 +19,8 @@ use super::readback::{Found, Reading};
 use super::store::Store;
 use super::value::{Key, Member, Programmed, Set, Value, map_key};
 use super::{Capacity, TableError};
-use crate::dataplane::{Fill, OpError};
+use crate::dataplane::OpError;
+use crate::kernel::netlink::Errno;
 use crate::model::Protocol;
 use crate::plan::Op;
 
@@ -41,6 +42,36 @@ pub struct Table<S> {
     gone: Vec<Gone>,
     counting: Counting,
     writes: u64,
+    /// Why the last operation found no room.
+    shortage: Option<Shortage>,
+}
+
+/// The maps that can be full: what is written to them is nobody's but the daemon's, so that
+/// they can be exchanged for larger ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Growing {
+    Frontends,
+    Slots,
+    Backends,
+}
+
+impl Growing {
+    pub const ALL: [Self; 3] = [Self::Frontends, Self::Slots, Self::Backends];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Frontends => layout::names::FRONTENDS,
+            Self::Slots => layout::names::SLOTS,
+            Self::Backends => layout::names::BACKENDS,
+        }
+    }
+}
+
+/// An operation needs so many more than the map has room for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shortage {
+    pub map: Growing,
+    pub needed: u32,
 }
 
 /// From which id on nobody has counted since the maps were made.
@@ -78,6 +109,9 @@ struct HeldBackend {
     /// Frontends that have it in the one set and in the other.
     cluster: u32,
     local: u32,
+    /// The flags that the map has; 0 (which no backend has) when it has another entry, or is
+    /// not known to have this one.
+    written: u16,
 }
 
 impl Placed for HeldBackend {
@@ -85,6 +119,9 @@ impl Placed for HeldBackend {
         (self.member.address, self.member.port)
     }
 }
+
+/// Of a backend that found no room.
+const NO_ID: BackendId = BackendId(u32::MAX);
 
 impl HeldBackend {
     fn value(&self, service: ServiceId) -> layout::Backend {
@@ -100,11 +137,6 @@ impl HeldBackend {
             service,
         }
     }
-}
-
-/// A map has no room for what an operation needs.
-fn full(map: &str, (used, capacity): (u32, u32)) -> OpError {
-    OpError::Refused(format!("map {map} is full: {used} of {capacity} in use"))
 }
 
 fn refused(error: TableError) -> OpError {
@@ -126,7 +158,33 @@ impl<S: Store> Table<S> {
             gone: Vec::new(),
             counting: Counting::default(),
             writes: 0,
+            shortage: None,
         }
+    }
+
+    /// A map has no room for what an operation needs.
+    fn full(&mut self, map: Growing, needed: u32) -> OpError {
+        self.shortage = Some(Shortage { map, needed });
+        let (used, capacity) = self.fill_of(map);
+        OpError::Refused(format!("map {} is full: {used} of {capacity} in use", map.name()))
+    }
+
+    /// Frontends have ids, which tell how many there are, but addresses take entries as well.
+    fn no_entry(&mut self, error: TableError) -> OpError {
+        let no_room = Some(Errno(nix::errno::Errno::E2BIG as i32));
+        if error.errno() == no_room { self.full(Growing::Frontends, 1) } else { refused(error) }
+    }
+
+    /// Why the operation before this failed, if that is what it was.
+    pub const fn take_shortage(&mut self) -> Option<Shortage> {
+        self.shortage.take()
+    }
+
+    /// The store's maps are as large as this now, and hold what they held.
+    pub fn grown(&mut self, capacity: Capacity) {
+        self.frontend_ids.grow(capacity.frontends);
+        self.slots.grow(capacity.slots);
+        self.backend_ids.grow(capacity.backends);
     }
 
     /// UDP backends that went since the last call of this.
@@ -142,14 +200,13 @@ impl<S: Store> Table<S> {
         self.writes
     }
 
-    /// Of each map that can be full.
-    pub fn fill(&self) -> [Fill; 3] {
-        let with = |table, (used, capacity)| Fill { table, used, capacity };
-        [
-            with(layout::names::FRONTENDS, self.frontend_ids.fill()),
-            with(layout::names::SLOTS, self.slots.fill()),
-            with(layout::names::BACKENDS, self.backend_ids.fill()),
-        ]
+    /// In use, and the map's size.
+    pub const fn fill_of(&self, map: Growing) -> (u32, u32) {
+        match map {
+            Growing::Frontends => self.frontend_ids.fill(),
+            Growing::Slots => self.slots.fill(),
+            Growing::Backends => self.backend_ids.fill(),
+        }
     }
 
     pub fn apply(&mut self, op: &Op<Key>, now: Instant) -> Result<(), OpError> {
@@ -171,7 +228,8 @@ impl<S: Store> Table<S> {
     fn set_address(&mut self, key: &Key) -> Result<(), OpError> {
         self.writes += 1;
         let value = layout::Frontend::default();
-        self.store.set_frontend(map_key(key), value).map_err(refused)?;
+        let result = self.store.set_frontend(map_key(key), value);
+        result.map_err(|error| self.no_entry(error))?;
         self.frontends.insert(*key, Held { id: None, value: None });
         Ok(())
     }
@@ -185,33 +243,32 @@ impl<S: Store> Table<S> {
         let old = self.frontends.get(key).cloned();
         let id = match old.as_ref().and_then(|old| old.id) {
             Some(id) => id,
-            None => {
-                let id = FrontendId(
-                    self.frontend_ids
-                        .allocate(1, now)
-                        .ok_or_else(|| full(layout::names::FRONTENDS, self.frontend_ids.fill()))?,
-                );
-                self.frontend_counts(id);
-                id
-            }
+            None => match self.frontend_ids.allocate(1, now) {
+                Some(id) => {
+                    self.frontend_counts(FrontendId(id));
+                    FrontendId(id)
+                }
+                None => return Err(self.full(Growing::Frontends, 1)),
+            },
         };
         let result = self.take(value, now).and_then(|[node, outside]| {
             let Programmed { service, affinity, flags, .. } = **value;
             let in_map = layout::Frontend { node, outside, id, service, affinity, flags };
             self.writes += 1;
-            self.store.set_frontend(map_key(key), in_map).map_err(refused)
+            let result = self.store.set_frontend(map_key(key), in_map);
+            result.map_err(|error| self.no_entry(error))
         });
         if let Err(error) = result {
             // What was taken is released; the frontend is as it was.
-            self.release(value, now);
-            if old.is_none() {
-                self.frontend_ids.release(id.0, 1, now);
+            self.release(value, None);
+            if old.and_then(|old| old.id).is_none() {
+                self.frontend_ids.give_back(id.0, 1);
             }
             return Err(error);
         }
         self.frontends.insert(*key, Held { id: Some(id), value: Some(Arc::clone(value)) });
         if let Some(old) = old.and_then(|old| old.value) {
-            self.release(&old, now);
+            self.release(&old, Some(now));
         }
         Ok(())
     }
@@ -229,7 +286,7 @@ impl<S: Store> Table<S> {
                 self.frontend_ids.release(id.0, 1, now);
             }
             if let Some(value) = value {
-                self.release(&value, now);
+                self.release(&value, Some(now));
             }
         }
         Ok(())
@@ -293,7 +350,7 @@ impl<S: Store> Table<S> {
             // Written below, or reported as full.
             None => match self.backend_ids.allocate(1, now) {
                 Some(id) => self.backend_counts(BackendId(id)),
-                None => BackendId(u32::MAX),
+                None => NO_ID,
             },
         };
         let held = self.backends.entry(key).or_insert(HeldBackend {
@@ -301,9 +358,41 @@ impl<S: Store> Table<S> {
             member: *member,
             cluster: 0,
             local: 0,
+            written: 0,
         });
         held.member = *member;
         *(if local { &mut held.local } else { &mut held.cluster }) += 1;
+    }
+
+    /// The members' ids, after what the map has otherwise is written in one go.
+    fn write_backends(&mut self, service: ServiceId, set: &Set) -> Result<Vec<BackendId>, OpError> {
+        let mut ids = Vec::with_capacity(set.members.len());
+        let mut changed = Vec::new();
+        for member in &set.members {
+            let Some(held) = self.backends.get(&(service, member.address, member.port)) else {
+                continue;
+            };
+            let value = held.value(service);
+            if value.flags != held.written {
+                changed.push((held.id, value));
+            }
+            ids.push(held.id);
+        }
+        let missing = ids.iter().filter(|id| **id == NO_ID).count();
+        if missing > 0 {
+            let missing = u32::try_from(missing).unwrap_or(u32::MAX);
+            return Err(self.full(Growing::Backends, missing));
+        }
+        if !changed.is_empty() {
+            self.writes += 1;
+            self.store.set_backends(&changed).map_err(refused)?;
+            for member in &set.members {
+                if let Some(held) = self.backends.get_mut(&(service, member.address, member.port)) {
+                    held.written = held.value(service).flags;
+                }
+            }
+        }
+        Ok(ids)
     }
 
     /// The set's range: the one that another frontend has, or a fresh one.
@@ -313,21 +402,7 @@ impl<S: Store> Table<S> {
         set: &Arc<Set>,
         now: Instant,
     ) -> Result<SlotRange, OpError> {
-        let mut ids = Vec::with_capacity(set.members.len());
-        for member in &set.members {
-            let Some(held) = self.backends.get(&(service, member.address, member.port)) else {
-                continue;
-            };
-            if held.id.0 == u32::MAX {
-                return Err(full(layout::names::BACKENDS, self.backend_ids.fill()));
-            }
-            let (id, value) = (held.id, held.value(service));
-            if self.store.backend(id).map_err(refused)? != value {
-                self.writes += 1;
-                self.store.set_backend(id, value).map_err(refused)?;
-            }
-            ids.push(id);
-        }
+        let ids = self.write_backends(service, set)?;
         let shared = self.sets.get(&(service, Arc::clone(set))).copied();
         if set.slots.is_empty() {
             return Ok(SlotRange::default());
@@ -338,10 +413,9 @@ impl<S: Store> Table<S> {
             return Ok(range);
         }
         let len = u32::try_from(set.slots.len()).unwrap_or(u32::MAX);
-        let base = self
-            .slots
-            .allocate(len, now)
-            .ok_or_else(|| full(layout::names::SLOTS, self.slots.fill()))?;
+        let Some(base) = self.slots.allocate(len, now) else {
+            return Err(self.full(Growing::Slots, len));
+        };
         let slots: Vec<BackendId> = set.slots.iter().map(|slot| ids[*slot as usize]).collect();
         self.writes += 1;
         if let Err(error) = self.store.set_slots(base, &slots) {
@@ -356,15 +430,15 @@ impl<S: Store> Table<S> {
     }
 
     /// A frontend names this no more. What is left over in the maps when the kernel refuses
-    /// is unreachable, and found again by the next readback.
-    fn release(&mut self, value: &Programmed, now: Instant) {
+    /// is unreachable, and found again by the next readback. Without a time: none ever did.
+    fn release(&mut self, value: &Programmed, now: Option<Instant>) {
         for (set, local) in sets_of(value) {
             let key = (value.service, Arc::clone(set));
             if let Some(shared) = self.sets.get_mut(&key) {
                 shared.users -= 1;
                 if shared.users == 0 {
                     let SlotRange { base, len } = shared.range;
-                    self.slots.release(base, len, now);
+                    free(&mut self.slots, base, len, now);
                     self.sets.remove(&key);
                 }
             }
@@ -386,7 +460,13 @@ impl<S: Store> Table<S> {
         }
     }
 
-    fn release_backend(&mut self, service: ServiceId, member: &Member, local: bool, now: Instant) {
+    fn release_backend(
+        &mut self,
+        service: ServiceId,
+        member: &Member,
+        local: bool,
+        now: Option<Instant>,
+    ) {
         let key = (service, member.address, member.port);
         let Some(held) = self.backends.get_mut(&key) else { return };
         let before = held.value(service);
@@ -394,14 +474,17 @@ impl<S: Store> Table<S> {
         let held = *held;
         let gone = held.cluster + held.local == 0;
         let after = if gone { layout::Backend::default() } else { held.value(service) };
-        if after != before && held.id.0 != u32::MAX {
+        if after != before && held.id != NO_ID {
             self.writes += 1;
-            let _ = self.store.set_backend(held.id, after);
+            let written = self.store.set_backends(&[(held.id, after)]).map_or(0, |()| after.flags);
+            if let Some(held) = self.backends.get_mut(&key) {
+                held.written = written;
+            }
         }
         if gone {
             self.backends.remove(&key);
-            if held.id.0 != u32::MAX {
-                self.backend_ids.release(held.id.0, 1, now);
+            if held.id != NO_ID {
+                free(&mut self.backend_ids, held.id.0, 1, now);
                 let Member { address, port, .. } = held.member;
                 self.freed.push(Gone { id: held.id, address, port });
             }
@@ -424,9 +507,9 @@ impl<S: Store> Table<S> {
         for (id, backend) in reading.backends.into_iter().filter(|(_, b)| b.in_use()) {
             self.backend_ids.claim(id.0, 1);
             let member = member_of(&backend);
-            self.backends
-                .entry((backend.service, member.address, member.port))
-                .or_insert(HeldBackend { id, member, cluster: 0, local: 0 });
+            self.backends.entry((backend.service, member.address, member.port)).or_insert(
+                HeldBackend { id, member, cluster: 0, local: 0, written: backend.flags },
+            );
         }
         let mut objects = Vec::with_capacity(all.len());
         for Found { key, value, in_map } in all {
@@ -459,6 +542,12 @@ impl<S: Store> Table<S> {
             return Ok(());
         }
         for (set, _) in sets_of(&believed) {
+            for member in &set.members {
+                let key = (believed.service, member.address, member.port);
+                if let Some(held) = self.backends.get_mut(&key) {
+                    held.written = 0;
+                }
+            }
             let shared = self.sets.get(&(believed.service, Arc::clone(set))).copied();
             let Some(SharedRange { range, .. }) = shared.filter(|shared| shared.range.len > 0)
             else {
@@ -509,6 +598,14 @@ impl<S: Store> Table<S> {
         for range in &value.source_ranges {
             *self.source_ranges.entry((value.service, *range)).or_default() += 1;
         }
+    }
+}
+
+/// Rests, if it was ever named.
+fn free(ranges: &mut Ranges, start: u32, length: u32, named: Option<Instant>) {
+    match named {
+        Some(now) => ranges.release(start, length, now),
+        None => ranges.give_back(start, length),
     }
 }
 

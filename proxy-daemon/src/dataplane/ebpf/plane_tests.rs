@@ -22,6 +22,10 @@ const CAPACITY: Capacity = Capacity {
     sockets: 1,
     prefixes: 1,
     source_ranges: 32,
+    devices: 1,
+    opt_outs: 1,
+    counted_frontends: 32,
+    counted_backends: 32,
 };
 
 fn backend(last: u8, local: bool) -> Backend {
@@ -91,6 +95,12 @@ impl Plane {
     }
 }
 
+impl Table<Memory> {
+    fn used(&self) -> [u32; 3] {
+        Growing::ALL.map(|map| self.fill_of(map).0)
+    }
+}
+
 fn addresses(lasts: &[u8]) -> Vec<IpAddr> {
     lasts.iter().map(|last| IpAddr::from([10, 244, 0, *last])).collect()
 }
@@ -136,11 +146,11 @@ fn frontends_of_a_service_share_a_range_and_others_do_not() {
         plane.set(key(last), &frontend("a", vec![backend(1, false)])).unwrap();
     }
     plane.set(key(4), &frontend("b", vec![backend(1, false)])).unwrap();
-    assert_eq!(plane.table.fill().map(|fill| fill.used), [4, 2, 2]);
+    assert_eq!(plane.table.used(), [4, 2, 2]);
     for last in 1..=4 {
         plane.delete(key(last));
     }
-    assert_eq!(plane.table.fill().map(|fill| fill.used), [0, 0, 0]);
+    assert_eq!(plane.table.used(), [0, 0, 0]);
     assert!(plane.maps.maps().backends.values().all(|b| !b.in_use()));
 }
 
@@ -152,8 +162,54 @@ fn a_full_map_refuses_the_new_and_keeps_the_old() {
     let error = plane.set(key(1), &frontend("a", many)).unwrap_err();
     assert!(error.to_string().contains("BACKENDS is full: 32 of 32"), "{error}");
     assert_eq!(plane.reaches(key(1)), [addresses(&[1]), addresses(&[1])]);
-    assert_eq!(plane.table.fill().map(|fill| fill.used), [1, 1, 1]);
+    assert_eq!(plane.table.used(), [1, 1, 1]);
     plane.set(key(2), &frontend("b", vec![backend(9, false)])).unwrap();
+}
+
+#[test]
+fn a_shortage_is_told_and_over_when_the_maps_have_grown() {
+    let mut plane = Plane::new();
+    plane.set(key(1), &frontend("a", vec![backend(1, false)])).unwrap();
+    assert_eq!(plane.table.take_shortage(), None);
+    let many = frontend("a", (1..=80).map(|last| backend(last, false)).collect());
+    let mut capacity = CAPACITY;
+    for (map, needed, room) in [
+        // 31 of 80 get an id; one of them is there already.
+        (
+            Growing::Backends,
+            48,
+            &mut (|c: &mut Capacity| c.backends = 96) as &mut dyn FnMut(&mut _),
+        ),
+        (Growing::Slots, 80, &mut |c: &mut Capacity| c.slots = 256),
+    ] {
+        plane.set(key(1), &many).unwrap_err();
+        assert_eq!(plane.table.take_shortage(), Some(Shortage { map, needed }));
+        assert_eq!(plane.table.take_shortage(), None);
+        assert_eq!(plane.reaches(key(1)), [addresses(&[1]), addresses(&[1])]);
+        room(&mut capacity);
+        plane.table.grown(capacity);
+    }
+    plane.set(key(1), &many).unwrap();
+    let all: Vec<u8> = (1..=80).collect();
+    assert_eq!(plane.reaches(key(1)), [addresses(&all), addresses(&all)]);
+    assert_eq!(Growing::ALL.map(|map| plane.table.fill_of(map).1), [32, 256, 96]);
+}
+
+/// Backends in one write, slots in one, and the frontend; besides, that the address is one.
+#[test]
+fn a_set_is_written_in_three_goes_and_what_is_there_in_none() {
+    let mut plane = Plane::new();
+    let writes = |plane: &Plane| plane.maps.maps().writes;
+    plane.set(key(1), &frontend("a", (1..=20).map(|n| backend(n, false)).collect())).unwrap();
+    assert_eq!(writes(&plane), 4);
+    plane.set(key(2), &frontend("a", (1..=20).map(|n| backend(n, false)).collect())).unwrap();
+    assert_eq!(writes(&plane), 6, "the set is there");
+    plane.set(key(3), &frontend("a", (2..=21).map(|n| backend(n, false)).collect())).unwrap();
+    assert_eq!(writes(&plane), 10, "one backend, slots, the frontend");
+    let key = IpAddr::from([10, 244, 0, 21]);
+    let maps = plane.maps.maps();
+    let new = maps.backends.iter().find(|(_, b)| IpAddr::from(b.address) == key).unwrap();
+    assert_eq!((*new.0, maps.backends.len()), (20, 21));
 }
 
 /// Their clients' sockets have to be ended; TCP connections live on.
@@ -237,7 +293,7 @@ fn what_somebody_else_wrote_is_repaired_where_it_is() {
             plane.table.apply(&Op::Update(*key, value.clone()), plane.now).unwrap();
         }
         assert_eq!(read(&plane.maps), good, "{nth}");
-        assert_eq!(plane.table.fill().map(|fill| fill.used), [1, 2, 2], "{nth}");
+        assert_eq!(plane.table.used(), [1, 2, 2], "{nth}");
     }
     assert!(plane.maps.maps().writes > before);
 }
@@ -294,21 +350,21 @@ proptest! {
                 prop_assert_eq!(plane.reaches(*key), [flat(&value.node), flat(&value.outside)]);
             }
         }
-        let before = plane.table.fill();
+        let before = plane.table.used();
         let writes = plane.maps.maps().writes;
         let mut restarted = Table::new(plane.maps.clone(), CAPACITY);
         let found: HashMap<Key, Value> = restarted.adopt_all().unwrap().into_iter().collect();
         prop_assert_eq!(found, wanted.clone());
-        prop_assert_eq!(restarted.fill(), before);
+        prop_assert_eq!(restarted.used(), before);
         for (key, value) in wanted.clone() {
             restarted.apply(&Op::Update(key, value), plane.now).unwrap();
         }
-        prop_assert_eq!(restarted.fill(), before, "writing the same changes nothing");
+        prop_assert_eq!(restarted.used(), before, "writing the same changes nothing");
         let _ = writes;
         for key in wanted.keys() {
             restarted.apply(&Op::Delete(*key), plane.now).unwrap();
         }
-        prop_assert_eq!(restarted.fill().map(|fill| fill.used), [0; 3]);
+        prop_assert_eq!(restarted.used(), [0; 3]);
         prop_assert!(plane.maps.maps().backends.values().all(|b| !b.in_use()));
     }
 }

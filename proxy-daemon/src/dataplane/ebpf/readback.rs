@@ -27,11 +27,22 @@ pub struct Reading<'a, R: ?Sized> {
     sets: HashMap<(ServiceId, SlotRange), Arc<Set>>,
     /// All that a slot names.
     pub backends: HashMap<BackendId, layout::Backend>,
+    /// The part of `BACKENDS` that was read last, by its first id.
+    part: (u32, Vec<layout::Backend>),
 }
+
+/// Backends read at once, for those of a set are neighbours as a rule.
+const PART: u32 = 256;
 
 impl<'a, R: Read + ?Sized> Reading<'a, R> {
     pub fn new(maps: &'a R) -> Self {
-        Self { maps, ranges: HashMap::new(), sets: HashMap::new(), backends: HashMap::new() }
+        Self {
+            maps,
+            ranges: HashMap::new(),
+            sets: HashMap::new(),
+            backends: HashMap::new(),
+            part: (0, Vec::new()),
+        }
     }
 
     /// Gives every object.
@@ -44,7 +55,10 @@ impl<'a, R: Read + ?Sized> Reading<'a, R> {
                 self.ranges.entry(data.service).or_default().insert(range);
             }
         }
-        for (map_key, in_map) in self.maps.frontends()? {
+        let mut frontends = self.maps.frontends()?;
+        // In the order in which the sets were written, mostly, so that neighbours follow.
+        frontends.sort_unstable_by_key(|(_, in_map)| in_map.node.base);
+        for (map_key, in_map) in frontends {
             let Some(key) = from_map_key(&map_key) else { continue };
             let value = match key {
                 Key::Address(_) => Value::Address,
@@ -68,6 +82,15 @@ impl<'a, R: Read + ?Sized> Reading<'a, R> {
         })
     }
 
+    /// An id beyond the map is nobody's: somebody else wrote it.
+    fn backend(&mut self, BackendId(id): BackendId) -> Result<layout::Backend, TableError> {
+        let first = id - id % PART;
+        if self.part.1.is_empty() || self.part.0 != first {
+            self.part = (first, self.maps.backends(BackendId(first), PART)?);
+        }
+        Ok(self.part.1.get((id % PART) as usize).copied().unwrap_or_default())
+    }
+
     fn set(&mut self, service: ServiceId, range: SlotRange) -> Result<Arc<Set>, TableError> {
         if let Some(set) = self.sets.get(&(service, range)) {
             return Ok(Arc::clone(set));
@@ -77,7 +100,7 @@ impl<'a, R: Read + ?Sized> Reading<'a, R> {
             let backend = match self.backends.get(&id) {
                 Some(backend) => *backend,
                 None => {
-                    let backend = self.maps.backend(id)?;
+                    let backend = self.backend(id)?;
                     self.backends.insert(id, backend);
                     backend
                 }

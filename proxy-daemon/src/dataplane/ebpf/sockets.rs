@@ -51,10 +51,16 @@ impl Peers for Tables {
     }
 }
 
+enum Message {
+    Gone(Vec<Gone>),
+    /// Look there from now on: the maps are others.
+    Peers(Box<dyn Peers>),
+}
+
 /// The engine's side.
 #[derive(Debug)]
 pub struct SocketRelease {
-    gone: Sender<Vec<Gone>>,
+    gone: Sender<Message>,
     done: Receiver<FlowRelease>,
 }
 
@@ -62,6 +68,7 @@ impl SocketRelease {
     /// # Errors
     /// The thread cannot be started.
     pub fn start(peers: impl Peers + 'static, sockets: impl Sockets + 'static) -> io::Result<Self> {
+        let peers: Box<dyn Peers> = Box::new(peers);
         let (gone, to_do) = channel();
         let (report, done) = channel();
         let mut worker = Worker { peers, sockets, failing: false };
@@ -74,8 +81,13 @@ impl SocketRelease {
     pub fn release(&self, gone: Vec<Gone>) {
         if !gone.is_empty() {
             // Without the thread sockets stay, as was said when it ended.
-            let _ = self.gone.send(gone);
+            let _ = self.gone.send(Message::Gone(gone));
         }
+    }
+
+    /// The maps were exchanged for these.
+    pub fn look_at(&self, peers: impl Peers + 'static) {
+        let _ = self.gone.send(Message::Peers(Box::new(peers)));
     }
 
     pub fn take_done(&self) -> Vec<FlowRelease> {
@@ -83,25 +95,37 @@ impl SocketRelease {
     }
 }
 
-struct Worker<P, S> {
-    peers: P,
+struct Worker<S> {
+    peers: Box<dyn Peers>,
     sockets: S,
     failing: bool,
 }
 
-impl<P: Peers, S: Sockets> Worker<P, S> {
-    fn run(&mut self, to_do: &Receiver<Vec<Gone>>, report: &Sender<FlowRelease>) {
-        while let Ok(mut gone) = to_do.recv() {
+impl<S: Sockets> Worker<S> {
+    fn run(&mut self, to_do: &Receiver<Message>, report: &Sender<FlowRelease>) {
+        while let Ok(first) = to_do.recv() {
+            let mut gone = Vec::new();
+            self.take(first, &mut gone);
             loop {
                 match to_do.try_recv() {
-                    Ok(more) => gone.extend(more),
+                    Ok(more) => self.take(more, &mut gone),
                     Err(TryRecvError::Empty) => break,
                     Err(TryRecvError::Disconnected) => return,
                 }
             }
+            if gone.is_empty() {
+                continue;
+            }
             self.release(&gone, report);
             std::thread::sleep(AGAIN);
             self.release(&gone, report);
+        }
+    }
+
+    fn take(&mut self, message: Message, gone: &mut Vec<Gone>) {
+        match message {
+            Message::Gone(more) => gone.extend(more),
+            Message::Peers(peers) => self.peers = peers,
         }
     }
 

@@ -10,17 +10,18 @@ use super::{Programs, TableError, Tables};
 pub trait Read: Send {
     fn frontends(&self) -> Result<Vec<(FrontendKey, Frontend)>, TableError>;
     fn slots(&self, base: u32, length: u32) -> Result<Vec<BackendId>, TableError>;
-    fn backend(&self, id: BackendId) -> Result<Backend, TableError>;
+    /// As many as there are from this id on.
+    fn backends(&self, first: BackendId, count: u32) -> Result<Vec<Backend>, TableError>;
     fn source_ranges(&self) -> Result<Vec<(RangeData, u32)>, TableError>;
 }
 
-/// What the plane does to the maps. Every write is one system call that the kernel either
-/// carries out or refuses; none is ambiguous.
+/// What the plane does to the maps. The kernel either carries a write out or refuses it; of
+/// several entries those before the refused one are written, and nobody names them yet.
 pub trait Store: Read {
     fn set_frontend(&mut self, key: FrontendKey, value: Frontend) -> Result<(), TableError>;
     fn remove_frontend(&mut self, key: &FrontendKey) -> Result<(), TableError>;
     fn set_slots(&mut self, base: u32, backends: &[BackendId]) -> Result<(), TableError>;
-    fn set_backend(&mut self, id: BackendId, value: Backend) -> Result<(), TableError>;
+    fn set_backends(&mut self, backends: &[(BackendId, Backend)]) -> Result<(), TableError>;
     fn set_source_range(&mut self, range: RangeData, length: u32) -> Result<(), TableError>;
     fn remove_source_range(&mut self, range: RangeData, length: u32) -> Result<(), TableError>;
     /// The counters of an id that is given out.
@@ -37,8 +38,8 @@ impl Read for Tables {
     fn slots(&self, base: u32, length: u32) -> Result<Vec<BackendId>, TableError> {
         self.slots(base, length)
     }
-    fn backend(&self, id: BackendId) -> Result<Backend, TableError> {
-        self.backend(id)
+    fn backends(&self, first: BackendId, count: u32) -> Result<Vec<Backend>, TableError> {
+        self.backends(first, count)
     }
     fn source_ranges(&self) -> Result<Vec<(RangeData, u32)>, TableError> {
         self.source_ranges()
@@ -52,8 +53,8 @@ impl Read for Programs {
     fn slots(&self, base: u32, length: u32) -> Result<Vec<BackendId>, TableError> {
         self.tables_ref().slots(base, length)
     }
-    fn backend(&self, id: BackendId) -> Result<Backend, TableError> {
-        self.tables_ref().backend(id)
+    fn backends(&self, first: BackendId, count: u32) -> Result<Vec<Backend>, TableError> {
+        self.tables_ref().backends(first, count)
     }
     fn source_ranges(&self) -> Result<Vec<(RangeData, u32)>, TableError> {
         self.tables_ref().source_ranges()
@@ -70,8 +71,8 @@ impl Store for Programs {
     fn set_slots(&mut self, base: u32, backends: &[BackendId]) -> Result<(), TableError> {
         self.tables().set_slots(base, backends)
     }
-    fn set_backend(&mut self, id: BackendId, value: Backend) -> Result<(), TableError> {
-        self.tables().set_backend(id, value)
+    fn set_backends(&mut self, backends: &[(BackendId, Backend)]) -> Result<(), TableError> {
+        self.tables().set_backends(backends)
     }
     fn set_source_range(&mut self, range: RangeData, length: u32) -> Result<(), TableError> {
         self.tables().set_source_range(range, length)
@@ -130,8 +131,11 @@ impl Read for Memory {
             .map(|index| maps.slots.get(&index).copied().unwrap_or_default())
             .collect())
     }
-    fn backend(&self, id: BackendId) -> Result<Backend, TableError> {
-        Ok(self.maps().backends.get(&id.0).copied().unwrap_or_default())
+    fn backends(&self, first: BackendId, count: u32) -> Result<Vec<Backend>, TableError> {
+        let maps = self.maps();
+        Ok((first.0..first.0.saturating_add(count))
+            .map(|id| maps.backends.get(&id).copied().unwrap_or_default())
+            .collect())
     }
     fn source_ranges(&self) -> Result<Vec<(RangeData, u32)>, TableError> {
         Ok(self.maps().source_ranges.clone())
@@ -151,8 +155,8 @@ impl Store for Memory {
         self.write().slots.extend((base..).zip(backends.iter().copied()));
         Ok(())
     }
-    fn set_backend(&mut self, id: BackendId, value: Backend) -> Result<(), TableError> {
-        self.write().backends.insert(id.0, value);
+    fn set_backends(&mut self, backends: &[(BackendId, Backend)]) -> Result<(), TableError> {
+        self.write().backends.extend(backends.iter().map(|(id, value)| (id.0, *value)));
         Ok(())
     }
     fn set_source_range(&mut self, range: RangeData, length: u32) -> Result<(), TableError> {

@@ -1,6 +1,7 @@
 //! The maps, typed.
 
 use std::fmt;
+use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 
 use aya::Ebpf;
@@ -18,6 +19,8 @@ use proxy_ebpf::verdict::Reason;
 
 use super::LoadError;
 use super::pins::Pins;
+use super::pod::{bytes, values};
+use crate::kernel::bpf::RawMap;
 use crate::kernel::netlink::Errno;
 
 /// One access to one map failed.
@@ -26,7 +29,16 @@ use crate::kernel::netlink::Errno;
 pub struct TableError {
     pub map: &'static str,
     pub operation: &'static str,
-    source: MapError,
+    source: Refusal,
+}
+
+/// How aya says it, or the kernel.
+#[derive(Debug, thiserror::Error)]
+enum Refusal {
+    #[error(transparent)]
+    Aya(MapError),
+    #[error("{0}")]
+    Kernel(Errno),
 }
 
 impl TableError {
@@ -34,7 +46,11 @@ impl TableError {
     /// for a key that is not there.
     #[must_use]
     pub fn errno(&self) -> Option<Errno> {
-        let number = match &self.source {
+        let source = match &self.source {
+            Refusal::Aya(source) => source,
+            Refusal::Kernel(errno) => return Some(*errno),
+        };
+        let number = match source {
             MapError::SyscallError(SyscallError { io_error, .. }) | MapError::IoError(io_error) => {
                 io_error.raw_os_error()?
             }
@@ -62,8 +78,10 @@ impl TableError {
 pub struct Tables {
     config: Array<MapData, Config>,
     frontends: HashMap<MapData, FrontendKey, Frontend>,
-    slots: Array<MapData, BackendId>,
-    backends: Array<MapData, Backend>,
+    /// The same map, to be read in batches.
+    all_frontends: RawMap,
+    slots: RawMap,
+    backends: RawMap,
     frontend_counters: PerCpuArray<MapData, FrontendCounters>,
     backend_counters: PerCpuArray<MapData, BackendCounters>,
     drops: PerCpuArray<MapData, u64>,
@@ -111,11 +129,16 @@ impl Tables {
     }
 
     fn of(map: &mut dyn FnMut(&'static str) -> Result<Map, LoadError>) -> Result<Self, LoadError> {
+        let frontends = map(names::FRONTENDS)?;
+        let all_frontends = raw(&frontends, names::FRONTENDS)?;
         Ok(Self {
             config: typed(map, names::CONFIG)?,
-            frontends: typed(map, names::FRONTENDS)?,
-            slots: typed(map, names::SLOTS)?,
-            backends: typed(map, names::BACKENDS)?,
+            frontends: frontends
+                .try_into()
+                .map_err(|e| LoadError::Object(format!("map {}: {e}", names::FRONTENDS)))?,
+            all_frontends,
+            slots: raw(&map(names::SLOTS)?, names::SLOTS)?,
+            backends: raw(&map(names::BACKENDS)?, names::BACKENDS)?,
             frontend_counters: typed(map, names::FRONTEND_COUNTERS)?,
             backend_counters: typed(map, names::BACKEND_COUNTERS)?,
             drops: typed(map, names::DROPS)?,
@@ -242,6 +265,19 @@ impl Tables {
         all.map_err(failed(names::AFFINITY, "read"))
     }
 
+    /// One entry, as the programs would make it: for tests.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn set_affinity(
+        &mut self,
+        key: &AffinityKey,
+        affinity: &Affinity,
+    ) -> Result<(), TableError> {
+        let result = self.affinity.insert(key, affinity, 0);
+        result.map_err(failed(names::AFFINITY, "update"))
+    }
+
     /// # Errors
     /// The kernel refuses.
     pub fn peers(&self) -> Result<Vec<(SocketKey, SocketPeer)>, TableError> {
@@ -269,22 +305,51 @@ impl Tables {
     /// # Errors
     /// The kernel refuses.
     pub fn frontends(&self) -> Result<Vec<(FrontendKey, Frontend)>, TableError> {
-        let all: Result<_, _> = self.frontends.iter().collect();
-        all.map_err(failed(names::FRONTENDS, "read"))
+        let mut all = Vec::new();
+        let result = self.all_frontends.read(|keys, frontends| {
+            all.extend(values::<FrontendKey>(keys).zip(values::<Frontend>(frontends)));
+        });
+        result.map_err(refused(names::FRONTENDS, "read")).map(|()| all)
     }
 
+    /// As many as there are from `base` on.
+    ///
     /// # Errors
-    /// The range goes beyond the map, or the kernel refuses.
+    /// The kernel refuses.
     pub fn slots(&self, base: u32, length: u32) -> Result<Vec<BackendId>, TableError> {
-        (base..base.saturating_add(length))
-            .map(|index| self.slots.get(&index, 0).map_err(failed(names::SLOTS, "read")))
-            .collect()
+        let range = self.slots.range(base, length).map_err(refused(names::SLOTS, "read"))?;
+        Ok(values(&range).collect())
+    }
+
+    /// As many as there are from this id on.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn backends(&self, first: BackendId, count: u32) -> Result<Vec<Backend>, TableError> {
+        let range = self.backends.range(first.0, count);
+        Ok(values(&range.map_err(refused(names::BACKENDS, "read"))?).collect())
     }
 
     /// # Errors
     /// The id is beyond the map, or the kernel refuses.
     pub fn backend(&self, id: BackendId) -> Result<Backend, TableError> {
-        self.backends.get(&id.0, 0).map_err(failed(names::BACKENDS, "read"))
+        let beyond = Errno(nix::errno::Errno::E2BIG as i32);
+        let all = self.backends(id, 1)?;
+        all.first().copied().ok_or_else(|| refused(names::BACKENDS, "read")(beyond))
+    }
+
+    /// System calls so far that read or wrote entries of these in batches: of `FRONTENDS`,
+    /// `SLOTS` and `BACKENDS`.
+    #[must_use]
+    pub fn batch_calls(&self) -> [u64; 3] {
+        [self.all_frontends.calls(), self.slots.calls(), self.backends.calls()]
+    }
+
+    /// As on a kernel without batches: for tests.
+    pub fn one_by_one(&self) {
+        for map in [&self.all_frontends, &self.slots, &self.backends] {
+            map.one_by_one();
+        }
     }
 
     /// With the length from the front of the 128 bits.
@@ -324,17 +389,24 @@ impl Tables {
     /// # Errors
     /// The range goes beyond the map, or the kernel refuses.
     pub fn set_slots(&mut self, base: u32, backends: &[BackendId]) -> Result<(), TableError> {
-        for (index, backend) in (base..).zip(backends) {
-            let result = self.slots.set(index, *backend, 0);
-            result.map_err(failed(names::SLOTS, "update"))?;
-        }
-        Ok(())
+        let length = u32::try_from(backends.len()).unwrap_or(u32::MAX);
+        let indices: Vec<BackendId> = (base..base.saturating_add(length)).map(BackendId).collect();
+        let result = self.slots.update(bytes(&indices), bytes(backends));
+        result.map_err(refused(names::SLOTS, "update"))
+    }
+
+    /// # Errors
+    /// An id is beyond the map, or the kernel refuses.
+    pub fn set_backends(&mut self, backends: &[(BackendId, Backend)]) -> Result<(), TableError> {
+        let (ids, backends): (Vec<BackendId>, Vec<Backend>) = backends.iter().copied().unzip();
+        let result = self.backends.update(bytes(&ids), bytes(&backends));
+        result.map_err(refused(names::BACKENDS, "update"))
     }
 
     /// # Errors
     /// The id is beyond the map, or the kernel refuses.
     pub fn set_backend(&mut self, id: BackendId, value: Backend) -> Result<(), TableError> {
-        self.backends.set(id.0, value, 0).map_err(failed(names::BACKENDS, "update"))
+        self.set_backends(&[(id, value)])
     }
 
     /// The id is another frontend's from now on. One beyond the map counts nothing.
@@ -401,11 +473,27 @@ fn typed<T: TryFrom<Map, Error = MapError>>(
     T::try_from(map(name)?).map_err(|e| LoadError::Object(format!("map {name}: {e}")))
 }
 
+fn raw(map: &Map, name: &'static str) -> Result<RawMap, LoadError> {
+    let data = match map {
+        Map::Array(data) | Map::HashMap(data) => data,
+        _ => return Err(LoadError::Object(format!("map {name} is of another kind"))),
+    };
+    RawMap::of(data.fd().as_fd()).map_err(|errno| LoadError::Kernel {
+        operation: format!("ask about map {name}"),
+        errno,
+        hint: "",
+    })
+}
+
 pub(super) fn failed(
     map: &'static str,
     operation: &'static str,
 ) -> impl FnOnce(MapError) -> TableError {
-    move |source| TableError { map, operation, source }
+    move |source| TableError { map, operation, source: Refusal::Aya(source) }
+}
+
+fn refused(map: &'static str, operation: &'static str) -> impl FnOnce(Errno) -> TableError {
+    move |errno| TableError { map, operation, source: Refusal::Kernel(errno) }
 }
 
 fn sum<T: aya::Pod + Default + std::ops::AddAssign>(values: PerCpuValues<T>) -> T {

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::path::PathBuf;
 
 use aya::util::nr_cpus;
 use proxy_ebpf::layout::{
@@ -12,7 +13,6 @@ use tracing::info;
 
 use super::batch::{BATCH, BatchMap, from_bytes, sum};
 use super::pins::Pins;
-use super::snapshot::{end_of_backends, end_of_slots};
 use super::value::{Key, from_map_key};
 use super::{LoadError, TableError, Tables};
 use crate::dataplane::PlaneError;
@@ -24,6 +24,8 @@ use crate::policy::FrontendKey;
 
 /// Reads the pinned maps.
 pub struct EbpfTraffic {
+    /// Where the maps are pinned: those that grow are others from time to time.
+    maps: PathBuf,
     tables: Tables,
     batches: Option<Batches>,
     /// Ids of frontends that have counted something, as the last reading found them.
@@ -31,10 +33,7 @@ pub struct EbpfTraffic {
 }
 
 struct Batches {
-    frontends: BatchMap,
     frontend_counters: BatchMap,
-    slots: BatchMap,
-    backends: BatchMap,
     backend_counters: BatchMap,
 }
 
@@ -42,21 +41,13 @@ impl Batches {
     fn open(pins: &Pins) -> Result<Self, LoadError> {
         let cpus =
             nr_cpus().map_err(|(path, source)| LoadError::Read { path: path.into(), source })?;
-        let cpus = Some(cpus);
         Ok(Self {
-            frontends: BatchMap::open::<layout::FrontendKey, layout::Frontend>(
-                pins,
-                names::FRONTENDS,
-                None,
-            )?,
-            frontend_counters: BatchMap::open::<u32, FrontendCounters>(
+            frontend_counters: BatchMap::open::<FrontendCounters>(
                 pins,
                 names::FRONTEND_COUNTERS,
                 cpus,
             )?,
-            slots: BatchMap::open::<u32, BackendId>(pins, names::SLOTS, None)?,
-            backends: BatchMap::open::<u32, Backend>(pins, names::BACKENDS, None)?,
-            backend_counters: BatchMap::open::<u32, BackendCounters>(
+            backend_counters: BatchMap::open::<BackendCounters>(
                 pins,
                 names::BACKEND_COUNTERS,
                 cpus,
@@ -66,9 +57,7 @@ impl Batches {
 
     /// Asked of the kernel: distributions carry such things further back than its version.
     fn work(&self) -> bool {
-        let mut enough = |_: &[u8], _: &[u8]| false;
-        self.frontend_counters.each(1, &mut enough).is_ok()
-            && self.frontends.each(BATCH, &mut enough).is_ok()
+        self.frontend_counters.each(1, &mut |_, _| false).is_ok()
     }
 }
 
@@ -90,23 +79,13 @@ impl EbpfTraffic {
                 "the kernel reads maps entry by entry only (before 5.13): scrapes of metrics cost more"
             );
         }
-        Ok(Self { tables: Tables::open(pins)?, batches, held: HashMap::new() })
+        Ok(Self { maps: pins.maps(), tables: Tables::open(pins)?, batches, held: HashMap::new() })
     }
 
     /// Whether whole maps are read in a few system calls.
     #[must_use]
     pub const fn in_batches(&self) -> bool {
         self.batches.is_some()
-    }
-
-    fn frontends(&self) -> Result<Vec<(layout::FrontendKey, layout::Frontend)>, TableError> {
-        let Some(batches) = &self.batches else { return self.tables.frontends() };
-        let mut all = Vec::new();
-        batches.frontends.each(BATCH, &mut |key, value| {
-            all.extend(from_bytes(key).zip(from_bytes(value)));
-            true
-        })?;
-        Ok(all)
     }
 
     /// Of these ids, which are sorted; those beyond the map have none.
@@ -137,17 +116,11 @@ impl EbpfTraffic {
         &self,
         frontends: &[(layout::FrontendKey, layout::Frontend)],
     ) -> Result<Vec<(u32, Backend)>, TableError> {
-        let end = end_of_slots(frontends);
-        let all = match &self.batches {
-            Some(batches) => {
-                let slots = batches.slots.first(end)?;
-                batches.backends.first(end_of_backends(&slots))?
-            }
-            None => {
-                let ids = 0..end_of_backends(&self.tables.slots(0, end)?);
-                ids.map(|id| self.tables.backend(BackendId(id))).collect::<Result<Vec<_>, _>>()?
-            }
-        };
+        let ranges = frontends.iter().flat_map(|(_, value)| [value.node, value.outside]);
+        let end = ranges.map(|range| range.base.saturating_add(range.len)).max().unwrap_or(0);
+        let slots = self.tables.slots(0, end)?;
+        let end = slots.iter().map(|id| id.0.saturating_add(1)).max().unwrap_or(0);
+        let all = self.tables.backends(BackendId(0), end)?;
         Ok((0..).zip(all).filter(|(_, backend)| backend.in_use()).collect())
     }
 
@@ -223,7 +196,7 @@ impl EbpfTraffic {
     }
 
     fn read_all(&mut self, endpoints: bool, sink: &mut dyn Sink) -> Result<(), TableError> {
-        let all = self.frontends()?;
+        let all = self.tables.frontends()?;
         self.read_frontends(&all, sink)?;
         if endpoints {
             self.read_endpoints(&all, sink)?;
@@ -287,6 +260,8 @@ impl TrafficSource for EbpfTraffic {
     }
 
     fn read(&mut self, endpoints: bool, sink: &mut dyn Sink) -> Result<(), PlaneError> {
-        self.read_all(endpoints, sink).map_err(|error| PlaneError::new("eBPF counters", error))
+        let failed = |error: &dyn std::fmt::Display| PlaneError::new("eBPF counters", error);
+        self.tables = Tables::open_at(|name| self.maps.join(name)).map_err(|e| failed(&e))?;
+        self.read_all(endpoints, sink).map_err(|e| failed(&e))
     }
 }
