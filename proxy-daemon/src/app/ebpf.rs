@@ -15,6 +15,7 @@ use crate::dataplane::ebpf::{
 use crate::kernel::capabilities::{Capability, has};
 use crate::kernel::links::NetlinkLinks;
 use crate::kernel::namespace::own_cookie;
+use crate::kernel::netdev::GenericNetdev;
 use crate::kernel::netlink::{Socket, Subsystem};
 use crate::kernel::sockets::AllNamespaces;
 
@@ -77,7 +78,10 @@ pub fn plane(config: &Config) -> Result<EbpfPlane, Fatal> {
         sysctl_root: config.sysctl_root.clone(),
         namespace,
     };
-    Ok(EbpfPlane::new(config, programs, pins, Box::new(NetlinkLinks::new(socket)), sockets))
+    let generic = Socket::open(Subsystem::Generic).map_err(|e| text(&e))?;
+    let links = Box::new(NetlinkLinks::new(socket));
+    let netdev = Box::new(GenericNetdev::new(generic));
+    Ok(EbpfPlane::new(config, programs, pins, (links, netdev), sockets))
 }
 
 /// `--cleanup`.

@@ -7,6 +7,7 @@ pub mod links;
 pub mod listeners;
 pub mod modules;
 pub mod namespace;
+pub mod netdev;
 pub mod netlink;
 pub mod nftables;
 pub mod sockets;

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use aya::programs::cgroup_sock_addr::CgroupSockAddrLink;
-use aya::programs::links::FdLink;
+use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions};
 use aya::programs::xdp::{self, XdpLink};
 use aya::programs::{
@@ -320,6 +320,23 @@ impl Programs {
         };
         let program: &mut Xdp = program(&mut self.ebpf, names::XDP_INGRESS)?;
         let id = program.attach(interface, mode).map_err(refused)?;
+        let link = program.take_link(id).map_err(refused)?;
+        Ok(Attachment { link: AnyLink::Xdp(link) })
+    }
+
+    /// Takes the place of the program of a pinned link, without a moment between: a driver may
+    /// reset its queues when a program goes or comes.
+    ///
+    /// # Errors
+    /// Nothing of the kind is pinned there, its device is gone, or the kernel refuses.
+    pub fn replace_xdp(&mut self, pin: &Path) -> Result<Attachment, LoadError> {
+        let what = || format!("replace the program of {}", pin.display());
+        let link = PinnedLink::from_pin(pin).map_err(|e| LoadError::from_aya(what(), &e))?;
+        let link = XdpLink::try_from(FdLink::from(link));
+        let link = link.map_err(|e| LoadError::from_aya(what(), &e))?;
+        let program: &mut Xdp = program(&mut self.ebpf, names::XDP_INGRESS)?;
+        let refused = |e: ProgramError| LoadError::from_aya(what(), &e);
+        let id = program.attach_to_link(link).map_err(refused)?;
         let link = program.take_link(id).map_err(refused)?;
         Ok(Attachment { link: AnyLink::Xdp(link) })
     }

@@ -19,6 +19,7 @@ mod sockets;
 mod spans;
 pub mod store;
 mod tables;
+mod uplinks;
 pub mod value;
 
 pub use cgroup::cgroup;

@@ -100,6 +100,23 @@ impl Pins {
         self.directory.join("links").join(format!("{program}-{place}-{}", self.start))
     }
 
+    /// The pins of links of `program` at `place` that other daemons left, of any layout.
+    #[must_use]
+    pub fn others(&self, program: &str, place: u32) -> Vec<PathBuf> {
+        let start = format!("{program}-{place}-");
+        let own = self.link(program, place);
+        let versions = self.directory.parent().and_then(|ours| fs::read_dir(ours).ok());
+        let links = versions.into_iter().flatten().flatten();
+        links
+            .filter_map(|version| fs::read_dir(version.path().join("links")).ok())
+            .flat_map(|links| links.flatten().map(|link| link.path()))
+            .filter(|path| *path != own)
+            .filter(|path| {
+                path.file_name().is_some_and(|it| it.to_string_lossy().starts_with(&start))
+            })
+            .collect()
+    }
+
     /// Removes the links for which `is_stale` holds, given the place and the start.
     ///
     /// # Errors
