@@ -192,7 +192,8 @@ impl Wire {
     }
 
     pub(super) fn tcp_server(&self, namespace: &File, address: &str) -> Result<TcpListener> {
-        self.at(namespace, || Ok(TcpListener::bind((address.parse::<IpAddr>()?, 8080))?))
+        let address = address.parse::<IpAddr>()?;
+        self.at(namespace, || patiently(|| TcpListener::bind((address, 8080))))
     }
 
     /// A connection through the frontend: who the server thinks is there, after `sent` bytes
@@ -250,8 +251,8 @@ impl Wire {
         vip: &str,
         length: usize,
     ) -> Result<IpAddr> {
-        let server =
-            self.at(namespace, || Ok(UdpSocket::bind((server.parse::<IpAddr>()?, 8080))?))?;
+        let server = server.parse::<IpAddr>()?;
+        let server = self.at(namespace, || patiently(|| UdpSocket::bind((server, 8080))))?;
         let client = self.udp_client(vip)?;
         server.set_read_timeout(Some(PATIENCE))?;
         client.send(&vec![7; length])?;
@@ -271,6 +272,20 @@ impl Wire {
         client.connect(to)?;
         client.set_read_timeout(Some(PATIENCE))?;
         Ok(client)
+    }
+}
+
+/// A socket that was closed holds its port for as long as another thread is just starting a
+/// process, which has it too until then.
+fn patiently<T>(bind: impl Fn() -> std::io::Result<T>) -> Result<T> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match bind() {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < end => {
+                thread::sleep(Duration::from_millis(10));
+            }
+            result => return Ok(result?),
+        }
     }
 }
 
