@@ -5,7 +5,7 @@
 
 #![allow(clippy::cast_possible_truncation, reason = "lengths of headers, and offsets within them")]
 
-use crate::checksum::finish;
+use crate::checksum::{finish, pseudo_sum};
 use crate::layout::Tuple;
 use crate::order::Address;
 use crate::packet::Resize;
@@ -16,6 +16,7 @@ use crate::parse::{
 
 const HOPS: u8 = 64;
 const TCP_HEADER: usize = 20;
+const SCTP_HEADER: usize = 12;
 
 /// What the sender is told by ICMP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -150,7 +151,8 @@ pub fn error(packet: &mut impl Resize, headers: &Headers, error: Error) -> Optio
     let (place, rest) = match headers.tuple.protocol {
         TCP => (16, TCP_HEADER),
         UDP => (6, 8),
-        _ => (0, 8),
+        // The kernel does not cut off a checksum that the hardware is to finish.
+        _ => (0, SCTP_HEADER),
     };
     let partial = place != 0 && packet.is_sum_partial(transport + place)?;
     let end = transport + rest;
@@ -242,22 +244,6 @@ fn ipv6(answer: &Tuple, protocol: u8, payload: u16) -> [u8; IPV6_HEADER] {
     copy_address(&mut bytes, 8, &answer.source);
     copy_address(&mut bytes, 24, &answer.destination);
     bytes
-}
-
-/// RFC 9293 section 3.1 and RFC 8200 section 8.1.
-#[inline(always)]
-fn pseudo_sum(tuple: &Tuple, protocol: u8, length: u16) -> u64 {
-    let (source, destination) = (tuple.source.words(), tuple.destination.words());
-    let first = if tuple.source.to_v4().is_some() { 3 } else { 0 };
-    let mut sum = u64::from(u16::from(protocol).to_be()) + u64::from(length.to_be());
-    let mut i = 0;
-    while i < 4 {
-        if i >= first {
-            sum += u64::from(source[i].to_kernel()) + u64::from(destination[i].to_kernel());
-        }
-        i += 1;
-    }
-    sum
 }
 
 #[inline(always)]

@@ -3,6 +3,8 @@
 //! Words are taken as they lie in memory: one's complement sums come out the same in either
 //! byte order, as long as it is the same one throughout.
 
+use crate::layout::Tuple;
+
 /// What a change of some words adds to a sum over them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Delta(u64);
@@ -56,6 +58,24 @@ pub const fn finish(sum: u64) -> u16 {
     let sum = (sum & 0xffff) + (sum >> 16);
     let sum = (sum & 0xffff) + (sum >> 16);
     !(sum as u16)
+}
+
+/// Over the pseudo-header, RFC 9293 section 3.1 and RFC 8200 section 8.1: addresses, protocol,
+/// and the length of what follows the IP header.
+#[must_use]
+#[inline(always)]
+pub fn pseudo_sum(tuple: &Tuple, protocol: u8, length: u16) -> u64 {
+    let (source, destination) = (tuple.source.words(), tuple.destination.words());
+    let first = if tuple.source.to_v4().is_some() { 3 } else { 0 };
+    let mut sum = u64::from(u16::from(protocol).to_be()) + u64::from(length.to_be());
+    let mut i = 0;
+    while i < 4 {
+        if i >= first {
+            sum += u64::from(source[i].to_kernel()) + u64::from(destination[i].to_kernel());
+        }
+        i += 1;
+    }
+    sum
 }
 
 #[cfg(test)]

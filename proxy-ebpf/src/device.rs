@@ -20,7 +20,7 @@ pub enum Hook {
     /// On the way out: from the node itself, or routed.
     Egress,
     /// Before the stack has seen it. What XDP does not carry out itself comes by at
-    /// [`Hook::Ingress`] again, and is counted there.
+    /// [`Hook::Ingress`] again, and is counted there; what it does, by [`count_sent`].
     Xdp,
 }
 
@@ -71,7 +71,7 @@ pub fn decide(
     }
     if follow(tables, arrival, work) {
         work.to = work.known.to;
-        return carry_on(tables, arrival, &work.known);
+        return carry_on(tables, arrival, work);
     }
     make_way(tables, &work.headers, arrival);
     if arrival.device & Device::PORT != 0 {
@@ -160,25 +160,44 @@ const fn fragment_key(headers: &Headers) -> FragmentKey {
     }
 }
 
-/// Only the first hook that carries it out may count a packet.
 #[inline(always)]
-fn counts(arrival: &Arrival, forward: bool) -> bool {
-    arrival.hook != Hook::Xdp || forward
-}
-
-#[inline(always)]
-fn carry_on(tables: &impl Tables, arrival: &Arrival, flow: &Flow) -> Verdict {
+fn carry_on(tables: &impl Tables, arrival: &Arrival, work: &Work) -> Verdict {
+    let flow = &work.known;
     let Some(forward) = way(arrival.hook, flow.flags) else {
         return Verdict::Pass;
     };
     if arrival.device & Device::PORT != 0 && flow.flags & Flow::REPLY == 0 {
         return Verdict::Pass;
     }
-    if counts(arrival, forward) {
-        let reply = flow.flags & Flow::REPLY != 0;
-        count(tables, flow.frontend, flow.backend, arrival.traffic, reply);
+    if !can_become(&work.headers, &flow.to) {
+        return refuse(tables, arrival, Some(flow.frontend), Reason::SctpPort);
+    }
+    if arrival.hook != Hook::Xdp {
+        count_known(tables, flow, arrival.traffic);
     }
     Verdict::Translate { forward }
+}
+
+/// The checksum of SCTP covers the whole packet. How it changes with a port depends on the
+/// packet's length, which no fragment tells.
+#[inline(always)]
+fn can_become(headers: &Headers, to: &Tuple) -> bool {
+    let from = &headers.tuple;
+    from.protocol != SCTP
+        || matches!(headers.kind, Kind::Whole | Kind::IcmpError)
+        || from.source_port == to.source_port && from.destination_port == to.destination_port
+}
+
+/// XDP counts what it has sent on; what it could not comes by at tc.
+#[inline(always)]
+pub fn count_sent(tables: &impl Tables, work: &Work, traffic: Traffic) {
+    count_known(tables, &work.known, traffic);
+}
+
+#[inline(always)]
+fn count_known(tables: &impl Tables, flow: &Flow, traffic: Traffic) {
+    let reply = flow.flags & Flow::REPLY != 0;
+    count(tables, flow.frontend, flow.backend, traffic, reply);
 }
 
 /// Whether the program itself sends a packet of a flow on. `None`: it is not to be
@@ -253,10 +272,15 @@ fn begin(
     let Flow { to, backend, frontend, flags, .. } = work.opening.request;
     let forward = flags & Flow::FORWARD != 0;
     work.to = to;
+    if !can_become(&work.headers, &to) {
+        return refuse(tables, arrival, Some(frontend), Reason::SctpPort);
+    }
     // XDP has entered the flow; the packet is then one of a known flow at tc.
     tables.count_frontend(frontend, |counters| counters.connections += 1);
     tables.count_backend(backend, |counters| counters.connections += 1);
-    if counts(arrival, forward) {
+    if arrival.hook == Hook::Xdp {
+        work.known = work.opening.request;
+    } else {
         count(tables, frontend, backend, arrival.traffic, false);
     }
     Verdict::Translate { forward }
@@ -306,9 +330,6 @@ fn choose(
     let (id, backend) = select(tables, frontend, client, &affinity, number, arrival.now)?;
     if backend.address.to_v4().is_some() != key.destination.to_v4().is_some() {
         return Err(Reason::VacantSlot);
-    }
-    if key.protocol == SCTP && backend.port != key.destination_port {
-        return Err(Reason::SctpPort);
     }
     let masquerade = masquerades(frontend, kind, &key.source, &backend);
     // The stack routes a translated packet, unless it would take its source for forged.

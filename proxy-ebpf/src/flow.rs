@@ -2,7 +2,7 @@
 
 use crate::layout::{Config, Flow, Timeouts, Tuple};
 use crate::order::Be16;
-use crate::parse::{SCTP, TCP, UDP, tcp};
+use crate::parse::{TCP, UDP, tcp};
 use crate::select::{SECOND, scale};
 use crate::tables::{Network, Tables};
 use crate::verdict::Reason;
@@ -165,10 +165,6 @@ fn claim(
         if is_claimed(tables, network, config, opening, attempt) {
             return Ok(());
         }
-        // Its port cannot be changed: the checksum covers everything.
-        if opening.reply_key.protocol == SCTP {
-            return Err(Reason::SctpPort);
-        }
         attempt += 1;
     }
     Err(Reason::PortsExhausted)
@@ -185,7 +181,7 @@ fn is_claimed(
     attempt: u32,
 ) -> bool {
     // The client's own port belongs to it only together with its own address.
-    let own = opening.reply_key.protocol == SCTP || (attempt == 0 && !opening.masquerade);
+    let own = attempt == 0 && !opening.masquerade;
     if !own {
         let span = u32::from(config.port_high.wrapping_sub(config.port_low)) + 1;
         let number = mix(opening.hash.wrapping_add(attempt));

@@ -43,7 +43,7 @@ pub use flow::{
 };
 
 /// Part of the path maps are pinned under, and of the object's [`Mark`].
-pub const LAYOUT_VERSION: u32 = 4;
+pub const LAYOUT_VERSION: u32 = 5;
 
 /// A port of a Service: what affinity and source ranges belong to, across its frontends.
 ///
@@ -354,7 +354,7 @@ layout! {
     Config [216] { features @ 0, seed @ 4, source4 @ 8, source6 @ 24, port_low @ 40,
         port_high @ 42, prefixes @ 44, service_prefixes @ 48, timeouts @ 176, dropping @ 200, pad @ 204,
         namespace @ 208 }
-    Device [40] { source4 @ 0, source6 @ 16, flags @ 32, pad @ 36 }
+    Device [44] { source4 @ 0, source6 @ 16, flags @ 32, mac @ 36, pad @ 42 }
     OptOut [16] { id @ 0, kind @ 8, pad @ 12 }
     RangeData [24] { service @ 0, address @ 8 }
     Mark [16] { version @ 0, pad @ 4, fingerprint @ 8 }
@@ -435,7 +435,7 @@ mod tests {
     /// `LAYOUT_VERSION` and put both new numbers here.
     #[test]
     fn a_changed_layout_has_a_new_version() {
-        assert_eq!((LAYOUT_VERSION, FINGERPRINT), (4, 12_219_867_692_549_383_706));
+        assert_eq!((LAYOUT_VERSION, FINGERPRINT), (5, 11_021_533_332_388_511_615));
     }
 
     #[test]

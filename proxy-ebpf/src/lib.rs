@@ -3,7 +3,8 @@
 //!
 //! * [`layout`]: the structs in the maps, their version, and the limits.
 //! * [`order`]: byte-order newtypes, so that a port cannot be stored the wrong way round.
-//! * [`packet`]: a packet's bytes, read and written; [`checksum`]: the sums over them.
+//! * [`packet`]: a packet's bytes, read and written; [`checksum`], [`crc32c`]: the sums over
+//!   them.
 //! * [`parse`]: bytes of a frame to its tuple.
 //! * [`tables`]: the maps and the network, as the logic sees them.
 //! * [`select`]: which backend; [`flow`]: connection tracking.
@@ -21,6 +22,7 @@ extern crate std;
 
 pub mod answer;
 pub mod checksum;
+pub mod crc32c;
 pub mod device;
 #[cfg(any(test, feature = "host"))]
 pub mod fake;

@@ -110,6 +110,12 @@ pub const MAX_TRANSPORT: usize = 0x3ff;
 /// an ICMP error quotes.
 pub const USUAL_HEADERS: u32 = 128;
 
+/// Whom a frame is for.
+#[inline(always)]
+pub fn receiver(packet: &impl Bytes) -> Option<[u8; 6]> {
+    packet.load(0)
+}
+
 /// # Errors
 /// [`Unparsed`] says what kind of packet it is instead.
 #[inline(always)]

@@ -1,10 +1,13 @@
 //! A packet made to look like another tuple, with every checksum that covers it.
 
 use crate::checksum::{self, Delta};
+use crate::crc32c;
 use crate::layout::Tuple;
 use crate::order::{Address, Be16};
-use crate::packet::{Packet, Sum};
+use crate::packet::{Bytes, Packet, Sum};
 use crate::parse::{ETHERNET, Headers, Kind, MAX_TRANSPORT, TCP, UDP, Version};
+
+const ETHERNET_LENGTH: u16 = 14;
 
 /// Makes the packet, or what an ICMP error is about, look like `to`. Both tuples are of the
 /// packet's IP version.
@@ -49,8 +52,7 @@ fn translate_transport(
     let place = match from.protocol {
         TCP => 16,
         UDP => 6,
-        // CRC32c does not cover addresses, and whoever chose `to` left the ports alone.
-        _ => return Some(()),
+        _ => return translate_sctp(packet, headers, to, transport),
     };
     let ports = ports(from, to);
     packet.adjust_sum(transport + place, addresses.folded(), Sum { pseudo: true, optional, v6 })?;
@@ -63,6 +65,36 @@ fn translate_transport(
         store_ports(packet, transport, to)?;
     }
     Some(())
+}
+
+/// CRC32c covers the ports and no addresses.
+#[inline(always)]
+fn translate_sctp(
+    packet: &mut impl Packet,
+    headers: &Headers,
+    to: &Tuple,
+    transport: usize,
+) -> Option<()> {
+    let from = &headers.tuple;
+    let delta =
+        both(from.source_port, from.destination_port) ^ both(to.source_port, to.destination_port);
+    if delta == 0 {
+        return Some(());
+    }
+    let field: [u8; 4] = packet.load(transport + 8)?;
+    // Zeros: the hardware is to sum up the packet, with this field as it is.
+    if field != [0; 4] {
+        let change = crc32c::change(u32::from_le_bytes(delta.to_ne_bytes()), length(headers));
+        let sum = u32::from_le_bytes(field) ^ change;
+        packet.store(transport + 8, sum.to_le_bytes())?;
+    }
+    store_ports(packet, transport, to)
+}
+
+/// Of the transport header and what follows it.
+#[inline(always)]
+const fn length(headers: &Headers) -> u16 {
+    headers.length.wrapping_sub(headers.transport.wrapping_sub(ETHERNET_LENGTH))
 }
 
 /// The quoted packet went the other way: it becomes the inverse of `to`, as the receiver
@@ -127,6 +159,26 @@ fn replace_sum(
     let new = checksum::adjust(old, by.folded());
     change.change16(old, new);
     packet.store(offset, new.to_ne_bytes())
+}
+
+/// Whether the transport checksum of a whole packet covers the packet.
+///
+/// A sender on the same machine (a pod; another node, where nodes are containers) leaves it to
+/// the hardware and writes the sum of the pseudo-header. That the kernel knows, and XDP is not
+/// told: sent on from there, the packet would be one with a wrong checksum. One finished
+/// checksum in 65536 has that value too, so `false` means only: leave it to who knows.
+#[inline(always)]
+pub fn is_finished(packet: &impl Bytes, headers: &Headers) -> Option<bool> {
+    let transport = usize::from(headers.transport) & MAX_TRANSPORT;
+    let place = match headers.tuple.protocol {
+        TCP => 16,
+        UDP => 6,
+        // SCTP's is zeros then.
+        _ => return Some(packet.load::<4>(transport + 8)? != [0; 4]),
+    };
+    let field = u16::from_ne_bytes(packet.load(transport + place)?);
+    let pseudo = checksum::pseudo_sum(&headers.tuple, headers.tuple.protocol, length(headers));
+    Some(field != !checksum::finish(pseudo))
 }
 
 /// One hop less. The caller has seen that there are some left.

@@ -25,7 +25,7 @@ pub enum Reason {
     PortsExhausted = 7,
     /// The table of flows has no room.
     FlowsFull = 8,
-    /// SCTP whose port would have to change: its checksum covers everything.
+    /// A fragment of SCTP whose port would have to change: the checksum covers the whole packet.
     SctpPort = 9,
     /// No route to the backend or back to the client.
     NoRoute = 10,

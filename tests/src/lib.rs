@@ -11,6 +11,7 @@ pub mod daemon;
 pub mod demo;
 pub mod ebpf;
 pub mod node;
+pub mod offload;
 pub mod port;
 pub mod scale;
 pub mod traffic;

@@ -16,6 +16,7 @@ use crate::dataplane::ebpf::{
 use crate::kernel::capabilities::{Capability, has};
 use crate::kernel::links::NetlinkLinks;
 use crate::kernel::namespace::own_cookie;
+use crate::kernel::netdev::GenericNetdev;
 use crate::kernel::netlink::{Socket, Subsystem};
 use crate::kernel::sockets::AllNamespaces;
 
@@ -91,8 +92,10 @@ pub fn plane(config: &Config) -> Result<Parts<EbpfPlane>, Fatal> {
         sysctl_root: config.sysctl_root.clone(),
         namespace,
     };
+    let generic = Socket::open(Subsystem::Generic).map_err(|e| text(&e))?;
     let links = Box::new(NetlinkLinks::new(socket));
-    let plane = EbpfPlane::new(config, programs, pins, links, sockets);
+    let netdev = Box::new(GenericNetdev::new(generic));
+    let plane = EbpfPlane::new(config, programs, pins, (links, netdev), sockets);
     Ok(Parts { plane, traffic: Box::new(traffic), features })
 }
 

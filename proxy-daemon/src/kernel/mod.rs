@@ -9,6 +9,7 @@ pub mod listeners;
 pub mod memory;
 pub mod modules;
 pub mod namespace;
+pub mod netdev;
 pub mod netlink;
 pub mod nftables;
 pub mod sockets;

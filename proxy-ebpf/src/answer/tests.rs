@@ -147,7 +147,11 @@ proptest! {
         let quote = &seen.body[8..];
         let original = frame.packet();
         let header = usize::from(headers.transport) - ETHERNET;
-        let least = if frame.tuple.protocol == TCP { 20 } else { 8 };
+        let least = match frame.tuple.protocol {
+            TCP => 20,
+            UDP => 8,
+            _ => 12,
+        };
         prop_assert_eq!(quote.len(), header + least);
         // All but a checksum that was not there yet.
         let place = header + if frame.tuple.protocol == TCP { 16 } else { 6 };

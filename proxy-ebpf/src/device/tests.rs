@@ -5,6 +5,7 @@ use std::vec::Vec;
 use proptest::prelude::*;
 
 use super::*;
+use crate::checksum;
 use crate::fake::Fake;
 use crate::fake::frames::{Frame, MACS, check, icmp_error};
 use crate::fake::program::{Fate, Way, run};
@@ -15,8 +16,11 @@ use crate::verdict::Reason;
 
 mod flows;
 
-const WAY: Way =
-    Way { ethernet: [4; 12], mtu: 1500, own: [Address::v4(Be32::from_host(0xc000_0202)); 2] };
+const WAY: Way = Way {
+    ethernet: [4, 4, 4, 4, 4, 4, 2, 0, 0, 0, 0, 2],
+    mtu: 1500,
+    own: [Address::v4(Be32::from_host(0xc000_0202)); 2],
+};
 
 fn ip(text: &str) -> Address {
     text.parse::<IpAddr>().unwrap().into()
@@ -73,7 +77,7 @@ impl Node {
             clients: [(ip(NODE), client::NODE), (ip(POD), client::CLUSTER)].into(),
             ..Fake::default()
         };
-        Self { tables, now: 1000 * SECOND, hook: Hook::Ingress, device: 0 }
+        Self { tables, now: 1000 * SECOND, hook: Hook::Ingress, device: Device::XDP_TX }
     }
 
     /// The Service has this address too, with the backends in these slots for anybody.
@@ -301,15 +305,42 @@ fn a_reset_of_nothing_is_dropped() {
 }
 
 #[test]
-fn sctp_keeps_its_ports_or_is_refused() {
+fn sctp_changes_its_ports_as_others_do() {
     let mut node = Node::new();
     node.frontend(VIP, SCTP, Frontend::MASQUERADE_REMOTE, 1..2);
-    let init = |port| Frame::new(Tuple { protocol: SCTP, ..client(port) }, b"chunk");
-    assert_eq!(node.send(&init(4000)).0, Fate::Drop, "80 is 8080 at the backend");
-    node.tables.backends[1].port = Be16::from_host(80);
-    assert_eq!(node.send(&init(4000)).1, Some(tuple(SCTP, (NODE, 4000), ("10.244.1.5", 80))));
-    let other = tuple(SCTP, ("203.0.113.8", 4000), (VIP, 80));
-    assert_eq!(node.send(&Frame::new(other, b"chunk")).0, Fate::Drop, "the port is taken");
+    let mut sources = Vec::new();
+    for address in [CLIENT, "203.0.113.8"] {
+        let by_client = tuple(SCTP, (address, 4000), (VIP, 80));
+        let (fate, seen) = node.send(&Frame::new(by_client, b"chunk"));
+        let seen = seen.unwrap();
+        assert_eq!((fate, seen.source), (Fate::Redirect, ip(NODE)));
+        assert_eq!((seen.destination, seen.destination_port.to_host()), (ip("10.244.1.5"), 8080));
+        let reply = node.send(&Frame::new(seen.inverse(), b"chunk"));
+        assert_eq!(reply, (Fate::Redirect, Some(by_client.inverse())));
+        sources.push(seen.source_port);
+    }
+    assert_ne!(sources[0], sources[1]);
+    assert_eq!(node.drops(), []);
+}
+
+#[test]
+fn a_fragment_of_sctp_keeps_its_ports_or_is_dropped() {
+    let mut node = Node::new();
+    node.frontend(VIP, SCTP, 0, 0..1);
+    let whole = Frame {
+        dont_fragment: false,
+        ..Frame::new(Tuple { protocol: SCTP, ..client(4000) }, &[5; 100])
+    };
+    let (cut, length) = (48, whole.transport_length());
+    for port in [8080, 80] {
+        node.tables.backends[0].port = Be16::from_host(port);
+        node.tables.flows.borrow_mut().clear();
+        for part in [(0, cut), (cut, length - cut)] {
+            let piece = Frame { part: Some(part), ..whole.clone() };
+            let expected = if port == 80 { Fate::Next } else { Fate::Drop };
+            assert_eq!(node.send(&piece).0, expected);
+        }
+    }
     assert_eq!(node.drops(), [Reason::SctpPort; 2]);
 }
 
@@ -402,9 +433,53 @@ fn xdp_does_what_needs_no_stack_and_leaves_the_rest_as_it_is() {
     assert_eq!((counted.connections, counted.requests.packets), (1, 1));
     node.frontend(VIP, TCP, Frontend::MASQUERADE_REMOTE, 1..2);
     assert_eq!(node.at(Hook::Xdp).syn(client(4001)).0, Fate::Redirect);
+    let counted = |node: &Node| node.tables.frontend_counters.borrow()[&ID];
+    assert_eq!((counted(&node).connections, counted(&node).requests.packets), (2, 2));
+    // A checksum that hardware is to finish, a frame for another machine, a device that would
+    // lose it: nothing is sent, and tc counts.
+    let frame = Frame { tcp_flags: tcp::SYN, ..Frame::new(client(4001), b"") };
+    let mut unfinished = frame.bytes();
+    let pseudo = checksum::pseudo_sum(&frame.tuple, TCP, 20);
+    unfinished[14 + 20 + 16..][..2].copy_from_slice(&(!checksum::finish(pseudo)).to_ne_bytes());
+    let mut of_others = frame.bytes();
+    of_others[5] = 9;
+    for bytes in [unfinished, of_others] {
+        assert_eq!(node.run(&mut bytes.clone()), Fate::Next);
+    }
+    node.device = 0;
+    untouched(&node, client(4001));
+    assert_eq!((counted(&node).connections, counted(&node).requests.packets), (2, 2));
     node.frontend(VIP, TCP, 0, 0..0);
     untouched(&node, client(4002));
     assert_eq!(node.drops(), [], "tc refuses, and counts");
+}
+
+#[test]
+fn a_frame_for_another_machine_is_left_alone() {
+    let mut node = Node::new();
+    node.frontend(VIP, TCP, 0, 0..0);
+    let frame = Frame { tcp_flags: tcp::SYN, ..Frame::new(client(4000), b"") };
+    for (receiver, fate) in [(2, Fate::Redirect), (9, Fate::Next)] {
+        let mut bytes = frame.bytes();
+        bytes[5] = receiver;
+        assert_eq!(node.run(&mut bytes), fate);
+    }
+    let mut bytes = frame.bytes();
+    bytes[0] = 3;
+    assert_eq!(node.run(&mut bytes), Fate::Drop, "to many: refused, and not answered");
+}
+
+#[test]
+fn xdp_redirects_only_where_frames_are_taken() {
+    use Device as D;
+    for (came_in, out, may) in [
+        (D::XDP_TX, D::XDP_TX, false),
+        (D::XDP_TAKES, 0, false),
+        (0, D::XDP_TAKES, true),
+        (D::XDP_GENERIC, 0, true),
+    ] {
+        assert_eq!(Device::xdp_may_redirect(came_in, out), may, "{came_in} {out}");
+    }
 }
 
 #[derive(Debug, Clone)]

@@ -94,13 +94,17 @@ impl Frame {
                 bytes.extend([0, 0]);
                 (!self.unchecked).then_some(6)
             }
-            // Verification tag and CRC32c, which nothing here looks at.
+            // Verification tag and CRC32c.
             _ => {
-                bytes.extend([9; 8]);
+                bytes.extend([9, 9, 9, 9, 0, 0, 0, 0]);
                 None
             }
         };
         bytes.extend(&self.payload);
+        if protocol == SCTP {
+            let sum = crc32c(&bytes);
+            bytes[8..12].copy_from_slice(&sum.to_le_bytes());
+        }
         if let Some(at) = checksum {
             let sum = transport_sum(&self.tuple, protocol, &bytes);
             let sum = if protocol == UDP && sum == 0 { 0xffff } else { sum };
@@ -177,8 +181,8 @@ impl Frame {
     }
 }
 
-/// Between these two.
-pub const MACS: [u8; 12] = [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+/// Receiver and sender.
+pub const MACS: [u8; 12] = [2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1];
 
 #[must_use]
 pub fn ethernet(v4: bool, packet: &[u8]) -> Vec<u8> {
@@ -348,10 +352,29 @@ fn check_transport(seen: &Seen) -> Result<(), &'static str> {
         }
         ICMP => sum(body) == 0xffff,
         ICMPV6 => transport_sum(&tuple, ICMPV6, body) == 0,
-        SCTP => body.len() >= 12,
+        SCTP => body.len() >= 12 && is_sctp_right(body),
         _ => true,
     };
     if right { Ok(()) } else { Err("transport length or checksum") }
+}
+
+fn is_sctp_right(body: &[u8]) -> bool {
+    let mut whole = body.to_vec();
+    whole[8..12].fill(0);
+    body[8..12] == crc32c(&whole).to_le_bytes()
+}
+
+/// RFC 9260 appendix A, bit by bit.
+#[must_use]
+pub fn crc32c(bytes: &[u8]) -> u32 {
+    let mut sum = u32::MAX;
+    for byte in bytes {
+        sum ^= u32::from(*byte);
+        for _ in 0..8 {
+            sum = if sum & 1 == 0 { sum >> 1 } else { sum >> 1 ^ 0x82f6_3b78 };
+        }
+    }
+    !sum
 }
 
 /// Whether the transport checksum of a frame with one whole packet, otherwise right, holds

@@ -7,6 +7,7 @@ use std::vec::Vec;
 use super::Fake;
 use crate::answer::{self, Error};
 use crate::device::{self, Arrival, Hook, Work};
+use crate::layout::Device;
 use crate::order::Address;
 use crate::packet::Packet as _;
 use crate::parse::{self, Kind};
@@ -37,6 +38,9 @@ pub struct Way {
 /// Runs the program of `arrival.hook` on a frame.
 pub fn run(tables: &Fake, arrival: &Arrival, way: &Way, frame: &mut Vec<u8>) -> Fate {
     let mut work = Work::default();
+    if !is_for_us(arrival.hook, way, frame) {
+        return Fate::Next;
+    }
     if parse::ethernet(&frame.as_slice(), &mut work.headers).is_err() {
         return Fate::Next;
     }
@@ -66,6 +70,19 @@ pub fn run(tables: &Fake, arrival: &Arrival, way: &Way, frame: &mut Vec<u8>) -> 
     }
 }
 
+/// tc is told by the kernel, which counts what is for many as for us too.
+fn is_for_us(hook: Hook, way: &Way, frame: &Vec<u8>) -> bool {
+    let Some(receiver) = parse::receiver(frame) else {
+        return false;
+    };
+    let own = way.ethernet.ends_with(&receiver);
+    match hook {
+        Hook::Xdp => own,
+        Hook::Ingress => own || receiver[0] & 1 != 0,
+        Hook::Egress => true,
+    }
+}
+
 fn forward(tables: &Fake, arrival: &Arrival, way: &Way, work: &Work, frame: &mut Vec<u8>) -> Fate {
     let headers = &work.headers;
     let egress = arrival.hook == Hook::Egress;
@@ -81,10 +98,14 @@ fn forward(tables: &Fake, arrival: &Arrival, way: &Way, work: &Work, frame: &mut
     } else {
         None
     };
+    if arrival.hook == Hook::Xdp
+        && (problem.is_some()
+            || rewrite::is_finished(frame, headers) != Some(true)
+            || arrival.device & Device::XDP_TX == 0)
+    {
+        return Fate::Next;
+    }
     if let Some((error, reason)) = problem {
-        if arrival.hook == Hook::Xdp {
-            return Fate::Next;
-        }
         let silent = matches!(error, Error::TooBig(_)) && !headers.dont_fragment;
         if silent || headers.kind == Kind::IcmpError {
             return failed(reason);
@@ -112,7 +133,12 @@ fn forward(tables: &Fake, arrival: &Arrival, way: &Way, work: &Work, frame: &mut
         .and_then(|()| if egress { Some(()) } else { rewrite::take_hop(frame, headers) })
         .and_then(|()| frame.store(0, way.ethernet));
     match changed {
-        Some(()) => Fate::Redirect,
+        Some(()) => {
+            if arrival.hook == Hook::Xdp {
+                device::count_sent(tables, work, arrival.traffic);
+            }
+            Fate::Redirect
+        }
         None => failed(Reason::Unwritable),
     }
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::parse::SCTP;
 
 #[test]
 fn timeouts_follow_the_state() {

@@ -113,7 +113,9 @@ pub struct Device {
     pub source6: Address,
     /// `Device::PODS | ..`
     pub flags: u32,
-    pub pad: u32,
+    /// Its Ethernet address; zero: not known.
+    pub mac: [u8; 6],
+    pub pad: [u8; 2],
 }
 
 impl Device {
@@ -122,6 +124,21 @@ impl Device {
     /// A bridge's port. What leaves by it without having been routed is a reply of a flow
     /// that began at the bridge itself, or nothing of ours.
     pub const PORT: u32 = 1 << 1;
+    /// XDP may send a frame back by it that came in by it, with `XDP_TX`.
+    pub const XDP_TX: u32 = 1 << 2;
+    /// It takes frames that XDP redirects. A device that does not loses them, and tells nobody.
+    pub const XDP_TAKES: u32 = 1 << 3;
+    /// XDP at it is generic: what is redirected goes the way of any packet, to any device.
+    pub const XDP_GENERIC: u32 = 1 << 4;
+
+    pub const XDP: u32 = Self::XDP_TX | Self::XDP_TAKES | Self::XDP_GENERIC;
+
+    /// Whether XDP may redirect to a device what came in at one with these flags.
+    #[must_use]
+    #[inline(always)]
+    pub const fn xdp_may_redirect(came_in: u32, out: u32) -> bool {
+        came_in & Self::XDP_GENERIC != 0 || out & Self::XDP_TAKES != 0
+    }
 }
 
 /// Values of `PREFIXES`: what kind of client has such an address.

@@ -24,6 +24,9 @@ use crate::skb::Skb;
 const NEXT: i32 = -1;
 const DROP: i32 = 2;
 const TO_INGRESS: u64 = 1;
+/// `PACKET_OTHERHOST` (include/uapi/linux/if_packet.h): seen by a device that takes everything,
+/// and some other machine's.
+const OTHER_HOST: u32 = 3;
 const UDP_HEADER: usize = 8;
 
 #[classifier]
@@ -50,10 +53,13 @@ fn run(skb: *mut __sk_buff, hook: Hook) -> i32 {
     let Some(scratch) = maps::scratch() else {
         return NEXT;
     };
+    let egress = hook == Hook::Egress;
+    if is_of_another(skb, egress) {
+        return NEXT;
+    }
     if !parse(skb, &mut scratch.work) {
         return NEXT;
     }
-    let egress = hook == Hook::Egress;
     match decide(skb, &mut scratch.work, egress) {
         decision::TRANSLATE => finish(translate(skb, &scratch.work)),
         decision::FORWARD => finish(forward(skb, scratch, egress)),
@@ -61,6 +67,17 @@ fn run(skb: *mut __sk_buff, hook: Hook) -> i32 {
         decision::DROP => DROP,
         _ => NEXT,
     }
+}
+
+/// Whether a frame is another machine's, or another device's: one of a VLAN comes by the
+/// VLAN's own device as well. Sent on from here it would keep its tag. (VLAN 0 is none: such a
+/// tag only tells a priority.)
+#[inline(always)]
+fn is_of_another(skb: *mut __sk_buff, egress: bool) -> bool {
+    const VLAN_ID: u32 = 0x0fff;
+    // SAFETY: a valid context.
+    let (kind, tagged, tag) = unsafe { ((*skb).pkt_type, (*skb).vlan_present, (*skb).vlan_tci) };
+    !egress && kind == OTHER_HOST || tagged != 0 && tag & VLAN_ID != 0
 }
 
 /// A step's result is what to return, or a reason to drop below zero by this much.

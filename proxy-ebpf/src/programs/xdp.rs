@@ -9,11 +9,12 @@ use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_ns, bpf_re
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use proxy_ebpf::device::{self, Arrival, Hook, Work};
-use proxy_ebpf::layout::Traffic;
+use proxy_ebpf::layout::{Device, Traffic};
 use proxy_ebpf::packet::{Bytes, Packet};
 use proxy_ebpf::parse::{self, Kind};
 use proxy_ebpf::rewrite;
-use proxy_ebpf::verdict::Verdict;
+use proxy_ebpf::tables::Tables as _;
+use proxy_ebpf::verdict::{Reason, Verdict};
 
 use crate::maps::{self, Kernel, Scratch};
 use crate::route::{Place, way};
@@ -75,24 +76,46 @@ pub fn xdp_ingress(context: XdpContext) -> u32 {
 /// A function of its own, as those below: each has the stack to itself then.
 #[inline(never)]
 fn parse(context: *mut xdp_md, work: &mut Work) -> bool {
-    parse::ethernet(&Buffer(context).frame(), &mut work.headers).is_ok()
+    let frame = Buffer(context).frame();
+    // What a device sees that takes everything is mostly for others.
+    let Some(receiver) = parse::receiver(&frame) else {
+        return false;
+    };
+    if let Some(device) = maps::device(ingress(context))
+        && device.mac != [0; 6]
+        && device.mac != receiver
+    {
+        return false;
+    }
+    parse::ethernet(&frame, &mut work.headers).is_ok()
+}
+
+#[inline(always)]
+fn ingress(context: *mut xdp_md) -> u32 {
+    // SAFETY: a valid context.
+    unsafe { (*context).ingress_ifindex }
+}
+
+#[inline(always)]
+fn flags(ifindex: u32) -> u32 {
+    maps::device(ifindex).map_or(0, |device| device.flags)
+}
+
+#[inline(always)]
+fn traffic(context: *mut xdp_md) -> Traffic {
+    let frame = Buffer(context).frame();
+    Traffic { packets: 1, bytes: frame.end.wrapping_sub(frame.start) as u64 }
 }
 
 /// `XDP_TX`: to be sent on.
 #[inline(never)]
 fn decide(context: *mut xdp_md, work: &mut Work) -> u32 {
-    // SAFETY: a valid context, and helpers without arguments.
-    let (ifindex, now, random) =
-        unsafe { ((*context).ingress_ifindex, bpf_ktime_get_ns(), bpf_get_prandom_u32()) };
-    let frame = Buffer(context).frame();
+    // SAFETY: helpers without arguments.
+    let (now, random) = unsafe { (bpf_ktime_get_ns(), bpf_get_prandom_u32()) };
+    let ifindex = ingress(context);
     let place = Place { context: context.cast(), ifindex };
-    let arrival = Arrival {
-        hook: Hook::Xdp,
-        device: maps::device(ifindex).map_or(0, |device| device.flags),
-        now,
-        random,
-        traffic: Traffic { packets: 1, bytes: frame.end.wrapping_sub(frame.start) as u64 },
-    };
+    let arrival =
+        Arrival { hook: Hook::Xdp, device: flags(ifindex), now, random, traffic: traffic(context) };
     match device::decide(&Kernel, &place, &arrival, work) {
         Verdict::Translate { forward: true } => XDP_TX,
         Verdict::Drop(_) => XDP_DROP,
@@ -100,31 +123,42 @@ fn decide(context: *mut xdp_md, work: &mut Work) -> u32 {
     }
 }
 
-/// What needs an answer, a neighbour or the stack is left to tc, unchanged.
+/// What needs an answer, a neighbour or the stack is left to tc, unchanged; and what this
+/// program cannot send without the risk that it is lost on the way.
 #[inline(always)]
 fn forward(context: *mut xdp_md, scratch: &mut Scratch) -> u32 {
-    if scratch.work.headers.ttl <= 1 || find_way(context, scratch) != way::FOUND {
+    if scratch.work.headers.ttl <= 1
+        || !is_finished(context, &scratch.work)
+        || find_way(context, scratch) != way::FOUND
+    {
+        return XDP_PASS;
+    }
+    let (came_in, out) = (ingress(context), scratch.ifindex);
+    let back = came_in == out && flags(came_in) & Device::XDP_TX != 0;
+    if !back && !Device::xdp_may_redirect(flags(came_in), flags(out)) {
         return XDP_PASS;
     }
     if !change(context, scratch) {
+        Kernel.count_drop(Reason::Unwritable);
         return XDP_DROP;
     }
-    // SAFETY: a valid context, and a helper that takes numbers.
-    unsafe {
-        if scratch.ifindex == (*context).ingress_ifindex {
-            XDP_TX
-        } else {
-            bpf_redirect(scratch.ifindex, 0) as u32
-        }
+    device::count_sent(&Kernel, &scratch.work, traffic(context));
+    if back {
+        return XDP_TX;
     }
+    // SAFETY: a helper that takes numbers.
+    unsafe { bpf_redirect(out, 0) as u32 }
+}
+
+#[inline(never)]
+fn is_finished(context: *mut xdp_md, work: &Work) -> bool {
+    rewrite::is_finished(&Buffer(context).frame(), &work.headers) == Some(true)
 }
 
 #[inline(never)]
 fn find_way(context: *mut xdp_md, scratch: &mut Scratch) -> u32 {
-    // SAFETY: a valid context.
-    let ifindex = unsafe { (*context).ingress_ifindex };
     let length = scratch.work.headers.length;
-    Place { context: context.cast(), ifindex }.find_way(scratch, length)
+    Place { context: context.cast(), ifindex: ingress(context) }.find_way(scratch, length)
 }
 
 #[inline(never)]

@@ -30,6 +30,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
+use crate::offload::like_hardware;
+
 pub use cgroup::{ClusterCgroup, mount_point as cgroup2_mount_point};
 pub use host::{Host, HostCommand, Spawned};
 pub use layout::{
@@ -348,6 +350,19 @@ impl Cluster {
     /// Whether bridged packets pass the IP hooks on the nodes.
     pub fn has_bridge_netfilter(&self) -> bool {
         self.nodes[0].sysctl("bridge/bridge-nf-call-iptables").is_ok_and(|value| value == "1")
+    }
+
+    /// Makes the links between machines like network cards and cables ([`like_hardware`]).
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn finish_frames(&self) -> Result<()> {
+        let nodes = self.nodes.iter().map(|node| &node.host);
+        for machine in nodes.chain(&self.outside) {
+            machine.in_netns(|| like_hardware("eth0"))??;
+            self.fabric.in_netns(|| like_hardware(machine.name()))??;
+        }
+        Ok(())
     }
 
     fn wire(&self) -> Result<()> {

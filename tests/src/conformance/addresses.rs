@@ -6,6 +6,7 @@ use super::context::{Context, external_local};
 use super::look::from;
 use super::service::Front;
 use super::{Case, case};
+use crate::traffic::Protocol;
 
 pub(super) const CASES: &[Case] = &[
     case("a pod keeps its address to a ClusterIP", pod_to_cluster_ip),
@@ -81,13 +82,19 @@ fn hairpin(cx: &mut Context<'_>) -> Result<()> {
     let web = cx.service("web", fronts).endpoints(&["a0"]);
     let two = cx.service("two", &[]).endpoints(&["a0", "a1", "b0"]);
     cx.program(&[&web, &two])?;
-    let itself = from(&["a0"]).to(&web.everywhere()).answers(&["a0"]);
-    cx.look(&[
-        // By its own address the pod could not tell the reply from its own packet; a socket
-        // that connects to its own pod has no such trouble.
-        if cx.by_sockets() { itself.seen_as_itself() } else { itself.seen_as_node() },
-        from(&["a0", "b0"]).to(&two.at(Front::Cluster)).answers(&["a0", "a1", "b0"]),
-    ])
+    // By its own address the pod could not tell the reply from its own packet; a socket that
+    // connects to its own pod has no such trouble. The kernel asks nobody where SCTP connects to.
+    let (sockets, packets): (Vec<_>, Vec<_>) =
+        web.everywhere().into_iter().partition(|it| cx.by_sockets() && it.0 != Protocol::Sctp);
+    let mut looks =
+        vec![from(&["a0", "b0"]).to(&two.at(Front::Cluster)).answers(&["a0", "a1", "b0"])];
+    if !sockets.is_empty() {
+        looks.push(from(&["a0"]).to(&sockets).answers(&["a0"]).seen_as_itself());
+    }
+    if !packets.is_empty() {
+        looks.push(from(&["a0"]).to(&packets).answers(&["a0"]).seen_as_node());
+    }
+    cx.look(&looks)
 }
 
 /// With this way of telling pods, the node's pods keep their addresses and the outside

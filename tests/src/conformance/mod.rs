@@ -25,6 +25,7 @@ mod selection;
 mod service;
 mod source_ranges;
 mod table;
+mod xdp;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -84,10 +85,19 @@ pub struct Settings {
     pub mode: &'static str,
     /// Programs at the nodes' cgroups see these; others' packets are translated at devices.
     pub sockets: Sockets,
+    /// `--xdp`; links between machines are then like network cards and cables.
+    pub xdp: Option<&'static str>,
     /// What the kernel can carry; a kernel without SCTP says so by leaving it out here.
     pub protocols: Vec<Protocol>,
     /// Only cases whose chapter and name contain this.
     pub filter: Option<String>,
+}
+
+impl Settings {
+    /// Variants of one title share a table.
+    const fn title(&self) -> &'static str {
+        if self.xdp.is_some() { "ebpf (XDP)" } else { self.mode }
+    }
 }
 
 /// One line of the contract.
@@ -100,7 +110,7 @@ const fn case(name: &'static str, run: fn(&mut Context<'_>) -> Result<()>) -> Ca
     Case { name, run }
 }
 
-fn chapters(mode: &str) -> Vec<(&'static str, &'static [Case])> {
+fn chapters(mode: &str, xdp: bool) -> Vec<(&'static str, &'static [Case])> {
     let mut chapters: Vec<(&str, &[Case])> = vec![
         ("objects", selection::CASES),
         ("frontends", frontends::CASES),
@@ -116,6 +126,9 @@ fn chapters(mode: &str) -> Vec<(&'static str, &'static [Case])> {
         "ipvs" => chapters.push(("ipvs", ipvs::CASES)),
         "ebpf" => chapters.push(("ebpf", ebpf::CASES)),
         _ => {}
+    }
+    if xdp {
+        chapters.push(("xdp", xdp::CASES));
     }
     chapters
 }
@@ -135,7 +148,7 @@ pub fn run(variant: Variant, settings: &Settings) -> Result<()> {
     ));
     let mut failed = Vec::new();
     let mut number = 0;
-    for (chapter, cases) in chapters(settings.mode) {
+    for (chapter, cases) in chapters(settings.mode, settings.xdp.is_some()) {
         for case in cases {
             number += 1;
             let name = format!("{chapter}: {}", case.name);
@@ -145,7 +158,7 @@ pub fn run(variant: Variant, settings: &Settings) -> Result<()> {
             let started = Instant::now();
             let result = run_one(case, number, &mut bed, &settings.protocols);
             let took = started.elapsed();
-            table::record((settings.mode, variant), number, &name, result.is_ok(), took);
+            table::record((settings.title(), variant), number, &name, result.is_ok(), took);
             let word = if result.is_ok() { "pass" } else { "FAIL" };
             let at = begun.elapsed().as_secs();
             table::note(&format!("[{at:3} s] {} {word} {name}", variant.name()));
@@ -155,7 +168,7 @@ pub fn run(variant: Variant, settings: &Settings) -> Result<()> {
             }
         }
     }
-    table::print(settings.mode, begun.elapsed());
+    table::print(settings.title(), begun.elapsed());
     if failed.is_empty() {
         return Ok(());
     }
@@ -164,6 +177,8 @@ pub fn run(variant: Variant, settings: &Settings) -> Result<()> {
 }
 
 fn build(variant: Variant, settings: &Settings, directory: PathBuf) -> Result<Bed> {
+    let mut arguments = vec!["-v=4".to_owned()];
+    arguments.extend(settings.xdp.map(|mode| format!("--xdp={mode}")));
     let mut bed = Bed::build(bed::Settings {
         daemon: settings.daemon.clone(),
         confined: Some(binary("confined")),
@@ -173,8 +188,11 @@ fn build(variant: Variant, settings: &Settings, directory: PathBuf) -> Result<Be
         nodes: 2,
         pods_per_node: PODS_PER_NODE,
         directory,
-        arguments: vec!["-v=4".to_owned()],
+        arguments,
     })?;
+    if settings.xdp.is_some() {
+        bed.cluster().finish_frames()?;
+    }
     let ports = |port| settings.protocols.iter().map(move |protocol| (*protocol, port));
     for node in 0..2 {
         for pod in 0..usize::from(PODS_PER_NODE) {

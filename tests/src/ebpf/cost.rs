@@ -16,8 +16,8 @@ use proxy_ebpf::device::Hook;
 use proxy_ebpf::fake::frames::Frame;
 use proxy_ebpf::layout::config::client;
 use proxy_ebpf::layout::{
-    Backend, BackendId, Config, Flow, Frontend, FrontendId, FrontendKey, ServiceId, SlotRange,
-    Timeouts, Tuple,
+    Backend, BackendId, Config, Device, Flow, Frontend, FrontendId, FrontendKey, ServiceId,
+    SlotRange, Timeouts, Tuple,
 };
 use proxy_ebpf::order::Be16;
 use proxy_ebpf::parse::{TCP, tcp};
@@ -122,6 +122,8 @@ pub fn packets(hook: Hook, services: u32, count: u32) -> Result<Packets> {
             ..Config::default()
         })?;
         programs.tables().set_prefix(node.into(), 128, client::NODE)?;
+        let device = Device { flags: Device::XDP_TX, ..Device::default() };
+        programs.tables().set_device(ifindex, device)?;
         let outside = Ipv4Addr::new(203, 0, 113, 7);
         let request = tuple((outside.into(), 40_000), (node, 30_080));
         let translated = tuple((node, 50_001), (Ipv4Addr::new(10, 244, 1, 5).into(), 8080));

@@ -33,12 +33,14 @@ mod daemon;
 mod packets;
 mod upgrade;
 mod wire;
+mod xdp;
 
 pub use counters::counters;
 pub use daemon::daemon;
 pub use packets::packets;
 pub use upgrade::carries_over;
-pub use wire::{forwards, path_mtu, refuses, xdp_leaves_the_rest};
+pub use wire::{forwards, path_mtu, refuses, tagged};
+pub use xdp::{xdp_forwards, xdp_leaves_the_rest, xdp_path_mtu, xdp_where_frames_are_taken};
 
 const VIP4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 1));
 const VIP6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, 1));
@@ -67,7 +69,8 @@ macro_rules! ebpf_cases {
         $crate::ebpf_cases! {
             @each [$(#[$attribute])*]
             connect4 connect6 connect6_mapped connect4_udp connect_refused
-            forwards refuses path_mtu xdp_leaves_the_rest
+            forwards refuses path_mtu tagged
+            xdp_forwards xdp_path_mtu xdp_leaves_the_rest xdp_where_frames_are_taken
             packets refusals verified_instructions batches carries_over daemon counters
         }
     };

@@ -12,7 +12,7 @@ use proxy_ebpf::fake::frames::{Frame, check, icmp_error};
 use proxy_ebpf::fake::program::{self, Fate, Way};
 use proxy_ebpf::layout::config::client;
 use proxy_ebpf::layout::{
-    Backend, BackendId, Config, Flow, Frontend, FrontendId, FrontendKey, Prefix, RangeData,
+    Backend, BackendId, Config, Device, Flow, Frontend, FrontendId, FrontendKey, Prefix, RangeData,
     ServiceId, SlotRange, Timeouts, Traffic, Tuple,
 };
 use proxy_ebpf::order::{Address, Be16};
@@ -95,6 +95,8 @@ impl Pair {
         config.service_prefixes[1] = Prefix::new(ip("fd00:96::")?, 64);
         self.fake.config = config;
         self.programs.tables().set_config(config)?;
+        let device = Device { flags: Device::XDP_TX, mac: OWN, ..Device::default() };
+        self.programs.tables().set_device(self.ifindex, device)?;
         for (family, names) in FAMILIES.into_iter().enumerate() {
             self.client(ip(names.node)?, client::NODE)?;
             self.client(ip(names.pod)?, client::CLUSTER)?;
@@ -126,7 +128,6 @@ impl Pair {
             self.programs.tables().set_slots(base + i, &[BackendId(base + i)])?;
         }
         let all = SlotRange { base, len: 4 };
-        let sctp = SlotRange { base: base + 3, len: 1 };
         let remote = Frontend::MASQUERADE_REMOTE;
         for (last, range, flags) in [
             (1, all, Frontend::MASQUERADE_OUTSIDE),
@@ -139,7 +140,6 @@ impl Pair {
         ] {
             let address = ip(&format!("{}{last}", names.service))?;
             for protocol in [TCP, UDP, SCTP] {
-                let range = if protocol == SCTP && range == all { sctp } else { range };
                 let id = FrontendId(family * 8 + last);
                 let value =
                     Frontend { node: range, outside: range, id, service, affinity: 0, flags };
@@ -169,7 +169,8 @@ impl Pair {
         };
         let bytes = u64::try_from(frame.len())?;
         let traffic = Traffic { packets: 1, bytes };
-        let arrival = Arrival { hook, device: 0, now: 1, random: 0, traffic };
+        let device = Device::XDP_TX;
+        let arrival = Arrival { hook, device, now: 1, random: 0, traffic };
         let mut host = frame.to_vec();
         let fate = program::run(&self.fake, &arrival, &way, &mut host);
         let (returned, kernel) = self.programs.test_run(hook, self.ifindex, frame)?;
@@ -339,6 +340,10 @@ pub fn packets() -> Result<()> {
         for round in 0..ROUNDS {
             let hook = random.pick(&[Hook::Ingress, Hook::Ingress, Hook::Egress, Hook::Xdp]);
             for mut frame in next(&mut random, &seen)? {
+                if random.one_in(20) {
+                    // Another machine's, or everybody's.
+                    frame.1[0] = random.pick(&[0, 3]);
+                }
                 let damaged = random.one_in(8);
                 let before = frame.1.clone();
                 if damaged {

@@ -14,12 +14,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::sched::{CloneFlags, setns, unshare};
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, socket};
-use proxy_daemon::dataplane::ebpf::{Attachment, Programs, TcHook, XdpMode};
-use proxy_ebpf::fake::frames::{check, is_partial};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, bind, recv, send, socket,
+};
+use proxy_daemon::dataplane::ebpf::{Attachment, Programs, TcHook};
+use proxy_daemon::kernel::links::{Links as _, NetlinkLinks};
+use proxy_daemon::kernel::netlink::{Socket, Subsystem};
+use proxy_ebpf::fake::frames::{Frame, check, is_partial};
 use proxy_ebpf::layout::{
     Backend, BackendId, Config, Device, Frontend, FrontendId, FrontendKey, ServiceId, SlotRange,
-    Timeouts,
+    Timeouts, Tuple,
 };
 use proxy_ebpf::order::Be16;
 use proxy_ebpf::parse::{TCP, UDP};
@@ -45,7 +49,7 @@ pub(super) const REMOTE: Side = Side {
 };
 pub(super) const POD: Side =
     Side { link: "p0", node: ["10.244.0.1", "fd00:244::1"], other: ["10.244.0.5", "fd00:244::5"] };
-const VIP: [&str; 2] = ["198.51.100.1", "2001:db8:51::1"];
+pub(super) const VIP: [&str; 2] = ["198.51.100.1", "2001:db8:51::1"];
 const PORT: u16 = 80;
 
 /// The thread is in the node's.
@@ -75,9 +79,9 @@ impl Namespaces {
     }
 }
 
-struct Wire {
-    net: Namespaces,
-    programs: Programs,
+pub(super) struct Wire {
+    pub(super) net: Namespaces,
+    pub(super) programs: Programs,
     attachments: Vec<Attachment>,
     /// Ids given out so far: of slots and backends, and of frontends.
     used: (u32, u32),
@@ -111,12 +115,12 @@ fn ends(link: &str, addresses: [&str; 2]) -> Result<()> {
     run("ip", &["link", "set", link, "up"])
 }
 
-fn index(link: &str) -> Result<u32> {
+pub(super) fn index(link: &str) -> Result<u32> {
     Ok(nix::net::if_::if_nametoindex(link)?)
 }
 
 impl Wire {
-    fn new() -> Result<Self> {
+    pub(super) fn new() -> Result<Self> {
         let net = Namespaces::new()?;
         let mut programs = load()?;
         let config = Config {
@@ -136,7 +140,7 @@ impl Wire {
         Ok(Self { net, programs, attachments: Vec::new(), used: (0, 0) })
     }
 
-    fn attach(&mut self, links: &[&str]) -> Result<()> {
+    pub(super) fn attach(&mut self, links: &[&str]) -> Result<()> {
         for link in links {
             let (hook, attachments) = self.programs.attach_tc(link, true)?;
             let expected = if has_tcx()? { TcHook::Tcx } else { TcHook::Clsact };
@@ -146,12 +150,17 @@ impl Wire {
         Ok(())
     }
 
-    fn at<T>(&self, namespace: &File, action: impl FnOnce() -> Result<T>) -> Result<T> {
+    pub(super) fn at<T>(&self, namespace: &File, action: impl FnOnce() -> Result<T>) -> Result<T> {
         self.net.at(namespace, action)
     }
 
     /// Both protocols of one address lead to this backend, or to none.
-    fn frontend(&mut self, address: &str, backend: Option<SocketAddr>, flags: u32) -> Result<()> {
+    pub(super) fn frontend(
+        &mut self,
+        address: &str,
+        backend: Option<SocketAddr>,
+        flags: u32,
+    ) -> Result<()> {
         let (ids, frontends) = self.used;
         let mut range = SlotRange { base: ids, len: 0 };
         if let Some(backend) = backend {
@@ -178,18 +187,28 @@ impl Wire {
         Ok(())
     }
 
-    fn tcp_server(&self, namespace: &File, address: &str) -> Result<TcpListener> {
-        self.at(namespace, || Ok(TcpListener::bind((address.parse::<IpAddr>()?, 8080))?))
+    pub(super) fn last_frontend(&self) -> FrontendId {
+        FrontendId(self.used.1.saturating_sub(1))
+    }
+
+    pub(super) fn tcp_server(&self, namespace: &File, address: &str) -> Result<TcpListener> {
+        let address = address.parse::<IpAddr>()?;
+        self.at(namespace, || patiently(|| TcpListener::bind((address, 8080))))
     }
 
     /// A connection through the frontend: who the server thinks is there, after `sent` bytes
     /// there and back.
-    fn exchange(&self, listener: &TcpListener, vip: &str, sent: usize) -> Result<IpAddr> {
+    pub(super) fn exchange(
+        &self,
+        listener: &TcpListener,
+        vip: &str,
+        sent: usize,
+    ) -> Result<IpAddr> {
         self.send(listener, vip, sent, sent)
     }
 
     /// The same with no more than the first `returned` of them back.
-    fn send(
+    pub(super) fn send(
         &self,
         listener: &TcpListener,
         vip: &str,
@@ -225,9 +244,15 @@ impl Wire {
     }
 
     /// A datagram there and back.
-    fn query(&self, namespace: &File, server: &str, vip: &str, length: usize) -> Result<IpAddr> {
-        let server =
-            self.at(namespace, || Ok(UdpSocket::bind((server.parse::<IpAddr>()?, 8080))?))?;
+    pub(super) fn query(
+        &self,
+        namespace: &File,
+        server: &str,
+        vip: &str,
+        length: usize,
+    ) -> Result<IpAddr> {
+        let server = server.parse::<IpAddr>()?;
+        let server = self.at(namespace, || patiently(|| UdpSocket::bind((server, 8080))))?;
         let client = self.udp_client(vip)?;
         server.set_read_timeout(Some(PATIENCE))?;
         client.send(&vec![7; length])?;
@@ -250,11 +275,25 @@ impl Wire {
     }
 }
 
+/// A socket that was closed holds its port for as long as another thread is just starting a
+/// process, which has it too until then.
+fn patiently<T>(bind: impl Fn() -> std::io::Result<T>) -> Result<T> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match bind() {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < end => {
+                thread::sleep(Duration::from_millis(10));
+            }
+            result => return Ok(result?),
+        }
+    }
+}
+
 /// Frames that come to a namespace from here on.
-struct Capture(OwnedFd);
+pub(super) struct Capture(OwnedFd);
 
 impl Capture {
-    fn start(wire: &Wire, namespace: &File) -> Result<Self> {
+    pub(super) fn start(wire: &Wire, namespace: &File) -> Result<Self> {
         wire.at(namespace, || {
             let flags = SockFlag::SOCK_NONBLOCK;
             Ok(Self(socket(AddressFamily::Packet, SockType::Raw, flags, SockProtocol::EthAll)?))
@@ -266,7 +305,7 @@ impl Capture {
     ///
     /// Between veth ends such a checksum is never completed, and what nobody completes
     /// nobody finds wrong: the traffic itself proves nothing about it.
-    fn verify(&self, from: &[&str]) -> Result<(u32, u32)> {
+    pub(super) fn verify(&self, from: &[&str]) -> Result<(u32, u32)> {
         let from: Vec<IpAddr> = from.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
         let (mut right, mut partial) = (0, 0);
         let mut buffer = vec![0; 70_000];
@@ -379,15 +418,21 @@ pub fn path_mtu() -> Result<()> {
     in_netns(|| {
         let mut wire = Wire::new()?;
         wire.attach(&[CLIENT.link, REMOTE.link])?;
+        wire.path_mtu()
+    })
+}
+
+impl Wire {
+    pub(super) fn path_mtu(&mut self) -> Result<()> {
         // At the node's end only, so that the backend offers segments that are too long.
         run("ip", &["link", "set", REMOTE.link, "mtu", "1300"])?;
         for family in 0..2 {
             let backend = SocketAddr::new(REMOTE.other[family].parse()?, 8080);
-            wire.frontend(VIP[family], Some(backend), Frontend::MASQUERADE_REMOTE)?;
-            let server = wire.tcp_server(&wire.net.remote, REMOTE.other[family])?;
+            self.frontend(VIP[family], Some(backend), Frontend::MASQUERADE_REMOTE)?;
+            let server = self.tcp_server(&self.net.remote, REMOTE.other[family])?;
             // Little comes back: nobody tells the backend that its link takes less.
-            wire.send(&server, VIP[family], 200_000, 1000).context(VIP[family])?;
-            let route = wire.at(&wire.net.client, || {
+            self.send(&server, VIP[family], 200_000, 1000).context(VIP[family])?;
+            let route = self.at(&self.net.client, || {
                 let family = if family == 0 { "-4" } else { "-6" };
                 let to = if family == "-4" { VIP[0] } else { VIP[1] };
                 let output =
@@ -397,33 +442,62 @@ pub fn path_mtu() -> Result<()> {
             ensure!(route.contains("mtu 1300"), "the client was not told: {route}");
         }
         Ok(())
-    })
+    }
 }
 
-/// XDP beside tc, native and generic: packets that it leaves alone are tc's, so everything
-/// works as without. (Its own forwarding is compared in `packets`: between veth ends a
-/// sender's unfinished checksums would never be finished after XDP.)
+/// A frame of a VLAN is its own device's, which sees it without the tag.
 ///
 /// # Errors
 /// What differed.
-pub fn xdp_leaves_the_rest() -> Result<()> {
-    for mode in [XdpMode::Native, XdpMode::Generic] {
-        in_netns(move || {
-            let mut wire = Wire::new()?;
-            wire.attach(&[CLIENT.link, REMOTE.link])?;
-            let xdp = wire.programs.attach_xdp(CLIENT.link, mode)?;
-            for family in 0..2 {
-                let backend = POD.other[family];
-                let address = SocketAddr::new(backend.parse()?, 8080);
-                wire.frontend(VIP[family], Some(address), Frontend::MASQUERADE_REMOTE)?;
-                let server = wire.tcp_server(&wire.net.pod, backend)?;
-                let seen = wire.exchange(&server, VIP[family], 100_000)?;
-                ensure!(seen == CLIENT.other[family].parse::<IpAddr>()?, "the client is {seen}");
-                wire.query(&wire.net.pod, backend, VIP[family], 5000)?;
+pub fn tagged() -> Result<()> {
+    in_netns(|| {
+        let mut wire = Wire::new()?;
+        wire.attach(&[CLIENT.link, REMOTE.link])?;
+        let backend = SocketAddr::new(REMOTE.other[0].parse()?, 8080);
+        wire.frontend(VIP[0], Some(backend), Frontend::MASQUERADE_REMOTE)?;
+        let tuple = |port| -> Result<Tuple> {
+            Ok(Tuple {
+                source: CLIENT.other[0].parse::<IpAddr>()?.into(),
+                destination: VIP[0].parse::<IpAddr>()?.into(),
+                source_port: Be16::from_host(port),
+                destination_port: Be16::from_host(PORT),
+                protocol: UDP,
+                pad: [0; 3],
+            })
+        };
+        let sender = wire.at(&wire.net.client, || raw_socket("up0"))?;
+        let devices = NetlinkLinks::new(Socket::open(Subsystem::Route)?).devices()?;
+        let device = devices.into_iter().find(|device| device.name == CLIENT.link);
+        let receiver = device.and_then(|device| device.mac).context("the link's address")?;
+        // 0x2005 is VLAN 5, 0x2000 a priority alone.
+        for (port, tag, counted) in [(1, Some(0x2005_u16), 0), (2, Some(0x2000), 1), (3, None, 1)] {
+            let mut frame = Frame::new(tuple(port)?, b"query").bytes();
+            frame[..6].copy_from_slice(&receiver);
+            if let Some(tag) = tag {
+                let [high, low] = tag.to_be_bytes();
+                frame.splice(12..12, [0x81, 0, high, low]);
             }
-            drop(xdp);
-            Ok(())
-        })?;
-    }
-    Ok(())
+            let counters = |wire: &mut Wire| {
+                let id = wire.last_frontend();
+                wire.programs.tables().frontend_counters(id)
+            };
+            let before = counters(&mut wire)?;
+            send(sender.as_raw_fd(), &frame, MsgFlags::empty())?;
+            // Received in the sender's own call, or soon after.
+            thread::sleep(Duration::from_millis(200));
+            let after = counters(&mut wire)?;
+            let began = after.connections - before.connections;
+            ensure!(began == counted, "{tag:04x?}: {began} flows began, not {counted}");
+        }
+        Ok(())
+    })
+}
+
+/// Sends whole frames by a link of this namespace.
+fn raw_socket(link: &str) -> Result<OwnedFd> {
+    let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::empty(), None)?;
+    let links = nix::ifaddrs::getifaddrs()?.filter(|address| address.interface_name == link);
+    let address = links.filter_map(|it| it.address?.as_link_addr().copied()).next();
+    bind(socket.as_raw_fd(), &address.with_context(|| format!("no link {link}"))?)?;
+    Ok(socket)
 }

@@ -11,6 +11,7 @@ fn in_mode(mode: &'static str, variant: Variant, sockets: Sockets, protocols: &[
         daemon: binary("proxy-daemon"),
         mode,
         sockets,
+        xdp: None,
         protocols: protocols.to_vec(),
         filter: std::env::var("PROXY_CASE").ok(),
     };
@@ -19,9 +20,10 @@ fn in_mode(mode: &'static str, variant: Variant, sockets: Sockets, protocols: &[
     }
 }
 
+const ALL: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+
 fn ipvs(variant: Variant) {
-    let protocols = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
-    in_mode("ipvs", variant, Sockets::Nobodys, &protocols);
+    in_mode("ipvs", variant, Sockets::Nobodys, &ALL);
 }
 
 #[test]
@@ -46,12 +48,12 @@ fn conformance_3_dual_stack() {
 #[test]
 #[ignore = "needs a guest kernel: cargo xtask vm"]
 fn conformance_4_ebpf_ipv4() {
-    in_mode("ebpf", Variant::Ipv4, Sockets::Everybodys, &[Protocol::Tcp, Protocol::Udp]);
+    in_mode("ebpf", Variant::Ipv4, Sockets::Everybodys, &ALL);
 }
 
 /// Pods' packets at the devices: clsact before kernel 6.6.
 #[test]
 #[ignore = "needs a guest kernel: cargo xtask vm"]
 fn conformance_5_ebpf_ipv6_by_devices() {
-    in_mode("ebpf", Variant::Ipv6, Sockets::OfNodes, &[Protocol::Tcp, Protocol::Udp]);
+    in_mode("ebpf", Variant::Ipv6, Sockets::OfNodes, &ALL);
 }

@@ -21,12 +21,14 @@ use super::plane::{Table, prefix};
 use super::readback::{Found, Reading};
 use super::spans::Spans;
 use super::upgrade::Upgrade;
+use super::uplinks;
 use super::value::{Key, Lowering, Value};
 use super::{Capacity, LoadError, Programs, SocketRelease, TableError, Tables, XdpMode};
 use crate::dataplane::{
     Dataplane, Fill, FlowRelease, OpError, Pieces, PlaneError, Reader, Surroundings, WorkDone,
 };
 use crate::kernel::links::{self, Enslaved, Links};
+use crate::kernel::netdev::NetDevices;
 use crate::kernel::sysctl::Sysctls;
 use crate::model::{LocalDetect, Node};
 use crate::plan::Op;
@@ -71,6 +73,7 @@ pub struct EbpfPlane {
     table: Table<Programs>,
     pins: Pins,
     links: Box<dyn Links>,
+    netdev: Box<dyn NetDevices>,
     sockets: SocketRelease,
     config: EbpfConfig,
     lowering: Lowering,
@@ -78,6 +81,8 @@ pub struct EbpfPlane {
     node_addresses: Vec<IpAddr>,
     /// With our programs: index to what the map says.
     devices: BTreeMap<u32, Device>,
+    /// Those of them with our program at XDP.
+    uplinks: BTreeSet<u32>,
     /// Where addresses of Services are.
     spans: Spans,
     written: Option<Config>,
@@ -112,7 +117,7 @@ impl EbpfPlane {
         config: EbpfConfig,
         programs: Programs,
         pins: Pins,
-        links: Box<dyn Links>,
+        (links, netdev): (Box<dyn Links>, Box<dyn NetDevices>),
         sockets: SocketRelease,
     ) -> Self {
         let detect = (config.local_detection)(None);
@@ -121,11 +126,13 @@ impl EbpfPlane {
             lowering: Lowering { masquerade_all: config.masquerade_all, own: BTreeSet::new() },
             pins,
             links,
+            netdev,
             sockets,
             config,
             detect,
             node_addresses: Vec::new(),
             devices: BTreeMap::new(),
+            uplinks: BTreeSet::new(),
             spans: Spans::default(),
             written: None,
             opted_out: false,
@@ -256,11 +263,17 @@ impl EbpfPlane {
         let addresses = self.links.addresses().map_err(|e| PlaneError::new("addresses", e))?;
         let devices = self.links.devices().map_err(|e| PlaneError::new("network devices", e))?;
         let mut wanted: BTreeMap<u32, (links::Device, Device)> = BTreeMap::new();
+        let mut at_xdp = BTreeSet::new();
         for device in devices {
             let own = addresses.iter().filter(|a| a.link == device.index).map(|a| a.address);
             let own: Vec<IpAddr> = own.filter(|address| !address.is_loopback()).collect();
             if wants_device(&self.config.devices, &device) {
-                let in_map = self.device(&device, &own);
+                let mut in_map = self.device(&device, &own);
+                if uplinks::is_uplink(&device, &own, &self.node_addresses) {
+                    at_xdp.insert(device.index);
+                }
+                let before = self.devices.get(&device.index);
+                in_map.flags |= before.map_or(0, |before| before.flags & Device::XDP);
                 wanted.insert(device.index, (device, in_map));
             }
         }
@@ -273,6 +286,7 @@ impl EbpfPlane {
                 // It became a port, or is none any more: other programs.
                 self.pins.remove_links(|place, _| place == *index).map_err(|e| load(&e))?;
                 self.devices.remove(index);
+                self.uplinks.remove(index);
             }
             // Before the programs, which would take a port for a device of its own.
             let tables = self.table.store().tables();
@@ -290,11 +304,61 @@ impl EbpfPlane {
             self.devices.keys().filter(|index| !wanted.contains_key(index)).copied().collect();
         for index in gone {
             self.devices.remove(&index);
+            self.uplinks.remove(&index);
             match self.table.store().tables().remove_device(index) {
                 Err(error) if !error.is_missing() => return Err(table(&error)),
                 _ => {}
             }
             self.pins.remove_links(|place, _| place == index).map_err(|e| load(&e))?;
+        }
+        let Some(mode) = self.config.xdp else { return Ok(()) };
+        for (device, _) in wanted.values().filter(|(device, _)| at_xdp.contains(&device.index)) {
+            let known = self.devices.contains_key(&device.index);
+            if known && !self.uplinks.contains(&device.index) {
+                match self.attach_xdp(device, mode) {
+                    Ok(()) => _ = self.uplinks.insert(device.index),
+                    Err(error) => self.complain(&format!("XDP at {}", device.name), &error),
+                }
+            }
+        }
+        self.write_xdp()
+    }
+
+    /// Beside tc's programs, which do what this one leaves.
+    fn attach_xdp(&mut self, device: &links::Device, mode: XdpMode) -> Result<(), LoadError> {
+        let index = device.index;
+        if uplinks::serves(device.xdp, mode) && self.replace(names::XDP_INGRESS, index)? {
+            info!(device = %device.name, "program at XDP replaced");
+            return Ok(());
+        }
+        // A device has room for one program.
+        while let Some(before) = self.pins.before(names::XDP_INGRESS, index)? {
+            std::fs::remove_file(&before)
+                .map_err(|source| LoadError::Read { path: before, source })?;
+        }
+        let own = self.pins.link(names::XDP_INGRESS, index);
+        self.table.store().attach_xdp(&device.name, mode)?.pin(&own)?;
+        info!(device = %device.name, ?mode, "attached at XDP");
+        Ok(())
+    }
+
+    /// Where XDP may send frames: that depends on what the kernel made of the mode, and on what
+    /// drivers can do just now.
+    fn write_xdp(&mut self) -> Result<(), PlaneError> {
+        let takers = self.netdev.takers().unwrap_or_else(|error| {
+            self.complain("which devices take frames from XDP", &error);
+            Some(BTreeSet::new())
+        });
+        let devices = self.links.devices().map_err(|e| PlaneError::new("network devices", e))?;
+        for device in devices {
+            let Some(in_map) = self.devices.get_mut(&device.index) else { continue };
+            let flags = in_map.flags & !Device::XDP | uplinks::flags(&device, takers.as_ref());
+            if flags != in_map.flags {
+                in_map.flags = flags;
+                let tables = self.table.store().tables();
+                tables.set_device(device.index, *in_map).map_err(|e| table(&e))?;
+                info!(device = %device.name, flags = flags & Device::XDP, "what XDP may do");
+            }
         }
         Ok(())
     }
@@ -314,7 +378,8 @@ impl EbpfPlane {
         };
         let flag = |is: bool, flag| if is { flag } else { 0 };
         let flags = flag(pods, Device::PODS) | flag(is_port(device), Device::PORT);
-        Device { source4: first(true), source6: first(false), flags, pad: 0 }
+        let mac = device.mac.unwrap_or_default();
+        Device { source4: first(true), source6: first(false), flags, mac, pad: [0; 2] }
     }
 
     /// Each program takes the place of the one of the daemon before this one, where there is one.
@@ -335,14 +400,7 @@ impl EbpfPlane {
         for (program, attachment) in attachments {
             attachment.pin(&self.pins.link(program, index))?;
         }
-        let xdp = self.config.xdp.filter(|_| !port);
-        if let Some(mode) = xdp
-            && !self.replace(names::XDP_INGRESS, index)?
-        {
-            let attachment = self.table.store().attach_xdp(name, mode)?;
-            attachment.pin(&self.pins.link(names::XDP_INGRESS, index))?;
-        }
-        info!(device = name, ?hook, ?xdp, port, replaced, "attached");
+        info!(device = name, ?hook, port, replaced, "attached");
         Ok(())
     }
 
@@ -366,6 +424,7 @@ impl EbpfPlane {
             // An attempt that failed half-way: its links are those of a start before this one.
             self.pins.start_again();
             self.devices.clear();
+            self.uplinks.clear();
         }
         // Twice: the second look is short, and so is what it misses.
         for _ in 0..2 {

@@ -24,6 +24,7 @@ pub mod store;
 mod tables;
 mod traffic;
 pub mod upgrade;
+mod uplinks;
 pub mod value;
 
 pub use cgroup::cgroup;

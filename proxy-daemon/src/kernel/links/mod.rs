@@ -33,9 +33,12 @@ const RTM_GETADDR: u16 = 22;
 /// Attributes of addresses (include/uapi/linux/if_addr.h) and links (if_link.h).
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
+const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_MASTER: u16 = 10;
+const IFLA_XDP: u16 = 43;
+const IFLA_XDP_ATTACHED: u16 = 2;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_SLAVE_KIND: u16 = 4;
 
@@ -62,6 +65,15 @@ pub enum Enslaved {
     Other,
 }
 
+/// How a program is attached at XDP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum XdpAttached {
+    /// In the driver.
+    Native,
+    /// In the stack.
+    Generic,
+}
+
 /// A network device.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Device {
@@ -71,6 +83,10 @@ pub struct Device {
     pub kind: Option<String>,
     pub ethernet: bool,
     pub enslaved: Option<Enslaved>,
+    /// Its Ethernet address.
+    pub mac: Option<[u8; 6]>,
+    /// Anybody's program.
+    pub xdp: Option<XdpAttached>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -319,6 +335,8 @@ fn decode_device(payload: &[u8]) -> Option<Device> {
     let info = attribute(payload, LINK_HEADER, IFLA_LINKINFO).unwrap_or_default();
     let master = attribute(payload, LINK_HEADER, IFLA_MASTER);
     let of = attribute(&info, 0, IFLA_INFO_SLAVE_KIND).map(|kind| text(&kind));
+    let xdp = attribute(payload, LINK_HEADER, IFLA_XDP)
+        .and_then(|xdp| attribute(&xdp, 0, IFLA_XDP_ATTACHED));
     Some(Device {
         index,
         name: text(&name),
@@ -328,6 +346,15 @@ fn decode_device(payload: &[u8]) -> Option<Device> {
             Some("bridge") => Enslaved::Bridge,
             _ => Enslaved::Other,
         }),
+        mac: attribute(payload, LINK_HEADER, IFLA_ADDRESS)
+            .and_then(|address| address.try_into().ok()),
+        xdp: match xdp.as_deref() {
+            // `XDP_ATTACHED_DRV`, `_SKB`; `_MULTI` has several modes at once, and the driver's
+            // comes first.
+            Some([1 | 4, ..]) => Some(XdpAttached::Native),
+            Some([2, ..]) => Some(XdpAttached::Generic),
+            _ => None,
+        },
     })
 }
 

@@ -121,6 +121,7 @@ impl EbpfPlane {
         };
         self.pins.start_again();
         self.devices.clear();
+        self.uplinks.clear();
         self.attach_devices().map_err(|error| failed(error.to_string()))?;
         for index in before.keys().filter(|index| !self.devices.contains_key(index)) {
             match if_indextoname(*index) {
