@@ -8,6 +8,7 @@ use tracing::{info, warn};
 use super::Fatal;
 use crate::config::{Config, Xdp};
 use crate::dataplane::ebpf::pins::Pins;
+use crate::dataplane::ebpf::upgrade::{self, CONVERTERS, Upgrade};
 use crate::dataplane::ebpf::{
     Capacity, EbpfConfig, EbpfPlane, FlowTable, Limit, Programs, SocketRelease, Tables, XdpMode,
     cgroup, object,
@@ -37,6 +38,7 @@ pub fn plane(config: &Config) -> Result<EbpfPlane, Fatal> {
         ..Capacity::default()
     };
     let object = object().map_err(|e| text(&e))?;
+    upgrade::take_over(&pins).map_err(|e| text(&e))?;
     // They may have grown.
     let capacity = capacity.at_least(&pins).map_err(|e| text(&e))?;
     let mut programs = Programs::load_pinned(&object, capacity, &pins).map_err(|e| text(&e))?;
@@ -44,6 +46,7 @@ pub fn plane(config: &Config) -> Result<EbpfPlane, Fatal> {
     if !grown.is_empty() {
         info!(maps = ?grown, "larger than those of the daemon before");
     }
+    let upgrade = Upgrade::open(&pins, CONVERTERS).map_err(|e| text(&e))?;
     sweep(FlowTable::open(&pins).map_err(|e| text(&e))?)?;
     let missing: Vec<&str> =
         [(Capability::SysAdmin, "CAP_SYS_ADMIN"), (Capability::SysPtrace, "CAP_SYS_PTRACE")]
@@ -69,6 +72,7 @@ pub fn plane(config: &Config) -> Result<EbpfPlane, Fatal> {
     let config = EbpfConfig {
         capacity,
         limit,
+        upgrade,
         masquerade_all: config.masquerade.all,
         local_detection: Box::new(move |node| detection.local_detect(node)),
         cgroup,

@@ -30,10 +30,12 @@ use proxy_ebpf::verdict::Reason;
 pub mod cost;
 mod daemon;
 mod packets;
+mod upgrade;
 mod wire;
 
 pub use daemon::daemon;
 pub use packets::packets;
+pub use upgrade::carries_over;
 pub use wire::{forwards, path_mtu, refuses, xdp_leaves_the_rest};
 
 const VIP4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 1));
@@ -64,7 +66,7 @@ macro_rules! ebpf_cases {
             @each [$(#[$attribute])*]
             connect4 connect6 connect6_mapped connect4_udp connect_refused
             forwards refuses path_mtu xdp_leaves_the_rest
-            packets refusals verified_instructions batches daemon
+            packets refusals verified_instructions batches carries_over daemon
         }
     };
     (@each $attributes:tt $($case:ident)+) => {

@@ -3,11 +3,11 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use proxy_tests::traffic::{RateSpec, StreamChecker, StreamSpec, UdpRate};
+use proxy_tests::traffic::{ConnectSpec, Protocol, RateSpec, StreamChecker, StreamSpec, UdpRate};
 use serde_json::json;
 
 use super::node::{LONG, until};
-use super::overflow::metric;
+use super::overflow::metric_so_far;
 use super::stage::{CLUSTER_IPS, Client, NODE_PORT, PORT, Stage, spec, tcp};
 
 /// A Service of which only the entries matter: one frontend, and as many endpoints as are asked
@@ -40,12 +40,14 @@ fn add(stage: &Stage, number: usize, endpoints: usize) {
 
 fn growths(stage: &Stage) -> [u64; 3] {
     ["FRONTENDS", "SLOTS", "BACKENDS"].map(|table| {
-        metric(stage, &format!("node_dataplane_table_growths_total{{table=\"{table}\"}}"))
+        let name = format!("node_dataplane_table_growths_total{{table=\"{table}\"}}");
+        until("the first round is told", LONG, || metric_so_far(stage, &name).is_some());
+        metric_so_far(stage, &name).expect("it was there")
     })
 }
 
 /// Traffic of every kind that goes on for as long as something is done to the daemon.
-struct Load {
+pub struct Load {
     ways: [(Client, SocketAddr); 4],
     streams: Vec<StreamChecker>,
     rates: Vec<UdpRate>,
@@ -53,7 +55,7 @@ struct Load {
 }
 
 impl Load {
-    fn start(stage: &Stage) -> Self {
+    pub fn start(stage: &Stage) -> Self {
         let node = stage.cluster().node(0).address_like(CLUSTER_IPS[0]).expect("an address");
         let ways = [
             (Client::Pod, SocketAddr::new(CLUSTER_IPS[0], PORT)),
@@ -65,6 +67,8 @@ impl Load {
         for (client, target) in ways {
             let from = stage.client(client);
             stage.until_served(from, target);
+            let once = ConnectSpec::new(Protocol::Udp, target, 1).timeout(Duration::from_secs(1));
+            until("datagrams are answered", LONG, || stage.connect(from, &once).failed() == 0);
             let stream = from.in_netns(|| StreamChecker::start(StreamSpec::new(target)));
             streams.push(stream.expect("a namespace").expect("a stream"));
             let rate = from.in_netns(|| UdpRate::start(RateSpec::new(target, 50)));
@@ -74,14 +78,14 @@ impl Load {
     }
 
     /// New connections, none of which may fail.
-    fn probe(&mut self, stage: &Stage, count: usize) {
+    pub fn probe(&mut self, stage: &Stage, count: usize) {
         for (client, target) in self.ways {
             let report = stage.must_connect(stage.client(client), &tcp(target, count));
             self.connections += report.succeeded;
         }
     }
 
-    fn end(self) -> u64 {
+    pub fn end(self) -> u64 {
         for (stream, way) in self.streams.into_iter().zip(self.ways) {
             let report = stream.stop().expect("a report");
             assert!(report.failure.is_none() && report.echoed > 50, "{way:?}: {report:?}");
@@ -111,25 +115,28 @@ fn maps_grow_under_traffic_and_nothing_is_lost() {
     let all = 3 * 24 * 25 / 2 + 8 + 1;
     until("all endpoints have an entry", LONG, || {
         load.probe(&stage, 10);
-        metric(&stage, backends) == all
+        metric_so_far(&stage, backends) == Some(all)
     });
     let then = growths(&stage);
     assert!(then.iter().zip(at_first).all(|(then, before)| *then >= before + 2), "{then:?}");
-    let capacity = || metric(&stage, "node_dataplane_table_capacity{table=\"BACKENDS\"}");
-    assert_eq!(capacity(), 1024);
-    assert_eq!(metric(&stage, "node_dataplane_failing_objects"), 0);
+    let capacity = "node_dataplane_table_capacity{table=\"BACKENDS\"}";
+    assert_eq!(metric_so_far(&stage, capacity), Some(1024));
+    assert_eq!(metric_so_far(&stage, "node_dataplane_failing_objects"), Some(0));
     // The next daemon has them as large as they are.
     stage.bed.kill_daemon(0).expect("running until killed");
     load.probe(&stage, 10);
+    let before = stage.bed.log(0).matches("attached cgroup").count();
     stage.bed.start_daemon(0, &[]).expect("a daemon");
     until("the next daemon serves", LONG, || {
         load.probe(&stage, 10);
-        stage.bed.log(0).contains("attached cgroup")
+        stage.bed.log(0).matches("attached cgroup").count() > before
     });
     std::thread::sleep(Duration::from_millis(500));
     load.probe(&stage, 10);
     let connections = load.end();
     println!("grown {then:?} times, {connections} new connections, none lost");
+    let log = stage.bed.log(0);
+    log.lines().filter(|line| line.contains("grown map=")).for_each(|line| println!("{line}"));
 }
 
 /// Killed at any moment of a growth, the daemon leaves maps that the next one takes over.
@@ -139,7 +146,8 @@ fn a_kill_in_the_middle_of_a_growth_cuts_nothing() {
     let mut stage = Stage::new(&[sizes]);
     stage.web(&spec("NodePort"), &[], &[(1, 0), (0, 1)]);
     let mut load = Load::start(&stage);
-    let mut killed = Vec::new();
+    let mut interrupted = 0;
+    let mut open = 0;
     for number in 1..=10 {
         let begun = |stage: &Stage| stage.bed.log(0).matches("growing map=").count();
         let before = begun(&stage);
@@ -153,18 +161,22 @@ fn a_kill_in_the_middle_of_a_growth_cuts_nothing() {
         std::thread::sleep(Duration::from_millis(30) * u32::try_from(number).unwrap());
         stage.bed.kill_daemon(0).expect("running until killed");
         let log = stage.bed.log(0);
-        killed.push((log.matches("growing map=").count(), log.matches("grown map=").count()));
+        let ended = log.matches("grown map=").count();
+        interrupted += usize::from(begun(&stage) - ended > open);
+        open = begun(&stage) - ended;
         load.probe(&stage, 10);
+        let before = log.matches("attached cgroup").count();
         stage.bed.start_daemon(0, &[]).expect("a daemon");
         until("the next daemon serves", LONG, || {
             load.probe(&stage, 5);
-            stage.bed.log(0).contains("attached cgroup")
+            stage.bed.log(0).matches("attached cgroup").count() > before
         });
         load.probe(&stage, 10);
     }
-    let interrupted = killed.iter().filter(|(begun, ended)| begun > ended).count();
-    assert!(interrupted >= 3, "growths begun and ended before each kill: {killed:?}");
-    until("all is programmed", LONG, || metric(&stage, "node_dataplane_failing_objects") == 0);
+    assert!(interrupted >= 3, "{interrupted} of 10 kills came in a growth");
+    until("all is programmed", LONG, || {
+        metric_so_far(&stage, "node_dataplane_failing_objects") == Some(0)
+    });
     let connections = load.end();
     println!("{interrupted} of 10 kills in a growth, {connections} new connections, none lost");
 }

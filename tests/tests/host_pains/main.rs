@@ -19,6 +19,7 @@ mod restart;
 #[path = "../guest/pains/stage.rs"]
 mod stage;
 mod udp;
+mod upgrade;
 
 use proxy_tests::cluster::Sockets;
 use proxy_tests::traffic::Protocol;

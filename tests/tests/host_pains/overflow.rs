@@ -13,12 +13,21 @@ use super::stage::{CLUSTER_IPS, Client, PORT, Stage, TARGET, spec, tcp};
 const SECOND_VIP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 10, 2));
 
 fn get(stage: &Stage, port: u16, path: &str) -> Answer {
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    let answer = stage.client(Client::Host).in_netns(|| fetch(address, path));
-    answer.expect("a namespace").expect("an answer")
+    try_get(stage, port, path).expect("an answer")
 }
 
-pub fn metric(stage: &Stage, name: &str) -> u64 {
+fn try_get(stage: &Stage, port: u16, path: &str) -> anyhow::Result<Answer> {
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    stage.client(Client::Host).in_netns(|| fetch(address, path)).expect("a namespace")
+}
+
+/// None while the daemon does not answer, or has not got as far as this one.
+pub fn metric_so_far(stage: &Stage, name: &str) -> Option<u64> {
+    let page = try_get(stage, 10249, "/metrics").ok()?.body;
+    page.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+}
+
+fn metric(stage: &Stage, name: &str) -> u64 {
     let page = get(stage, 10249, "/metrics").body;
     let value = page.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
     value.unwrap_or_else(|| panic!("no {name} in\n{page}"))

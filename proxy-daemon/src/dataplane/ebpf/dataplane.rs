@@ -1,6 +1,6 @@
 //! The eBPF data plane as the engine drives it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -20,6 +20,7 @@ use super::pins::Pins;
 use super::plane::{Table, prefix};
 use super::readback::{Found, Reading};
 use super::spans::Spans;
+use super::upgrade::Upgrade;
 use super::value::{Key, Lowering, Value};
 use super::{Capacity, LoadError, Programs, SocketRelease, TableError, Tables, XdpMode};
 use crate::dataplane::{
@@ -43,6 +44,8 @@ pub struct EbpfConfig {
     pub capacity: Capacity,
     /// What they may grow to.
     pub limit: Limit,
+    /// From another version's maps.
+    pub upgrade: Upgrade,
     pub masquerade_all: bool,
     /// What counts as a pod, given the Node.
     pub local_detection: Detection,
@@ -81,6 +84,8 @@ pub struct EbpfPlane {
     /// Some cgroup opted out.
     opted_out: bool,
     attached: bool,
+    /// That has been tried.
+    begun: bool,
     /// The table's picture was made from the maps.
     adopted: bool,
     growth: Growth,
@@ -125,6 +130,7 @@ impl EbpfPlane {
             written: None,
             opted_out: false,
             attached: false,
+            begun: false,
             adopted: false,
             growth: Growth::default(),
             complained: BTreeSet::new(),
@@ -352,6 +358,34 @@ impl EbpfPlane {
         Ok(true)
     }
 
+    fn attach(&mut self) -> Result<(), PlaneError> {
+        if self.attached {
+            return self.attach_devices();
+        }
+        if std::mem::replace(&mut self.begun, true) {
+            // An attempt that failed half-way: its links are those of a start before this one.
+            self.pins.start_again();
+            self.devices.clear();
+        }
+        // Twice: the second look is short, and so is what it misses.
+        for _ in 0..2 {
+            self.config.upgrade.carry().map_err(|e| load(&e))?;
+        }
+        self.attach_devices()?;
+        self.attach_sockets().map_err(|error| load(&error))?;
+        // What the daemon before this one attached has been in place until now.
+        let ours = self.pins.start();
+        self.pins.remove_links(|_, start| start != ours).map_err(|e| load(&e))?;
+        self.pins.detach_others().map_err(|e| load(&e))?;
+        self.config.upgrade.carry().map_err(|e| load(&e))?;
+        self.attached = true;
+        self.config.upgrade = Upgrade::default();
+        if let Err(error) = self.pins.remove_others() {
+            warn!(%error, "what another version left stays until the next start");
+        }
+        Ok(())
+    }
+
     fn attach_sockets(&mut self) -> Result<(), LoadError> {
         let attachments = self.table.store().attach_sockets(&self.config.cgroup)?;
         for (attachment, name) in attachments.into_iter().zip(proxy_ebpf::layout::names::CGROUP) {
@@ -445,15 +479,11 @@ impl Dataplane for EbpfPlane {
         self.reserve_ports();
         self.write_opt_outs().map_err(|error| table(&error))?;
         self.write_prefixes().map_err(|error| table(&error))?;
-        self.attach_devices()?;
-        if !self.attached {
-            self.attach_sockets().map_err(|error| load(&error))?;
-            // What the daemon before this one attached has been in place until now.
-            let ours = self.pins.start();
-            self.pins.remove_links(|_, start| start != ours).map_err(|e| load(&e))?;
-            self.attached = true;
+        if !self.attached && self.config.upgrade.waits() {
+            info!("another version's programs go on until all Services are in the new tables");
+            return Ok(());
         }
-        Ok(())
+        self.attach()
     }
 
     fn reader(&mut self) -> Result<Reader<Key>, PlaneError> {
@@ -509,6 +539,17 @@ impl Dataplane for EbpfPlane {
     fn unused(&mut self, retired: &[Key]) -> Result<Vec<Key>, PlaneError> {
         // Nothing is retired: connections live in the table of flows.
         Ok(retired.to_vec())
+    }
+
+    /// All Services are in the tables, if they were not from the start.
+    fn superseded(&mut self, _foreign: &HashMap<Key, Value>) -> Vec<Key> {
+        if !self.attached
+            && let Err(error) = self.attach()
+        {
+            // The next resync tries again.
+            warn!(%error, "another version's programs go on");
+        }
+        Vec::new()
     }
 
     fn fill(&self) -> Vec<Fill> {

@@ -668,3 +668,28 @@ fn add_clsact(interface: &str) -> Result<(), LoadError> {
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn maps_double_as_often_as_it_takes_and_no_further_than_their_limit() {
+        let capacity = Capacity { backends: 6, slots: 1, ..Capacity::default() };
+        let limit = Limit { backends: 40, slots: 1 << 24, frontends: 65_536 };
+        let grown = |map, needed| {
+            let grown = capacity.grown(Shortage { map, needed }, limit)?;
+            // No other map changes.
+            let others = Growing::ALL.into_iter().filter(|other| *other != map);
+            others.for_each(|other| assert_eq!(grown.of(other), capacity.of(other)));
+            Some(grown.of(map))
+        };
+        assert_eq!(grown(Growing::Backends, 1), Some(12));
+        assert_eq!(grown(Growing::Backends, 7), Some(24));
+        assert_eq!(grown(Growing::Backends, 34), Some(40));
+        assert_eq!(grown(Growing::Backends, 35), None);
+        assert_eq!(grown(Growing::Backends, u32::MAX), None);
+        assert_eq!(grown(Growing::Slots, 131_071), Some(131_072));
+        assert_eq!(grown(Growing::Frontends, 1), None);
+    }
+}

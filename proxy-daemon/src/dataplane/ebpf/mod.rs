@@ -20,6 +20,7 @@ mod sockets;
 mod spans;
 pub mod store;
 mod tables;
+pub mod upgrade;
 pub mod value;
 
 pub use cgroup::cgroup;

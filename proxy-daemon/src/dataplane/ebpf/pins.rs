@@ -3,6 +3,7 @@
 //! ```text
 //! ROOT/proxy-daemon/v2/maps/FLOWS          as long as the layout stays the same
 //!                     /next/SLOTS          a larger copy, until it takes the other's place
+//!                     /layout/FLOWS-FINGERPRINT     a directory; what the map looks like
 //!                     /links/connect4-0-START       of the daemon that attached it
 //!                     /links/PROGRAM-IFINDEX-START  at a device
 //! ```
@@ -31,6 +32,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::stat::{major, minor};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use proxy_ebpf::layout::LAYOUT_VERSION;
+use proxy_ebpf::layout::maps::{FINGERPRINTS, known};
 use tracing::info;
 
 use super::LoadError;
@@ -41,12 +43,74 @@ use crate::kernel::bpf::RawMap;
 pub const DEFAULT_ROOT: &str = "/sys/fs/bpf";
 const OURS: &str = "proxy-daemon";
 
+/// What a daemon of another layout version has left.
+#[derive(Debug)]
+pub struct Other {
+    pub version: u32,
+    directory: PathBuf,
+}
+
+impl Other {
+    #[must_use]
+    pub fn map(&self, name: &str) -> PathBuf {
+        self.directory.join("maps").join(name)
+    }
+
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        self.map(name).exists()
+    }
+
+    /// Programs of that version are attached.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        has_links(&self.directory)
+    }
+
+    /// What a map looks like, as it stands beside it, or as is known of the version.
+    #[must_use]
+    pub fn fingerprint(&self, name: &str) -> Option<u64> {
+        let Ok(entries) = fs::read_dir(self.directory.join("layout")) else {
+            return known(self.version, name);
+        };
+        let mut names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let of = |entry: String| match entry.split_once('-') {
+            Some((map, number)) if map == name => u64::from_str_radix(number, 16).ok(),
+            _ => None,
+        };
+        names.find_map(of)
+    }
+}
+
+fn has_links(version: &Path) -> bool {
+    let mut links = fs::read_dir(version.join("links")).into_iter().flatten();
+    links.next().is_some()
+}
+
+/// The directories of other versions: those with programs first, and of these the newest.
+fn others(ours: &Path) -> Result<Vec<Other>, LoadError> {
+    let mut others = Vec::new();
+    for entry in fs::read_dir(ours).map_err(failed(ours))? {
+        let directory = entry.map_err(failed(ours))?.path();
+        let name = directory.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let version = name.strip_prefix('v').and_then(|version| version.parse().ok());
+        match version {
+            Some(LAYOUT_VERSION) | None => {}
+            Some(version) => others.push(Other { version, directory }),
+        }
+    }
+    others.sort_unstable_by_key(|other| std::cmp::Reverse((other.is_live(), other.version)));
+    Ok(others)
+}
+
 /// The pins, held by this daemon alone.
 #[derive(Debug)]
 pub struct Pins {
     directory: PathBuf,
     /// More than that of any link there was.
     start: u32,
+    /// The one that is in service first.
+    others: Vec<Other>,
     /// Held as long as the process lives; the kernel releases it even after a crash.
     _lock: Flock<File>,
 }
@@ -64,7 +128,8 @@ impl Pins {
         ensure_mounted(root)?;
         let ours = root.join(OURS);
         let directory = ours.join(format!("v{LAYOUT_VERSION}"));
-        for part in ["maps", "next", "links"] {
+        let layout = FINGERPRINTS.map(|(name, number)| format!("layout/{name}-{number:016x}"));
+        for part in ["maps", "next", "links"].into_iter().chain(layout.iter().map(|s| &**s)) {
             let path = directory.join(part);
             fs::create_dir_all(&path).map_err(failed(&path))?;
         }
@@ -79,12 +144,69 @@ impl Pins {
                 };
                 LoadError::Other { operation: format!("lock {}", ours.display()), reason }
             })?;
-        let last = fs::read_dir(directory.join("links"))
+        let start = fs::read_dir(directory.join("links"))
             .map_err(failed(&directory))?
             .filter_map(|entry| numbers_of(&entry.ok()?.path()))
             .map(|(_, start)| start)
-            .max();
-        Ok(Self { directory, start: last.unwrap_or(0).wrapping_add(1), _lock: lock })
+            .max()
+            .unwrap_or(0)
+            .wrapping_add(1);
+        Ok(Self { directory, start, others: others(&ours)?, _lock: lock })
+    }
+
+    #[must_use]
+    pub fn others(&self) -> &[Other] {
+        &self.others
+    }
+
+    /// Programs of this version are attached.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        has_links(&self.directory)
+    }
+
+    /// Unpins a map of ours.
+    ///
+    /// # Errors
+    /// It cannot be removed.
+    pub fn forget(&self, name: &str) -> Result<(), LoadError> {
+        let path = self.map(name);
+        if path.exists() { fs::remove_file(&path).map_err(failed(&path)) } else { Ok(()) }
+    }
+
+    /// Pins another version's map as ours, too.
+    ///
+    /// # Errors
+    /// It is not there, or the place is taken.
+    pub fn share(&self, other: &Other, name: &str) -> Result<(), LoadError> {
+        let shared = |e: &(dyn std::error::Error + 'static)| {
+            LoadError::from_aya(format!("share map {name} of version {}", other.version), e)
+        };
+        let map = MapData::from_pin(other.map(name)).map_err(|e| shared(&e))?;
+        map.pin(self.map(name)).map_err(|e| shared(&e))
+    }
+
+    /// Removes the links of other versions.
+    ///
+    /// # Errors
+    /// One cannot be removed.
+    pub fn detach_others(&self) -> Result<(), LoadError> {
+        self.others.iter().try_for_each(|other| {
+            let links = other.directory.join("links");
+            if links.is_dir() { empty(&links, &mut Vec::new()) } else { Ok(()) }
+        })
+    }
+
+    /// Removes other versions altogether: their links first.
+    ///
+    /// # Errors
+    /// Something cannot be removed; it is tried again at the next start.
+    pub fn remove_others(&mut self) -> Result<(), LoadError> {
+        for other in std::mem::take(&mut self.others) {
+            remove_version(&other.directory, &mut Vec::new())?;
+            info!(version = other.version, "what another version left is removed");
+        }
+        Ok(())
     }
 
     #[must_use]
@@ -153,25 +275,23 @@ impl Pins {
         self.directory.join("links").join(format!("{program}-{place}-{}", self.start))
     }
 
-    /// The last link of `program` at `place` that a daemon before this one made.
+    /// The last link of `program` at `place` that a daemon before this one made, of whichever
+    /// version.
     ///
     /// # Errors
     /// The directory cannot be read.
     pub fn before(&self, program: &str, place: u32) -> Result<Option<PathBuf>, LoadError> {
-        let links = self.directory.join("links");
-        let mut last: Option<(u32, PathBuf)> = None;
-        for entry in fs::read_dir(&links).map_err(failed(&links))? {
-            let path = entry.map_err(failed(&links))?.path();
-            let Some((at, start)) = numbers_of(&path) else { continue };
-            if at == place
-                && start != self.start
-                && program_of(&path) == Some(program)
-                && last.as_ref().is_none_or(|(other, _)| *other < start)
-            {
-                last = Some((start, path));
+        let ours = last_link(&self.directory, program, place, Some(self.start))?;
+        if ours.is_some() {
+            return Ok(ours);
+        }
+        for other in &self.others {
+            let theirs = last_link(&other.directory, program, place, None)?;
+            if theirs.is_some() {
+                return Ok(theirs);
             }
         }
-        Ok(last.map(|(_, path)| path))
+        Ok(None)
     }
 
     /// Makes the link that is pinned at `path` one of this process, which has put its own program
@@ -182,7 +302,7 @@ impl Pins {
     pub fn take_over(&self, path: &Path) -> Result<(), LoadError> {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let (kept, _) = name.rsplit_once('-').unwrap_or((name, ""));
-        let ours = path.with_file_name(format!("{kept}-{}", self.start));
+        let ours = self.directory.join("links").join(format!("{kept}-{}", self.start));
         fs::rename(path, &ours).map_err(failed(path))
     }
 
@@ -217,25 +337,43 @@ impl Pins {
         for entry in fs::read_dir(&ours).map_err(failed(&ours))? {
             versions.push(entry.map_err(failed(&ours))?.path());
         }
-        for part in ["links", "maps", "next"] {
-            for directory in versions.iter().map(|version| version.join(part)) {
-                // An older daemon has no such part.
-                if !directory.is_dir() {
-                    continue;
-                }
-                for entry in fs::read_dir(&directory).map_err(failed(&directory))? {
-                    let path = entry.map_err(failed(&directory))?.path();
-                    remove(&path)?;
-                    removed.push(path.display().to_string());
-                }
-                fs::remove_dir(&directory).map_err(failed(&directory))?;
+        for links in versions.iter().map(|version| version.join("links")) {
+            if links.is_dir() {
+                empty(&links, &mut removed)?;
             }
         }
-        for directory in versions.iter().chain([&ours]) {
-            fs::remove_dir(directory).map_err(failed(directory))?;
+        for version in &versions {
+            remove_version(version, &mut removed)?;
         }
+        fs::remove_dir(&ours).map_err(failed(&ours))?;
         Ok(removed)
     }
+}
+
+/// Removes what is in a directory, and tells it.
+fn empty(directory: &Path, removed: &mut Vec<String>) -> Result<(), LoadError> {
+    for entry in fs::read_dir(directory).map_err(failed(directory))? {
+        let path = entry.map_err(failed(directory))?.path();
+        remove(&path)?;
+        removed.push(path.display().to_string());
+    }
+    Ok(())
+}
+
+/// Removes the directory of a version. What is there to tell its maps apart goes last.
+fn remove_version(version: &Path, removed: &mut Vec<String>) -> Result<(), LoadError> {
+    for part in ["links", "maps", "next", "layout"] {
+        let directory = version.join(part);
+        // An older daemon has no such part.
+        if directory.is_dir() {
+            let mut there = Vec::new();
+            empty(&directory, &mut there)?;
+            // What says how maps look is nothing of its own.
+            removed.extend(there.into_iter().filter(|_| part != "layout"));
+            fs::remove_dir(&directory).map_err(failed(&directory))?;
+        }
+    }
+    fs::remove_dir(version).map_err(failed(version))
 }
 
 /// Who holds the lock, as far as this process may see.
@@ -282,6 +420,32 @@ pub fn raw_pin(path: &Path) -> Result<RawMap, LoadError> {
     let data = MapData::from_pin(path).map_err(|e| LoadError::from_aya(&*operation, &e))?;
     let raw = RawMap::of(data.fd().as_fd());
     raw.map_err(|errno| LoadError::Kernel { operation, errno, hint: "" })
+}
+
+/// The one of the latest start but `except`.
+fn last_link(
+    version: &Path,
+    program: &str,
+    place: u32,
+    except: Option<u32>,
+) -> Result<Option<PathBuf>, LoadError> {
+    let links = version.join("links");
+    let mut last: Option<(u32, PathBuf)> = None;
+    if !links.is_dir() {
+        return Ok(None);
+    }
+    for entry in fs::read_dir(&links).map_err(failed(&links))? {
+        let path = entry.map_err(failed(&links))?.path();
+        let Some((at, start)) = numbers_of(&path) else { continue };
+        if at == place
+            && Some(start) != except
+            && program_of(&path) == Some(program)
+            && last.as_ref().is_none_or(|(other, _)| *other < start)
+        {
+            last = Some((start, path));
+        }
+    }
+    Ok(last.map(|(_, path)| path))
 }
 
 /// The place and the start in a link's name.

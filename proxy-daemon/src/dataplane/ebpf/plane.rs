@@ -19,6 +19,7 @@ use super::store::Store;
 use super::value::{Key, Member, Programmed, Set, Value, map_key};
 use super::{Capacity, TableError};
 use crate::dataplane::OpError;
+use crate::kernel::netlink::Errno;
 use crate::model::Protocol;
 use crate::plan::Op;
 
@@ -152,6 +153,12 @@ impl<S: Store> Table<S> {
         OpError::Refused(format!("map {} is full: {used} of {capacity} in use", map.name()))
     }
 
+    /// Frontends have ids, which tell how many there are, but addresses take entries as well.
+    fn no_entry(&mut self, error: TableError) -> OpError {
+        let no_room = Some(Errno(nix::errno::Errno::E2BIG as i32));
+        if error.errno() == no_room { self.full(Growing::Frontends, 1) } else { refused(error) }
+    }
+
     /// Why the operation before this failed, if that is what it was.
     pub const fn take_shortage(&mut self) -> Option<Shortage> {
         self.shortage.take()
@@ -205,7 +212,8 @@ impl<S: Store> Table<S> {
     fn set_address(&mut self, key: &Key) -> Result<(), OpError> {
         self.writes += 1;
         let value = layout::Frontend::default();
-        self.store.set_frontend(map_key(key), value).map_err(refused)?;
+        let result = self.store.set_frontend(map_key(key), value);
+        result.map_err(|error| self.no_entry(error))?;
         self.frontends.insert(*key, Held { id: None, value: None });
         Ok(())
     }
@@ -228,7 +236,8 @@ impl<S: Store> Table<S> {
             let Programmed { service, affinity, flags, .. } = **value;
             let in_map = layout::Frontend { node, outside, id, service, affinity, flags };
             self.writes += 1;
-            self.store.set_frontend(map_key(key), in_map).map_err(refused)
+            let result = self.store.set_frontend(map_key(key), in_map);
+            result.map_err(|error| self.no_entry(error))
         });
         if let Err(error) = result {
             // What was taken is released; the frontend is as it was.

@@ -248,6 +248,19 @@ impl Tables {
         all.map_err(failed(names::AFFINITY, "read"))
     }
 
+    /// One entry, as the programs would make it: for tests.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn set_affinity(
+        &mut self,
+        key: &AffinityKey,
+        affinity: &Affinity,
+    ) -> Result<(), TableError> {
+        let result = self.affinity.insert(key, affinity, 0);
+        result.map_err(failed(names::AFFINITY, "update"))
+    }
+
     /// # Errors
     /// The kernel refuses.
     pub fn peers(&self) -> Result<Vec<(SocketKey, SocketPeer)>, TableError> {

@@ -106,7 +106,10 @@ impl EbpfPlane {
             }
             return Err(error);
         }
-        self.sockets.look_at(Tables::open(&self.pins)?);
+        match Tables::open(&self.pins) {
+            Ok(tables) => self.sockets.look_at(tables),
+            Err(error) => warn!(%error, "sockets of removed endpoints are looked for in vain"),
+        }
         Ok(())
     }
 

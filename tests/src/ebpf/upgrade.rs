@@ -1,0 +1,95 @@
+//! What programs of another layout version remember, in this version's maps.
+
+use std::fs;
+
+use anyhow::{Context as _, Result, ensure};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use proxy_daemon::dataplane::ebpf::pins::Pins;
+use proxy_daemon::dataplane::ebpf::upgrade::{Converter, Upgrade, take_over};
+use proxy_daemon::dataplane::ebpf::{self, Programs};
+use proxy_ebpf::layout::{Affinity, AffinityKey, Flow, LAYOUT_VERSION, ServiceId, Tuple, names};
+use proxy_ebpf::order::Be16;
+
+use super::{CAPACITY, in_netns};
+
+/// The other version has the ports of a flow's key the other way round, say, and one that begins
+/// at port 666 means nothing any more.
+const OTHERS_FLOWS: u64 = 7;
+
+fn convert(key: &[u8], value: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
+    let mut key = key.to_vec();
+    key.swap(32, 34);
+    key.swap(33, 35);
+    (key[32..34] != 666_u16.to_be_bytes()).then(|| (key, value.to_vec()))
+}
+
+fn tuple(from: u16, to: u16) -> Tuple {
+    let (source_port, destination_port) = (Be16::from_host(from), Be16::from_host(to));
+    Tuple { source_port, destination_port, protocol: 6, ..Tuple::default() }
+}
+
+/// # Errors
+/// What differed.
+pub fn carries_over() -> Result<()> {
+    in_netns(|| {
+        // What is mounted from here on goes with this thread.
+        unshare(CloneFlags::CLONE_NEWNS).context("a new mount namespace")?;
+        let none: Option<&str> = None;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+        let root = tempfile::tempdir()?;
+        let object = ebpf::object()?;
+
+        let pins = Pins::open(root.path())?;
+        let mut theirs = Programs::load_pinned(&object, CAPACITY, &pins)?;
+        drop(pins);
+        let of = |flags| Flow { flags, ..Flow::default() };
+        for (number, port) in [(1, 1000), (2, 666), (3, 2000)] {
+            theirs.tables().set_flow(&tuple(80, port), &of(number))?;
+        }
+        let directory = |version: u32| root.path().join(format!("proxy-daemon/v{version}"));
+        let (ours, other) = (directory(LAYOUT_VERSION), directory(LAYOUT_VERSION + 1));
+        fs::rename(&ours, &other)?;
+        let looks = proxy_ebpf::layout::maps::fingerprint(names::FLOWS).context("no FLOWS")?;
+        fs::remove_dir(other.join(format!("layout/FLOWS-{looks:016x}")))?;
+        fs::create_dir(other.join(format!("layout/FLOWS-{OTHERS_FLOWS:016x}")))?;
+
+        let mut pins = Pins::open(root.path())?;
+        take_over(&pins)?;
+        let mut programs = Programs::load_pinned(&object, CAPACITY, &pins)?;
+        // One of ours is newer.
+        programs.tables().set_flow(&tuple(2000, 80), &of(30))?;
+        let converter = Converter { map: names::FLOWS, from: OTHERS_FLOWS, convert };
+        let mut upgrade = Upgrade::open(&pins, &[converter])?;
+        ensure!(!upgrade.waits(), "the service table is shared");
+        ensure!(upgrade.carry()? == 1, "all but the one that has no meaning and the one we have");
+        theirs.tables().set_flow(&tuple(80, 3000), &of(4))?;
+        ensure!(upgrade.carry()? == 1, "what came since");
+        ensure!(upgrade.carry()? == 0, "nothing came since");
+        let mut flows: Vec<(u16, u16, u32)> = programs
+            .tables()
+            .flows()?
+            .into_iter()
+            .map(|(key, flow)| {
+                (key.source_port.to_host(), key.destination_port.to_host(), flow.flags)
+            })
+            .collect();
+        flows.sort_unstable();
+        ensure!(flows == [(1000, 80, 1), (2000, 80, 30), (3000, 80, 4)], "{flows:?}");
+
+        // The other maps are the same objects.
+        let client = AffinityKey { service: ServiceId::new(5), ..AffinityKey::default() };
+        theirs.tables().set_affinity(&client, &Affinity::default())?;
+        ensure!(programs.tables().affinities()?.len() == 1, "AFFINITY is another map");
+
+        // Without a converter its entries are left behind.
+        let mut without = Upgrade::open(&pins, &[])?;
+        ensure!(without.carry()? == 0, "there is no converter");
+        pins.remove_others()?;
+        ensure!(!other.exists() && ours.join("maps/FLOWS").exists(), "the wrong one is gone");
+        drop(pins);
+        Pins::cleanup(root.path())?;
+        ensure!(!root.path().join("proxy-daemon").exists(), "something is left");
+        Ok(())
+    })
+}
