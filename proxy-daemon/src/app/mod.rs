@@ -4,6 +4,7 @@ mod addresses;
 mod conntrack;
 mod ebpf;
 mod ipvs;
+mod kubeproxy;
 mod logging;
 mod reload;
 
@@ -81,8 +82,8 @@ fn run(config: &Config, hostname: &str) -> Result<(), Fatal> {
             drive(config, hostname, plane, link, families)
         }
         ProxyMode::Ebpf => {
-            let plane = ebpf::plane(config)?;
-            drive(config, hostname, plane, NO_LINK, families)
+            let (plane, link) = ebpf::plane(config)?;
+            drive(config, hostname, plane, link, families)
         }
     }
 }

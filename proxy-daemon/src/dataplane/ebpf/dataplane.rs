@@ -1,9 +1,11 @@
 //! The eBPF data plane as the engine drives it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use proxy_ebpf::layout::config::client;
@@ -18,6 +20,7 @@ use super::readback::{Found, Reading};
 use super::spans::Spans;
 use super::value::{Key, Lowering, Value};
 use super::{Capacity, LoadError, Programs, SocketRelease, TableError, Tables, XdpMode};
+use crate::dataplane::kubeproxy::Takeover;
 use crate::dataplane::{
     Dataplane, Fill, FlowRelease, OpError, Pieces, PlaneError, Reader, Surroundings, WorkDone,
 };
@@ -49,6 +52,8 @@ pub struct EbpfConfig {
     pub sysctl_root: PathBuf,
     /// Cookie of the node's network namespace, where it is known.
     pub namespace: Option<u64>,
+    /// Connections may go through another proxy's translation.
+    pub handing_over: Arc<AtomicBool>,
 }
 
 impl fmt::Debug for EbpfConfig {
@@ -62,6 +67,8 @@ pub struct EbpfPlane {
     pins: Pins,
     links: Box<dyn Links>,
     sockets: SocketRelease,
+    /// Where there may be something to take over from.
+    takeover: Option<Takeover>,
     config: EbpfConfig,
     lowering: Lowering,
     detect: LocalDetect,
@@ -101,6 +108,7 @@ impl EbpfPlane {
         pins: Pins,
         links: Box<dyn Links>,
         sockets: SocketRelease,
+        takeover: Option<Takeover>,
     ) -> Self {
         let detect = (config.local_detection)(None);
         Self {
@@ -109,6 +117,7 @@ impl EbpfPlane {
             pins,
             links,
             sockets,
+            takeover,
             config,
             detect,
             node_addresses: Vec::new(),
@@ -161,8 +170,12 @@ impl EbpfPlane {
                 .map(|a| Address::from(*a))
                 .unwrap_or_default()
         };
+        let feature = |is: bool, feature| if is { feature } else { 0 };
+        let handing_over = self.config.handing_over.load(Ordering::Relaxed);
         let mut config = Config {
-            features: Config::TCP_PEER_NAMES | if self.opted_out { Config::OPT_OUTS } else { 0 },
+            features: Config::TCP_PEER_NAMES
+                | feature(self.opted_out, Config::OPT_OUTS)
+                | feature(handing_over, Config::OTHERS_CONNECTIONS),
             seed: 0,
             source4: source(true),
             source6: source(false),
@@ -500,6 +513,15 @@ impl Dataplane for EbpfPlane {
     fn unused(&mut self, retired: &[Key]) -> Result<Vec<Key>, PlaneError> {
         // Nothing is retired: connections live in the table of flows.
         Ok(retired.to_vec())
+    }
+
+    fn superseded(&mut self, _foreign: &HashMap<Key, Value>) -> Vec<Key> {
+        if let Some(takeover) = &mut self.takeover
+            && takeover.due().is_some()
+        {
+            takeover.remove();
+        }
+        Vec::new()
     }
 
     fn fill(&self) -> Vec<Fill> {
