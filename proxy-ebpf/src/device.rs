@@ -265,6 +265,9 @@ fn begin(
     if !find(tables, work) {
         return refuse_unmatched(tables, config, arrival, &work.headers.tuple.destination);
     }
+    if config.features & Config::OTHERS_CONNECTIONS != 0 && is_in_the_middle(&work.headers) {
+        return Verdict::Pass;
+    }
     let result = choose(tables, config, arrival, work);
     if let Err(reason) = result.and_then(|()| enter(tables, network, config, work)) {
         return refuse(tables, arrival, Some(work.frontend.id), reason);
@@ -284,6 +287,12 @@ fn begin(
         count(tables, frontend, backend, arrival.traffic, false);
     }
     Verdict::Translate { forward }
+}
+
+/// Of a connection that began elsewhere; other protocols do not say.
+#[inline(always)]
+const fn is_in_the_middle(headers: &Headers) -> bool {
+    headers.tuple.protocol == TCP && headers.tcp_flags & (tcp::SYN | tcp::ACK) != tcp::SYN
 }
 
 #[cfg_attr(target_arch = "bpf", inline(never))]

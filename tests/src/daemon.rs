@@ -108,10 +108,22 @@ impl Daemon {
     /// # Errors
     /// When the process is gone.
     pub fn resident(&self) -> Result<u64> {
+        self.memory("VmRSS:")
+    }
+
+    /// The most of it so far.
+    ///
+    /// # Errors
+    /// When the process is gone.
+    pub fn peak(&self) -> Result<u64> {
+        self.memory("VmHWM:")
+    }
+
+    fn memory(&self, which: &str) -> Result<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let line = status.lines().find_map(|line| line.strip_prefix(which));
         let kib = line.and_then(|l| l.split_whitespace().next()).and_then(|n| n.parse().ok());
-        kib.map(|kib: u64| kib << 10).context("no VmRSS")
+        kib.map(|kib: u64| kib << 10).with_context(|| format!("no {which}"))
     }
 
     /// The sum of a metric over its labels; `None` when there is none of that name yet.

@@ -1,11 +1,14 @@
 //! Building the eBPF data plane on the real kernel.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tracing::{info, warn};
 
-use super::{Fatal, Parts};
+use super::kubeproxy::{handover, leftovers, rival};
+use super::{Fatal, NO_LINK, Parts};
 use crate::config::{Config, Xdp};
 use crate::dataplane::ebpf::pins::Pins;
 use crate::dataplane::ebpf::upgrade::{self, CONVERTERS, Upgrade};
@@ -13,8 +16,10 @@ use crate::dataplane::ebpf::{
     Capacity, EbpfConfig, EbpfPlane, EbpfTraffic, FlowTable, LAYOUT_VERSION, Limit, LoadError,
     Programs, SocketRelease, Tables, TcHook, XdpMode, cgroup, object,
 };
+use crate::dataplane::ipvs::LINK;
+use crate::dataplane::kubeproxy::Takeover;
 use crate::kernel::capabilities::{Capability, has};
-use crate::kernel::links::NetlinkLinks;
+use crate::kernel::links::{Links as _, NetlinkLinks};
 use crate::kernel::namespace::own_cookie;
 use crate::kernel::netdev::GenericNetdev;
 use crate::kernel::netlink::{Socket, Subsystem};
@@ -23,6 +28,14 @@ use crate::kernel::sockets::AllNamespaces;
 /// How often flows that have timed out are removed. The table makes room by itself before;
 /// this keeps the gauge honest and ports free.
 const SWEEP: Duration = Duration::from_secs(30);
+
+/// The link whose addresses are not the node's: a proxy on IPVS may have left one.
+pub fn foreign_link() -> Result<u32, Fatal> {
+    let text = |error: &dyn std::fmt::Display| error.to_string();
+    let mut links = NetlinkLinks::new(Socket::open(Subsystem::Route).map_err(|e| text(&e))?);
+    let devices = links.devices().map_err(|e| text(&e))?;
+    Ok(devices.iter().find(|device| device.name == LINK).map_or(NO_LINK, |device| device.index))
+}
 
 /// The plane with all that belongs to it.
 pub fn plane(config: &Config) -> Result<Parts<EbpfPlane>, Fatal> {
@@ -73,6 +86,14 @@ pub fn plane(config: &Config) -> Result<Parts<EbpfPlane>, Fatal> {
     let features = features(config, &programs, &traffic, &cgroup).map_err(|e| text(&e))?;
     info!(?features, "what the kernel can do decided");
     let socket = Socket::open(Subsystem::Route).map_err(|e| text(&e))?;
+    let (takeover, handing_over) = match takeover(config) {
+        Ok((takeover, going_on)) => (Some(takeover), going_on),
+        // A kernel without netfilter has nothing of another proxy's.
+        Err(error) => {
+            warn!(error, "what another proxy left is not looked for");
+            (None, Arc::default())
+        }
+    };
     let detection = config.clone();
     let config = EbpfConfig {
         capacity,
@@ -91,11 +112,12 @@ pub fn plane(config: &Config) -> Result<Parts<EbpfPlane>, Fatal> {
         },
         sysctl_root: config.sysctl_root.clone(),
         namespace,
+        handing_over,
     };
     let generic = Socket::open(Subsystem::Generic).map_err(|e| text(&e))?;
     let links = Box::new(NetlinkLinks::new(socket));
     let netdev = Box::new(GenericNetdev::new(generic));
-    let plane = EbpfPlane::new(config, programs, pins, (links, netdev), sockets);
+    let plane = EbpfPlane::new(config, programs, pins, (links, netdev), sockets, takeover);
     Ok(Parts { plane, traffic: Box::new(traffic), features })
 }
 
@@ -126,10 +148,31 @@ fn features(
     ])
 }
 
+/// With whether connections go through another proxy's translation.
+fn takeover(config: &Config) -> Result<(Takeover, Arc<AtomicBool>), Fatal> {
+    let handover = handover(config)?;
+    let going_on = handover.going_on();
+    Ok((Takeover::new(leftovers()?.with_handover(handover), Box::new(rival)), going_on))
+}
+
 /// `--cleanup`.
 pub fn cleanup(config: &Config) -> Result<(), Fatal> {
     for what in Pins::cleanup(&config.bpf_root).map_err(|error| error.to_string())? {
         info!("removed: {what}");
+    }
+    if let Some(reason) = rival() {
+        info!("what kube-proxy made stays: {reason}");
+        return Ok(());
+    }
+    let done = match (handover(config), leftovers()) {
+        (Ok(mut handover), Ok(mut leftovers)) => handover.take_down(&mut leftovers),
+        (Err(error), _) | (_, Err(error)) => {
+            info!("what another proxy left is not looked for: {error}");
+            return Ok(());
+        }
+    };
+    for what in done.map_err(|error| error.to_string())? {
+        info!("{what}");
     }
     Ok(())
 }

@@ -1,29 +1,24 @@
 //! Building the IPVS data plane on real sockets.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use tracing::{debug, info};
+use tracing::info;
 
 use crate::config::Config;
 use crate::dataplane::ipvs::codec::SchedulerName;
-use crate::dataplane::ipvs::{IpvsConfig, IpvsPlane, IpvsTraffic, ReadSeams, Seams, Takeover};
-use crate::dataplane::kubeproxy::Leftovers;
+use crate::dataplane::ipvs::{IpvsConfig, IpvsPlane, IpvsTraffic, ReadSeams, Seams};
+use crate::dataplane::kubeproxy::{Forwarding, Takeover};
 use crate::kernel::conntrack::NetlinkConntrack;
-use crate::kernel::ipset::NetlinkIpSets;
 use crate::kernel::links::NetlinkLinks;
-use crate::kernel::listeners::Listeners;
 use crate::kernel::netlink::{Socket, Subsystem};
 use crate::kernel::sysctl::KernelVersion;
-use crate::kernel::xtables::XTablesSockets;
 use crate::model::Family;
 
 use super::Fatal;
+use super::kubeproxy::{leftovers, rival};
 
 /// Of the reading thread itself, so that it is the table of the right network namespace.
 const TABLE: &str = "/proc/thread-self/net/ip_vs";
-const PROC_NET: &str = "/proc/thread-self/net";
-/// What iptables commands lock. A container sees the host's if it is mounted.
-const XTABLES_LOCK: &str = "/run/xtables.lock";
 
 /// The plane, checked to be able to work, and the index of its dummy link.
 pub fn plane(config: &Config, families: &[Family]) -> Result<(IpvsPlane<Socket>, u32), Fatal> {
@@ -42,38 +37,13 @@ pub fn traffic() -> Result<IpvsTraffic<Socket>, Fatal> {
 /// `--cleanup`.
 pub fn cleanup(config: &Config) -> Result<(), Fatal> {
     let mut plane = open(config, &Family::ALL)?;
-    for what in plane.cleanup().map_err(|error| error.to_string())? {
+    for what in plane.cleanup(Forwarding::Remove).map_err(|error| error.to_string())? {
         info!("{what}");
     }
     Ok(())
 }
 
-/// On sockets of their own: they are used by another thread than the engine's.
-fn leftovers() -> Result<Leftovers, Fatal> {
-    let netfilter = || Socket::open(Subsystem::Netfilter).map_err(|error| error.to_string());
-    let xtables = XTablesSockets::open(Path::new(PROC_NET), Path::new(XTABLES_LOCK))
-        .map_err(|error| format!("cannot open a socket: {error}"))?;
-    let sets = NetlinkIpSets::new(netfilter()?, Path::new("/sys/module"));
-    Ok(Leftovers::new(Box::new(netfilter()?), Box::new(xtables), Box::new(sets)))
-}
-
-/// kube-proxy listens on these unless told otherwise, and so do we. It has no other mark
-/// that could be seen from a container: processes of the node are not visible there.
-fn rival() -> Option<String> {
-    let listeners = Listeners::at(Path::new("/proc"));
-    for (port, what) in [(10256, "healthz"), (10249, "metrics")] {
-        match listeners.held_by_others(port) {
-            Ok(true) => {
-                return Some(format!("another process listens on TCP port {port} ({what})"));
-            }
-            Ok(false) => {}
-            Err(error) => debug!(%error, port, "cannot see who listens"),
-        }
-    }
-    None
-}
-
-fn open(config: &Config, families: &[Family]) -> Result<IpvsPlane<Socket>, Fatal> {
+pub(super) fn open(config: &Config, families: &[Family]) -> Result<IpvsPlane<Socket>, Fatal> {
     let socket = |subsystem| Socket::open(subsystem).map_err(|error| error.to_string());
     let seams = Seams {
         generic: socket(Subsystem::Generic)?,

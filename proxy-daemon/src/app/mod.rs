@@ -4,6 +4,7 @@ mod addresses;
 mod conntrack;
 mod ebpf;
 mod ipvs;
+mod kubeproxy;
 mod logging;
 mod reload;
 
@@ -103,8 +104,9 @@ fn run(start: &Start<'_>) -> Result<(), Fatal> {
             drive(start, || Ok(parts), link, families)
         }
         ProxyMode::Ebpf => {
+            let link = ebpf::foreign_link()?;
             let of_plane = config.clone();
-            drive(start, move || ebpf::plane(&of_plane), NO_LINK, families)
+            drive(start, move || ebpf::plane(&of_plane), link, families)
         }
     }
 }

@@ -154,6 +154,23 @@ fn a_local_backend_sees_the_client_and_its_reply_is_the_services_again() {
 }
 
 #[test]
+fn connections_of_another_proxys_are_left_to_it() {
+    let mut node = Node::new();
+    node.frontend(VIP, TCP, 0, 0..1);
+    node.tables.config.features = Config::OTHERS_CONNECTIONS;
+    let later = |port| Frame { tcp_flags: tcp::ACK, ..Frame::new(client(port), b"x") };
+    for hook in [Hook::Ingress, Hook::Egress] {
+        assert_eq!(node.at(hook).send(&later(4000)), (Fate::Next, Some(client(4000))));
+    }
+    // One that begins is ours, with all that follows.
+    let seen = node.at(Hook::Ingress).syn(client(4001));
+    assert_eq!(seen.1, Some(tuple(TCP, (CLIENT, 4001), ("10.244.0.5", 8080))));
+    assert_eq!(node.send(&later(4001)), seen);
+    node.tables.config.features = 0;
+    assert_ne!(node.send(&later(4000)).1, Some(client(4000)), "there is no other proxy");
+}
+
+#[test]
 fn a_remote_backend_sees_the_node_and_both_directions_are_sent_on() {
     let mut node = Node::new();
     node.frontend(VIP, TCP, Frontend::MASQUERADE_REMOTE, 1..2);

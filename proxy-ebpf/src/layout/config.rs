@@ -35,6 +35,9 @@ impl Config {
     pub const OPT_OUTS: u32 = 1;
     /// TCP peers are recorded, so that `getpeername(2)` tells the Service's address.
     pub const TCP_PEER_NAMES: u32 = 1 << 1;
+    /// Connections to frontends may go through another proxy's translation: packets that neither
+    /// begin one nor belong to a flow are left to that.
+    pub const OTHERS_CONNECTIONS: u32 = 1 << 2;
 
     pub const MAX_PREFIXES: usize = 4;
 }

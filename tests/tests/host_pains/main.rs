@@ -13,11 +13,14 @@ mod connections;
 #[path = "../guest/pains/frontends.rs"]
 mod frontends;
 mod growth;
+mod needs;
 mod opt_out;
 mod overflow;
 mod restart;
+mod scale;
 #[path = "../guest/pains/stage.rs"]
 mod stage;
+mod takeover;
 mod udp;
 mod upgrade;
 

@@ -27,10 +27,16 @@ pub fn metric_so_far(stage: &Stage, name: &str) -> Option<u64> {
     page.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
 }
 
-fn metric(stage: &Stage, name: &str) -> u64 {
-    let page = get(stage, 10249, "/metrics").body;
-    let value = page.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
-    value.unwrap_or_else(|| panic!("no {name} in\n{page}"))
+pub fn metric(stage: &Stage, name: &str) -> u64 {
+    try_metric(stage, name).unwrap_or_else(|| panic!("no {name}\n{}", stage.bed.log_tails(20)))
+}
+
+/// `None` when the daemon does not answer, or has no such metric yet.
+pub fn try_metric(stage: &Stage, name: &str) -> Option<u64> {
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 10249));
+    let page = stage.client(Client::Host).in_netns(|| fetch(address, "/metrics"));
+    let page = page.expect("a namespace").ok()?.body;
+    page.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
 }
 
 /// Agents that fail an update half-way leave a Service without endpoints, or log a line and go

@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use proxy_ebpf::layout::config::client;
@@ -24,6 +26,7 @@ use super::upgrade::Upgrade;
 use super::uplinks;
 use super::value::{Key, Lowering, Value};
 use super::{Capacity, LoadError, Programs, SocketRelease, TableError, Tables, XdpMode};
+use crate::dataplane::kubeproxy::Takeover;
 use crate::dataplane::{
     Dataplane, Fill, FlowRelease, OpError, Pieces, PlaneError, Reader, Surroundings, WorkDone,
 };
@@ -61,6 +64,8 @@ pub struct EbpfConfig {
     pub sysctl_root: PathBuf,
     /// Cookie of the node's network namespace, where it is known.
     pub namespace: Option<u64>,
+    /// Connections may go through another proxy's translation.
+    pub handing_over: Arc<AtomicBool>,
 }
 
 impl fmt::Debug for EbpfConfig {
@@ -75,6 +80,8 @@ pub struct EbpfPlane {
     links: Box<dyn Links>,
     netdev: Box<dyn NetDevices>,
     sockets: SocketRelease,
+    /// Where there may be something to take over from.
+    takeover: Option<Takeover>,
     config: EbpfConfig,
     lowering: Lowering,
     detect: LocalDetect,
@@ -119,6 +126,7 @@ impl EbpfPlane {
         pins: Pins,
         (links, netdev): (Box<dyn Links>, Box<dyn NetDevices>),
         sockets: SocketRelease,
+        takeover: Option<Takeover>,
     ) -> Self {
         let detect = (config.local_detection)(None);
         Self {
@@ -128,6 +136,7 @@ impl EbpfPlane {
             links,
             netdev,
             sockets,
+            takeover,
             config,
             detect,
             node_addresses: Vec::new(),
@@ -183,8 +192,12 @@ impl EbpfPlane {
                 .map(|a| Address::from(*a))
                 .unwrap_or_default()
         };
+        let feature = |is: bool, feature| if is { feature } else { 0 };
+        let handing_over = self.config.handing_over.load(Ordering::Relaxed);
         let mut config = Config {
-            features: Config::TCP_PEER_NAMES | if self.opted_out { Config::OPT_OUTS } else { 0 },
+            features: Config::TCP_PEER_NAMES
+                | feature(self.opted_out, Config::OPT_OUTS)
+                | feature(handing_over, Config::OTHERS_CONNECTIONS),
             seed: 0,
             source4: source(true),
             source6: source(false),
@@ -607,6 +620,12 @@ impl Dataplane for EbpfPlane {
         {
             // The next resync tries again.
             warn!(%error, "another version's programs go on");
+            return Vec::new();
+        }
+        if let Some(takeover) = &mut self.takeover
+            && takeover.due().is_some()
+        {
+            takeover.remove();
         }
         Vec::new()
     }

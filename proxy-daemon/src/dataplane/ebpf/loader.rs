@@ -22,7 +22,7 @@ use proxy_ebpf::layout::{BackendCounters, FrontendCounters, names};
 
 use super::pins::{Pins, filter, filter_of, raw_pin};
 use super::plane::{Growing, Shortage};
-use super::{LoadError, Tables, check_layout};
+use super::{LoadError, Tables, capability, check_layout};
 
 /// Sizes of the maps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -316,6 +316,7 @@ impl Programs {
         pins: Option<&Pins>,
     ) -> Result<Self, LoadError> {
         check_layout(object)?;
+        check_capabilities()?;
         let can_set_retval = u8::from(can_set_retval()?);
         let made_maps = pins.is_none_or(|pins| !pins.map(names::FRONTEND_COUNTERS).exists());
         let mut entries: BTreeMap<&'static str, u32> = capacity.entries()?.into_iter().collect();
@@ -661,6 +662,17 @@ where
     for<'a> &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
 {
     load(program(ebpf, name)?).map_err(|e| LoadError::from_program_load(name, &e))
+}
+
+/// Some that lack are told apart by nothing but the verifier, which then rejects programs that it
+/// takes otherwise.
+fn check_capabilities() -> Result<(), LoadError> {
+    let missing = capability::missing();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let errno = crate::kernel::netlink::Errno(Errno::EPERM as i32);
+    Err(LoadError::Permission { operation: "load eBPF programs".into(), missing, errno })
 }
 
 /// Whether a program at connect can choose the errno that its caller sees: asked of the

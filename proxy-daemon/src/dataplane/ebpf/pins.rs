@@ -508,7 +508,11 @@ fn ensure_mounted(root: &Path) -> Result<(), LoadError> {
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some("bpf"), root, Some("bpf"), flags, none).map_err(|errno| LoadError::Other {
         operation: format!("mount the BPF file system at {}", root.display()),
-        reason: errno.to_string(),
+        reason: format!(
+            "{errno}; mount it on the node (`mount -t bpf bpf {}`) and show it to the container, or \
+             let the container mount it (CAP_SYS_ADMIN)",
+            root.display()
+        ),
     })
 }
 
@@ -536,5 +540,35 @@ mod tests {
         let _held = Flock::lock(open(), FlockArg::LockExclusiveNonblock).unwrap();
         let owner = owner(&open());
         assert!(owner.starts_with(&format!("process {}, `", std::process::id())), "{owner}");
+    }
+
+    #[test]
+    fn a_program_takes_the_place_of_the_last_one_at_its_device() {
+        let root = tempfile::tempdir().unwrap();
+        let lock = Flock::lock(File::open(root.path()).unwrap(), FlockArg::LockExclusive);
+        let pins = Pins {
+            directory: root.path().to_owned(),
+            start: 9,
+            others: Vec::new(),
+            _lock: lock.unwrap(),
+        };
+        let links = root.path().join("links");
+        fs::create_dir(&links).unwrap();
+        for name in ["tc_egress-7-3", "tc_egress-7-5", "tc_egress-8-6", "tc_ingress-7-8"] {
+            File::create(links.join(name)).unwrap();
+        }
+        // A clsact filter, by its priority and handle.
+        fs::create_dir(links.join("tc_ingress-49152-1-12-4")).unwrap();
+        let before = |program, place| pins.before(program, place).unwrap();
+        assert_eq!(before("tc_egress", 7), Some(links.join("tc_egress-7-5")));
+        assert_eq!(filter_of(&links.join("tc_egress-7-5")), None);
+        assert_eq!(before("tc_egress", 12), None);
+        let filter = before("tc_ingress", 12).unwrap();
+        assert_eq!(filter_of(&filter), Some((49_152, 1)));
+        pins.take_over(&links.join("tc_egress-7-5")).unwrap();
+        pins.take_over(&filter).unwrap();
+        assert!(pins.link("tc_egress", 7).is_file());
+        assert!(links.join("tc_ingress-49152-1-12-9").is_dir());
+        assert_eq!(before("tc_egress", 7), Some(links.join("tc_egress-7-3")), "never its own");
     }
 }

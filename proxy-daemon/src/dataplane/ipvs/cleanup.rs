@@ -4,9 +4,8 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use super::objects::Key;
-use super::takeover::Takeover;
 use super::{Dataplane as _, IpvsPlane, LINK, PlaneError};
-use crate::dataplane::kubeproxy::{Forwarding, LeftoverError, Leftovers};
+use crate::dataplane::kubeproxy::{Forwarding, LeftoverError, Leftovers, Takeover};
 use crate::kernel::netlink::Netlink;
 use crate::plan::{Op, deletions};
 
@@ -21,7 +20,7 @@ impl<N: Netlink + 'static> IpvsPlane<N> {
     ///
     /// # Errors
     /// When the kernel cannot be read or refuses.
-    pub fn cleanup(&mut self) -> Result<Vec<String>, PlaneError> {
+    pub fn cleanup(&mut self, forwarding: Forwarding) -> Result<Vec<String>, PlaneError> {
         let mut done = Vec::new();
         let takeover = self.takeover.take();
         let rival = takeover.as_ref().and_then(Takeover::rival);
@@ -51,7 +50,7 @@ impl<N: Netlink + 'static> IpvsPlane<N> {
             let theirs = self.left_by_kube_proxy(&foreign, leftovers)?;
             let count = self.delete(theirs)?;
             done.push(format!("removed {count} virtual servers and addresses of kube-proxy"));
-            remove_leftovers(leftovers, &mut done)?;
+            remove_leftovers(leftovers, forwarding, &mut done)?;
         }
         self.delete_tables(&mut done)?;
         self.delete_link(&mut done)?;
@@ -101,11 +100,11 @@ impl<N: Netlink + 'static> IpvsPlane<N> {
     }
 }
 
-fn remove_leftovers(leftovers: &mut Leftovers, done: &mut Vec<String>) -> Result<(), PlaneError> {
-    let removed = leftovers.remove(Forwarding::Remove).map_err(leftovers_error)?;
-    let (chains, sets) = (removed.chains, removed.sets);
-    done.push(format!("removed {chains} iptables chains and {sets} ipsets of kube-proxy"));
-    let kept = removed.kept.iter();
-    done.extend(kept.map(|(chain, reason)| format!("iptables chain {chain} stays: {reason}")));
+fn remove_leftovers(
+    leftovers: &mut Leftovers,
+    forwarding: Forwarding,
+    done: &mut Vec<String>,
+) -> Result<(), PlaneError> {
+    done.extend(leftovers.remove(forwarding).map_err(leftovers_error)?.in_words());
     Ok(())
 }

@@ -29,6 +29,7 @@ use self::codec::{Requests, SchedulerName, Timeouts, VirtualServer, VirtualServe
 use self::flows::StaleFlows;
 use self::readback::{Scope, SharedSeams};
 use self::ruleset::{Ruleset, RulesetConfig};
+use super::kubeproxy::Takeover;
 use super::{Dataplane, FlowRelease, OpError, PlaneError, Reader, Surroundings, WorkDone};
 use crate::kernel::conntrack::Conntrack;
 use crate::kernel::links::Links;
@@ -42,7 +43,6 @@ use crate::policy::{Frontend, FrontendKey};
 
 pub use objects::{Forward, Key, ServerConfig, Value};
 pub use readback::ReadSeams;
-pub use takeover::{Rival, Takeover};
 pub use traffic::IpvsTraffic;
 
 /// The dummy link, named as kube-proxy names it, so that its addresses are taken over.

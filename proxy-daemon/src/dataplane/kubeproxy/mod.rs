@@ -1,9 +1,11 @@
 //! What kube-proxy leaves in the kernel besides virtual servers and addresses, and its
-//! removal: iptables chains of both backends, and ipsets. Spoken over netlink and socket
-//! options; no program of the host is run.
+//! removal: iptables chains of both backends, ipsets, and nf_tables tables. Spoken over netlink
+//! and socket options; no program of the host is run.
 
 mod chains;
+mod handover;
 mod names;
+mod takeover;
 #[cfg(test)]
 mod tests;
 
@@ -13,7 +15,9 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use nix::libc;
+use tracing::{info, warn};
 
+use crate::kernel::conntrack::ConntrackError;
 use crate::kernel::ipset::{BUSY, IpSets, Member, explain};
 use crate::kernel::netlink::{Errno, Message, Netlink, NetlinkError};
 use crate::kernel::nftables::{self, Table, batch, decode_chain_info, decode_rule_info};
@@ -22,7 +26,9 @@ use crate::model::{Family, Protocol};
 
 pub use chains::Forwarding;
 use chains::{Removal, View, plan};
-use names::{FRONTEND_SETS, NODE_PORT_SETS, TABLES, is_chain, is_set, set_name};
+pub use handover::{Handover, Servers};
+use names::{FRONTEND_SETS, NODE_PORT_SETS, OWN_TABLE, TABLES, is_chain, is_set, set_name};
+pub use takeover::{Rival, Takeover};
 
 /// Rounds of reading a table and changing it, when others change it too.
 const TRIES: u32 = 10;
@@ -41,6 +47,10 @@ pub enum LeftoverError {
     XTables(#[from] XTablesError),
     #[error("ipset {set} stays: {reason}")]
     Set { set: String, reason: String },
+    #[error(transparent)]
+    Conntrack(#[from] ConntrackError),
+    #[error("virtual servers of an earlier proxy stay: {0}")]
+    Servers(#[from] crate::dataplane::PlaneError),
 }
 
 /// What was removed, and what was not and why.
@@ -50,6 +60,8 @@ pub struct Removed {
     pub rules: usize,
     pub chains: usize,
     pub sets: usize,
+    /// Of nf_tables.
+    pub tables: usize,
     pub kept: BTreeMap<String, &'static str>,
 }
 
@@ -62,7 +74,29 @@ impl Removed {
 
     #[must_use]
     pub const fn is_nothing(&self) -> bool {
-        self.rules == 0 && self.chains == 0 && self.sets == 0
+        self.rules == 0 && self.chains == 0 && self.sets == 0 && self.tables == 0
+    }
+
+    /// For the user.
+    pub fn in_words(&self) -> impl Iterator<Item = String> {
+        let Self { chains, sets, tables, .. } = self;
+        let first = format!(
+            "removed {chains} iptables chains, {sets} ipsets and {tables} nf_tables tables of \
+             kube-proxy"
+        );
+        let kept = self.kept.iter();
+        let kept = kept.map(|(chain, reason)| format!("iptables chain {chain} stays: {reason}"));
+        std::iter::once(first).chain(kept)
+    }
+
+    fn tell(&self) {
+        if !self.is_nothing() {
+            let Self { rules, chains, sets, tables, .. } = self;
+            info!(rules, chains, sets, tables, "removed what kube-proxy had left");
+        }
+        for (chain, reason) in &self.kept {
+            warn!(chain, reason, "an iptables chain of kube-proxy stays");
+        }
     }
 }
 
@@ -88,6 +122,8 @@ pub struct Leftovers {
     netfilter: Box<dyn Netlink>,
     xtables: Box<dyn XTables>,
     sets: Box<dyn IpSets>,
+    /// For data planes that connections do not go through by themselves.
+    handover: Option<Handover>,
 }
 
 impl std::fmt::Debug for Leftovers {
@@ -110,7 +146,32 @@ impl Leftovers {
         xtables: Box<dyn XTables>,
         sets: Box<dyn IpSets>,
     ) -> Self {
-        Self { netfilter, xtables, sets }
+        Self { netfilter, xtables, sets, handover: None }
+    }
+
+    /// Connections that go through what kube-proxy left live on.
+    #[must_use]
+    pub fn with_handover(mut self, mut handover: Handover) -> Self {
+        if let Err(error) = handover.begin(&mut self) {
+            warn!(%error, "cannot see whether connections go through another proxy");
+        }
+        self.handover = Some(handover);
+        self
+    }
+
+    /// Removes all of it, and tells what.
+    fn take_over(&mut self) -> Result<(), LeftoverError> {
+        match self.handover.take() {
+            Some(mut handover) => {
+                let result = handover.run(self);
+                self.handover = Some(handover);
+                result
+            }
+            None => {
+                self.remove(Forwarding::Keep)?.tell();
+                Ok(())
+            }
+        }
     }
 
     /// # Errors
@@ -166,7 +227,10 @@ impl Leftovers {
         }
         for family in Family::ALL {
             let chains = self.chains(family)?;
-            if chains.iter().any(|chain| chain.chain == MADE_ALWAYS) {
+            let theirs = |chain: &nftables::ChainInfo| {
+                chain.chain == MADE_ALWAYS || chain.table == OWN_TABLE
+            };
+            if chains.iter().any(theirs) {
                 return Ok(true);
             }
             for table in self.xtables.tables(family)? {
@@ -199,9 +263,31 @@ impl Leftovers {
                     self.remove_legacy(family, &table, forwarding, &mut removed)?;
                 }
             }
+            self.remove_own_table(family, &mut removed)?;
         }
         self.remove_sets(&mut removed)?;
         Ok(removed)
+    }
+
+    /// Of kube-proxy's nftables mode.
+    fn remove_own_table(
+        &mut self,
+        family: Family,
+        removed: &mut Removed,
+    ) -> Result<(), LeftoverError> {
+        if !self.chains(family)?.iter().any(|chain| chain.table == OWN_TABLE) {
+            return Ok(());
+        }
+        let table = Table { family, name: OWN_TABLE };
+        match self.netfilter.transaction(&batch([table.delete()])).map_err(nf_tables)? {
+            Ok(()) => removed.tables += 1,
+            // Somebody else was first.
+            Err((_, Errno(libc::ENOENT))) => {}
+            Err((_, errno)) => {
+                return Err(LeftoverError::Refused { family, table: OWN_TABLE, errno });
+            }
+        }
+        Ok(())
     }
 
     fn chains(&mut self, family: Family) -> Result<Vec<nftables::ChainInfo>, LeftoverError> {

@@ -9,6 +9,10 @@ use crate::model::{Family, Protocol};
 /// Tables of iptables that kube-proxy has chains in.
 pub const TABLES: [&str; 3] = ["filter", "nat", "mangle"];
 
+/// The table of its nftables mode, one for each family (`kubeProxyTable` of
+/// `pkg/proxy/nftables/proxier.go`).
+pub const OWN_TABLE: &str = "kube-proxy";
+
 /// The chain of kube-proxy's that accepts forwarded packets where the policy would not.
 pub const FORWARD: &str = "KUBE-FORWARD";
 

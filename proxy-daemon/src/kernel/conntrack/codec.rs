@@ -49,20 +49,20 @@ const fn header(family: Family) -> [u8; HEADER] {
     }
 }
 
-/// A dump of one family's entries. With `filter` of UDP only, from kernel 5.8 on; older
-/// ones do not know the attribute and send every protocol.
-pub(super) fn dump(family: Family, filter: bool) -> Message {
+/// A dump of one family's entries. With a filter of that protocol only, from kernel 5.8 on;
+/// older ones do not know the attribute and send every protocol.
+pub(super) fn dump(family: Family, filter: Option<Protocol>) -> Message {
     let mut w = Writer::after(&header(family));
-    if filter {
+    if let Some(protocol) = filter {
         w.nest(TUPLE_ORIG, |w| {
-            w.nest(TUPLE_PROTO, |w| w.put(PROTO_NUM, &[Protocol::Udp.number()]));
+            w.nest(TUPLE_PROTO, |w| w.put(PROTO_NUM, &[protocol.number()]));
         });
         w.nest(FILTER, |w| w.put(FILTER_ORIG_FLAGS, &BY_PROTOCOL.to_ne_bytes()));
     }
     Message { kind: GET, flags: 0, payload: w.finish() }
 }
 
-/// One UDP entry of a dump. What names it to the kernel is kept as it came, so that
+/// One entry of a dump. What names it to the kernel is kept as it came, so that
 /// tuples with a zone of their own direction are named as well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Entry<'a> {
@@ -93,7 +93,7 @@ impl Entry<'_> {
 ///
 /// # Errors
 /// When it is not what the kernel writes.
-pub fn decode(payload: &[u8]) -> Result<Option<Entry<'_>>, Malformed> {
+pub fn decode(payload: &[u8], protocol: Protocol) -> Result<Option<Entry<'_>>, Malformed> {
     let body = payload.get(HEADER..).ok_or(Malformed("entry without its header"))?;
     let (mut original, mut reply, mut zone, mut id) = (None, None, None, None);
     for attribute in attributes(body) {
@@ -108,20 +108,22 @@ pub fn decode(payload: &[u8]) -> Result<Option<Entry<'_>>, Malformed> {
     }
     let original = original.ok_or(Malformed("entry without its original tuple"))?;
     let reply = reply.ok_or(Malformed("entry without its reply tuple"))?;
-    let (Some(from_client), Some(from_endpoint)) = (tuple(original)?, tuple(reply)?) else {
+    let (Some(from_client), Some(from_endpoint)) =
+        (tuple(original, protocol)?, tuple(reply, protocol)?)
+    else {
         return Ok(None);
     };
     let flow = Flow { original: from_client, reply: from_endpoint };
     Ok(Some(Entry { flow, original, zone, id }))
 }
 
-fn tuple(bytes: &[u8]) -> Result<Option<Tuple>, Malformed> {
+fn tuple(bytes: &[u8], protocol: Protocol) -> Result<Option<Tuple>, Malformed> {
     let (mut addresses, mut ports) = (None, None);
     for attribute in attributes(bytes) {
         let Attribute { kind, value } = attribute?;
         match kind {
             TUPLE_IP => addresses = Some(read_addresses(value)?),
-            TUPLE_PROTO => match read_ports(value)? {
+            TUPLE_PROTO => match read_ports(value, protocol)? {
                 Some(read) => ports = Some(read),
                 None => return Ok(None),
             },
@@ -155,8 +157,8 @@ fn address(bytes: &[u8]) -> Result<IpAddr, Malformed> {
     v4().or_else(|_| v6()).map_err(|_| Malformed("address is neither 4 nor 16 bytes"))
 }
 
-/// `None` when the protocol is not UDP.
-fn read_ports(bytes: &[u8]) -> Result<Option<(u16, u16)>, Malformed> {
+/// `None` when the protocol is another one.
+fn read_ports(bytes: &[u8], wanted: Protocol) -> Result<Option<(u16, u16)>, Malformed> {
     let (mut protocol, mut source, mut destination) = (None, None, None);
     for attribute in attributes(bytes) {
         let Attribute { kind, value } = attribute?;
@@ -171,10 +173,10 @@ fn read_ports(bytes: &[u8]) -> Result<Option<(u16, u16)>, Malformed> {
             _ => {}
         }
     }
-    if protocol.ok_or(Malformed("tuple without its protocol's number"))? != Protocol::Udp.number() {
+    if protocol.ok_or(Malformed("tuple without its protocol's number"))? != wanted.number() {
         return Ok(None);
     }
-    source.zip(destination).map(Some).ok_or(Malformed("UDP tuple without its ports"))
+    source.zip(destination).map(Some).ok_or(Malformed("tuple without its ports"))
 }
 
 /// The payload of an entry as the kernel dumps it, and as it is created.
@@ -233,14 +235,15 @@ mod tests {
         #[test]
         fn an_entry_is_read_as_it_was_written(flow in flow()) {
             let payload = encode(&flow, 17);
-            prop_assert_eq!(decode(&payload).unwrap().unwrap().flow, flow);
+            prop_assert_eq!(decode(&payload, Protocol::Udp).unwrap().unwrap().flow, flow);
             let tcp = encode(&flow, 6);
-            prop_assert_eq!(decode(&tcp).unwrap(), None);
+            prop_assert_eq!(decode(&tcp, Protocol::Udp).unwrap(), None);
+            prop_assert_eq!(decode(&tcp, Protocol::Tcp).unwrap().unwrap().flow, flow);
         }
 
         #[test]
         fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = decode(&bytes);
+            let _ = decode(&bytes, Protocol::Udp);
         }
 
         #[test]
@@ -252,8 +255,8 @@ mod tests {
             let mut payload = encode(&flow, 17);
             let at = at.index(payload.len());
             payload[at] = to;
-            let _ = decode(&payload);
-            let _ = decode(&payload[..at]);
+            let _ = decode(&payload, Protocol::Udp);
+            let _ = decode(&payload[..at], Protocol::Udp);
         }
     }
 
@@ -266,7 +269,7 @@ mod tests {
         tail.put(ZONE, &7_u16.to_be_bytes());
         tail.put_u32(ID, 0xfeed);
         payload.extend(tail.finish());
-        let delete = decode(&payload).unwrap().unwrap().delete();
+        let delete = decode(&payload, Protocol::Udp).unwrap().unwrap().delete();
         assert_eq!((delete.kind, &delete.payload[..HEADER]), (DELETE, &[2, 0, 0, 0][..]));
         let read: Vec<_> = attributes(&delete.payload[HEADER..]).map(Result::unwrap).collect();
         let original = attributes(&payload[HEADER..]).next().unwrap().unwrap();

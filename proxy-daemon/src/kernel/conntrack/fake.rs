@@ -11,6 +11,8 @@ use crate::model::Family;
 pub struct Inner {
     /// UDP entries.
     pub flows: Vec<Flow>,
+    /// TCP entries.
+    pub tcp: Vec<Flow>,
     /// The kernel has no ctnetlink while this is set.
     pub missing: bool,
     pub requests: u64,
@@ -43,6 +45,16 @@ impl Conntrack for FakeConntrack {
         let deleted = before - inner.flows.len();
         inner.requests += u64::try_from(deleted).unwrap_or(u64::MAX);
         Ok(deleted)
+    }
+
+    fn tcp(&mut self, family: Family, each: &mut dyn FnMut(Flow)) -> Result<(), ConntrackError> {
+        let mut inner = self.inner();
+        inner.dumps += 1;
+        if inner.missing {
+            return Err(MissingModule::new("nf_conntrack_netlink", "conntrack").into());
+        }
+        inner.tcp.iter().filter(|flow| flow.family() == family).for_each(|flow| each(*flow));
+        Ok(())
     }
 
     fn counters(&self) -> Counters {

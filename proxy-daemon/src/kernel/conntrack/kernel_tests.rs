@@ -99,8 +99,9 @@ fn entries_of(conntrack: &mut NetlinkConntrack<Socket>, protocol: u8) -> usize {
         let udp = protocol == UDP;
         conntrack
             .netlink
-            .dump_each(&codec::dump(family, false), &mut |part| {
-                count += usize::from(decode(part).expect("an entry").is_some() == udp);
+            .dump_each(&codec::dump(family, None), &mut |part| {
+                count +=
+                    usize::from(decode(part, Protocol::Udp).expect("an entry").is_some() == udp);
             })
             .expect("a dump");
     }
@@ -114,7 +115,9 @@ fn the_kernel_leaves_out_what_was_not_asked_for() {
         create(&mut socket, &flows, UDP);
         create(&mut socket, &flows, TCP);
         let mut parts = 0;
-        socket.dump_each(&codec::dump(Family::V4, true), &mut |_| parts += 1).expect("a dump");
+        socket
+            .dump_each(&codec::dump(Family::V4, Some(Protocol::Udp)), &mut |_| parts += 1)
+            .expect("a dump");
         assert_eq!(parts, 10, "kernels from 5.8 on filter by protocol");
     });
 }
@@ -126,9 +129,11 @@ fn an_entry_that_took_the_place_of_another_is_not_deleted_for_it() {
         create(&mut socket, &[first], UDP);
         let mut part = Vec::new();
         socket
-            .dump_each(&codec::dump(Family::V4, true), &mut |bytes| part = bytes.to_vec())
+            .dump_each(&codec::dump(Family::V4, Some(Protocol::Udp)), &mut |bytes| {
+                part = bytes.to_vec()
+            })
             .expect("a dump");
-        let delete = decode(&part).expect("an entry").expect("UDP").delete();
+        let delete = decode(&part, Protocol::Udp).expect("an entry").expect("UDP").delete();
         assert_eq!(socket.request_all(std::slice::from_ref(&delete)).expect("an answer"), [Ok(())]);
         // The id is made of the entry's place in memory, which another takes first.
         let (other, second) = (flow(Family::V4, 2, 3), flow(Family::V4, 1, 3));

@@ -11,7 +11,7 @@ use nix::libc;
 
 use super::modules::MissingModule;
 use super::netlink::{Counters, Errno, Message, Netlink, NetlinkError};
-use crate::model::Family;
+use crate::model::{Family, Protocol};
 
 use codec::decode;
 pub use fake::FakeConntrack;
@@ -23,7 +23,7 @@ pub struct Tuple {
     pub destination: SocketAddr,
 }
 
-/// What an entry says of a UDP flow: the client's packets as they arrived, and the
+/// What an entry says of a flow: the client's packets as they arrived, and the
 /// replies it expects, whose source is the endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Flow {
@@ -35,6 +35,12 @@ impl Flow {
     #[must_use]
     pub const fn family(&self) -> Family {
         Family::of(self.original.destination.ip())
+    }
+
+    /// Its packets go elsewhere than its client sends them.
+    #[must_use]
+    pub fn is_translated(&self) -> bool {
+        self.reply.source != self.original.destination
     }
 }
 
@@ -62,6 +68,12 @@ pub trait Conntrack: Send {
         stale: &mut dyn FnMut(&Flow) -> bool,
     ) -> Result<usize, ConntrackError>;
 
+    /// Hands over every TCP entry of `family`, some perhaps more than once.
+    ///
+    /// # Errors
+    /// When the table cannot be read.
+    fn tcp(&mut self, family: Family, each: &mut dyn FnMut(Flow)) -> Result<(), ConntrackError>;
+
     fn counters(&self) -> Counters;
 }
 
@@ -78,8 +90,14 @@ impl<N: Netlink> NetlinkConntrack<N> {
         Self { netlink, filter: true }
     }
 
-    fn dump(&mut self, family: Family, part: &mut dyn FnMut(&[u8])) -> Result<(), ConntrackError> {
-        let refused = match self.netlink.dump_each(&codec::dump(family, self.filter), part) {
+    fn dump(
+        &mut self,
+        family: Family,
+        protocol: Protocol,
+        part: &mut dyn FnMut(&[u8]),
+    ) -> Result<(), ConntrackError> {
+        let request = codec::dump(family, self.filter.then_some(protocol));
+        let refused = match self.netlink.dump_each(&request, part) {
             Ok(()) => return Ok(()),
             Err(NetlinkError::Refused {
                 errno: errno @ Errno(libc::EINVAL | libc::EOPNOTSUPP),
@@ -89,7 +107,7 @@ impl<N: Netlink> NetlinkConntrack<N> {
         };
         if self.filter {
             self.filter = false;
-            return self.dump(family, part);
+            return self.dump(family, protocol, part);
         }
         // `nfnetlink_rcv_msg` (net/netfilter/nfnetlink.c) says EINVAL when nobody serves
         // the subsystem and no module could be loaded for it. To be asked again: the
@@ -131,7 +149,7 @@ impl<N: Netlink> Conntrack for NetlinkConntrack<N> {
     ) -> Result<usize, ConntrackError> {
         let mut requests = Vec::new();
         let mut unreadable = 0_u64;
-        self.dump(family, &mut |part| match decode(part) {
+        self.dump(family, Protocol::Udp, &mut |part| match decode(part, Protocol::Udp) {
             Ok(Some(entry)) if stale(&entry.flow) => requests.push(entry.delete()),
             Ok(_) => {}
             Err(_) => unreadable += 1,
@@ -140,6 +158,15 @@ impl<N: Netlink> Conntrack for NetlinkConntrack<N> {
             tracing::warn!(unreadable, "conntrack entries that cannot be read are left alone");
         }
         self.delete(&requests)
+    }
+
+    fn tcp(&mut self, family: Family, each: &mut dyn FnMut(Flow)) -> Result<(), ConntrackError> {
+        self.dump(family, Protocol::Tcp, &mut |part| {
+            // One that cannot be read is nobody's that is waited for.
+            if let Ok(Some(entry)) = decode(part, Protocol::Tcp) {
+                each(entry.flow);
+            }
+        })
     }
 
     fn counters(&self) -> Counters {

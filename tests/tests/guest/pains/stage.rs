@@ -2,6 +2,7 @@
 //! that is reached by every kind of address.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use proxy_tests::bed::{Bed, Settings};
@@ -46,10 +47,17 @@ pub struct Stage {
 impl Stage {
     /// With servers on all pods, and no Service yet.
     pub fn new(arguments: &[&str]) -> Self {
+        let mut stage = Self::without_daemons(arguments, None);
+        stage.bed.start_daemons().expect("daemons");
+        stage
+    }
+
+    /// The same before any daemon was started; they will be by `confined` where it is given.
+    pub fn without_daemons(arguments: &[&str], confined: Option<PathBuf>) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let settings = Settings {
             daemon: binary("proxy-daemon"),
-            confined: None,
+            confined,
             mode: MODE,
             sockets: SOCKETS,
             families: Families::Dual,
@@ -64,7 +72,6 @@ impl Stage {
             bed.serve((node, pod), &name, &SERVED.map(|protocol| (protocol, TARGET)))
                 .expect("a server");
         }
-        bed.start_daemons().expect("daemons");
         Self { bed, _directory: directory }
     }
 
