@@ -43,6 +43,24 @@ impl Error {
     }
 }
 
+/// What to tell a sender whose packet of `length` is too long, when the kernel does not say what
+/// would not be: the next length in use (RFC 1191 section 7.1, with those of tunnels and of
+/// IPv6's least). Where that is too long as well, the sender is told again.
+#[inline(always)]
+#[must_use]
+pub const fn next_shorter(length: u16) -> u16 {
+    match length {
+        8167.. => 8166,
+        2003.. => 2002,
+        1493.. => 1492,
+        1401.. => 1400,
+        1281.. => 1280,
+        1007.. => 1006,
+        509.. => 508,
+        _ => 68,
+    }
+}
+
 /// Makes the packet its own refusal. `None`: it cannot be answered, and is spoilt.
 #[inline(always)]
 #[must_use = "a packet that is half changed has to be dropped"]

@@ -144,7 +144,7 @@ impl Bed {
         let Some(confined) = &self.settings.confined else {
             return Ok(on.command(&self.settings.daemon));
         };
-        let capabilities = confinement::capabilities(self.settings.mode)?.join(",");
+        let capabilities = confinement::capabilities_here(self.settings.mode)?.join(",");
         let mut mounts = vec![confinement::shown(&self.settings.directory, None)];
         if self.settings.mode == "ebpf" {
             let root = Some(confinement::CGROUP_ROOT);

@@ -3,10 +3,25 @@
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
+use proxy_daemon::kernel::sysctl::KernelVersion;
 use serde_yaml_ng::Value;
 
 const DAEMON_SET: &str = include_str!("../../deploy/daemonset.yaml");
 const EBPF_PATCH: &str = include_str!("../../deploy/ebpf/daemonset.yaml");
+
+/// Those that the DaemonSet adds in this mode, and what docs/operate.md has added to them on a
+/// kernel like this one.
+///
+/// # Errors
+/// As [`capabilities`].
+pub fn capabilities_here(mode: &str) -> Result<Vec<String>> {
+    let mut capabilities = capabilities(mode)?;
+    let version = KernelVersion::running()?;
+    if mode == "ebpf" && version < KernelVersion::new(5, 11) {
+        capabilities.push("SYS_RESOURCE".to_owned());
+    }
+    Ok(capabilities)
+}
 
 /// The capabilities that the DaemonSet adds in this mode.
 ///

@@ -8,6 +8,7 @@ pub enum Capability {
     NetAdmin = 12,
     SysPtrace = 19,
     SysAdmin = 21,
+    SysResource = 24,
     Perfmon = 38,
     Bpf = 39,
 }

@@ -180,3 +180,18 @@ fn broadcasts_and_later_fragments_are_not_answered() {
     let headers = parsed(&bytes);
     assert_eq!(refuse(&mut bytes, &headers), None);
 }
+
+#[test]
+fn who_is_not_told_a_length_comes_down_to_one_that_fits() {
+    for (sent, takes, told) in
+        [(1500, 1300, vec![1492, 1400, 1280]), (1492, 1400, vec![1400]), (576, 68, vec![508, 68])]
+    {
+        let mut length = sent;
+        let mut all = Vec::new();
+        while length > takes {
+            length = next_shorter(length);
+            all.push(length);
+        }
+        assert_eq!(all, told, "{sent}");
+    }
+}

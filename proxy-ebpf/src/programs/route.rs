@@ -7,6 +7,7 @@ use aya_ebpf::bindings::{bpf_fib_lookup as Params, bpf_sock_tuple};
 use aya_ebpf::helpers::generated::{
     bpf_fib_lookup, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp,
 };
+use proxy_ebpf::answer;
 use proxy_ebpf::layout::Tuple;
 use proxy_ebpf::order::Address;
 use proxy_ebpf::parse::{TCP, UDP};
@@ -63,7 +64,10 @@ impl Place {
             NO_NEIGH => way::NO_NEIGHBOUR,
             FRAG_NEEDED => {
                 // SAFETY: both members of the union are u16.
-                scratch.mtu = unsafe { params.__bindgen_anon_1.mtu_result }.into();
+                let told = unsafe { params.__bindgen_anon_1.mtu_result };
+                // Before kernel 5.12 what was asked stays there.
+                let mtu = if told == length { answer::next_shorter(length) } else { told };
+                scratch.mtu = mtu.into();
                 way::TOO_BIG
             }
             NOT_FWDED => way::LOCAL,

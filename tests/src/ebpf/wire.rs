@@ -28,7 +28,7 @@ use proxy_ebpf::layout::{
 use proxy_ebpf::order::Be16;
 use proxy_ebpf::parse::{TCP, UDP};
 
-use super::{PATIENCE, has_tcx, in_netns, load, run};
+use super::{PATIENCE, has_tcx, in_netns, load, older_than, run};
 
 /// Name of the link at the node, addresses of the node and of the other end.
 pub(super) struct Side {
@@ -439,7 +439,9 @@ impl Wire {
                     process::Command::new("ip").args([family, "route", "get", to]).output()?;
                 Ok(String::from_utf8_lossy(&output.stdout).into_owned())
             })?;
-            ensure!(route.contains("mtu 1300"), "the client was not told: {route}");
+            // Before kernel 5.12 a program is not told how long a packet may be.
+            let told = if older_than(5, 12)? { "mtu 1280" } else { "mtu 1300" };
+            ensure!(route.contains(told), "the client was not told: {route}");
         }
         Ok(())
     }
