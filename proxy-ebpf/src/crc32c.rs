@@ -8,18 +8,24 @@
 /// Castagnoli's.
 const POLYNOMIAL: u32 = 0x82f6_3b78;
 
-const LENGTH_BITS: usize = 16;
+/// `x^0` and `x^8`.
+const ONE: u32 = 1 << 31;
+const BYTE: u32 = 1 << (31 - 8);
 
-/// `x^(8 * 2^k)`: what `2^k` bytes multiply by.
-const POWERS: [u32; LENGTH_BITS] = {
-    let mut powers = [1 << (31 - 8); LENGTH_BITS];
+/// What so many bytes multiply by, and so many times 256 bytes. Tables, since the verifier goes
+/// through every step for each way to come here.
+static BYTES: [u32; 256] = powers(BYTE);
+static BLOCKS: [u32; 256] = powers(times(powers(BYTE)[255], BYTE));
+
+const fn powers(of: u32) -> [u32; 256] {
+    let mut powers = [ONE; 256];
     let mut k = 1;
-    while k < LENGTH_BITS {
-        powers[k] = times(powers[k - 1], powers[k - 1]);
+    while k < 256 {
+        powers[k] = times(powers[k - 1], of);
         k += 1;
     }
     powers
-};
+}
 
 /// Without a branch, so that the verifier goes through it once.
 #[inline(always)]
@@ -39,14 +45,8 @@ const fn times(a: u32, mut b: u32) -> u32 {
 #[must_use]
 #[cfg_attr(target_arch = "bpf", inline(never))]
 pub fn change(delta: u32, length: u16) -> u32 {
-    let mut sum = delta;
-    let mut k = 0;
-    while k < LENGTH_BITS {
-        let longer = 0_u32.wrapping_sub(u32::from(length) >> k & 1);
-        sum = times(sum, POWERS[k]) & longer | sum & !longer;
-        k += 1;
-    }
-    sum
+    let [blocks, bytes] = length.to_be_bytes();
+    times(times(delta, BYTES[usize::from(bytes)]), BLOCKS[usize::from(blocks)])
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use proxy_ebpf::order::{Address, Be16};
 use proxy_ebpf::parse::{SCTP, TCP, UDP};
 use proxy_ebpf::verdict::Reason;
 
-use super::{in_netns, load, run};
+use super::{in_netns, load, older_than, run};
 
 const DEVICE: &str = "front0";
 const MTU: u16 = 1500;

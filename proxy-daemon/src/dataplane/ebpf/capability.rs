@@ -8,7 +8,8 @@ use crate::kernel::sysctl::KernelVersion;
 /// Those that loading and attaching network programs needs and this process lacks.
 pub(super) fn missing() -> Vec<&'static str> {
     // When it cannot be known, nothing is claimed.
-    effective_set().map_or_else(|_| Vec::new(), |effective| missing_in(effective, memory_is_locked()))
+    effective_set()
+        .map_or_else(|_| Vec::new(), |effective| missing_in(effective, memory_is_locked()))
 }
 
 /// Before kernel 5.11 what maps take counts as memory that the process has locked
