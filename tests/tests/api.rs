@@ -384,7 +384,7 @@ async fn a_slow_server_is_put_up_with() {
 #[tokio::test(flavor = "multi_thread")]
 async fn one_undecodable_or_impossible_object_costs_no_other_its_place() {
     let server = Arc::new(start_server(Options::default()));
-    let broken = json!({"spec": {"selector": 7}});
+    let broken = json!({"spec": {"externalIPs": 7}});
     server.store().patch("Service", "shop", "web", &broken).unwrap();
     let port = json!({"ports": [{"name": "http", "port": 70000, "protocol": "TCP"},
                                 {"name": "https", "port": 8443, "protocol": "TCP"}]});
@@ -393,7 +393,7 @@ async fn one_undecodable_or_impossible_object_costs_no_other_its_place() {
     source.until_listed().await;
     source.until("the rejection", |source| !source.rejected.is_empty()).await;
     assert!(
-        source.rejected[0].starts_with("Service shop/web: spec.selector: "),
+        source.rejected[0].starts_with("Service shop/web: spec.externalIPs: "),
         "{:?}",
         source.rejected
     );
@@ -409,7 +409,7 @@ async fn one_undecodable_or_impossible_object_costs_no_other_its_place() {
     };
     source
         .until("Events beside both", |_| {
-            told("Service", "Rejected", "spec.selector").is_some()
+            told("Service", "Rejected", "spec.externalIPs").is_some()
                 && told("EndpointSlice", "PartlyRejected", "70000").is_some()
         })
         .await;
@@ -421,7 +421,7 @@ async fn one_undecodable_or_impossible_object_costs_no_other_its_place() {
     // The same on a watch: it goes on behind the object, and recovery is seen.
     watching(&server).await;
     server.store().patch("Service", "shop", "api", &broken).unwrap();
-    let good = json!({"spec": {"selector": null}});
+    let good = json!({"spec": {"externalIPs": null}});
     server.store().patch("Service", "shop", "web", &good).unwrap();
     source.until("web is back", |source| source.services.contains_key("shop/web")).await;
     assert!(source.services.contains_key("shop/api"), "its last good version stays");

@@ -49,22 +49,12 @@ pub fn candidates<'a>(
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Categories {
     /// For traffic under the Cluster policy.
-    pub cluster: BackendSetOrEmpty,
+    pub cluster: BackendSet,
     /// For traffic under the Local policy.
-    pub local: BackendSetOrEmpty,
+    pub local: BackendSet,
     /// Some endpoint somewhere could take traffic: an empty set then means drop, not
     /// reject.
     pub any: bool,
-}
-
-/// `Arc<[_]>` with a default.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BackendSetOrEmpty(pub BackendSet);
-
-impl Default for BackendSetOrEmpty {
-    fn default() -> Self {
-        Self(BackendSet::default())
-    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -163,11 +153,7 @@ fn topology(candidates: &[Candidate<'_>], node: &NodeName, zone: Option<&Zone>) 
     }
 }
 
-fn backends(
-    set: &[&Candidate<'_>],
-    node: &NodeName,
-    weights: Option<&Weights>,
-) -> BackendSetOrEmpty {
+fn backends(set: &[&Candidate<'_>], node: &NodeName, weights: Option<&Weights>) -> BackendSet {
     let weight = |endpoint: &Endpoint| {
         weights.map_or(DEFAULT_WEIGHT, |weights| {
             let Placement { node, zone, .. } = &*endpoint.placement;
@@ -185,5 +171,5 @@ fn backends(
         .collect();
     backends.sort_unstable();
     backends.dedup_by_key(|b| (b.address, b.port));
-    BackendSetOrEmpty(backends.into())
+    backends.into()
 }

@@ -109,7 +109,7 @@ fn collect_local_ready(
 }
 
 fn count_local(service: &Service, categories: &Categories, lowered: &mut Lowered) {
-    if !categories.any || !categories.local.0.is_empty() {
+    if !categories.any || !categories.local.is_empty() {
         return;
     }
     if service.internal_policy == TrafficPolicy::Local {
@@ -200,7 +200,7 @@ fn external_frontend(
     Frontend {
         kind: FrontendKind::ExternalIp,
         short_circuit: sets.short_circuit,
-        short_circuit_set: sets.short_circuit.map(|_| BackendSet::clone(&categories.cluster.0)),
+        short_circuit_set: sets.short_circuit.map(|_| BackendSet::clone(&categories.cluster)),
         shared: sets.shared,
         masquerade: if local && !node.masquerade_all {
             Masquerade::Never
@@ -218,7 +218,7 @@ fn set_frontend(
     categories: &Categories,
     local: bool,
 ) -> Frontend {
-    let backends = if local { &categories.local.0 } else { &categories.cluster.0 };
+    let backends = if local { &categories.local } else { &categories.cluster };
     Frontend {
         port: name.clone(),
         kind: FrontendKind::ClusterIp,

@@ -91,8 +91,10 @@ fn endpoint(
         .first()
         .ok_or_else(|| "the endpoint has no address".to_owned())
         .and_then(|text| endpoint_address(text, family));
-    let field = format!("endpoints[{index}].addresses");
-    let address = complaints.keep(Part::Endpoint, field, address)?;
+    let say = |reason| {
+        complaints.add(Part::Endpoint, format!("endpoints[{index}].addresses"), reason);
+    };
+    let address = address.map_err(say).ok()?;
     let conditions = entry.conditions.as_ref();
     Some(Endpoint {
         address,
