@@ -1,3 +1,4 @@
+use std::vec;
 use std::vec::Vec;
 
 use proptest::prelude::*;

@@ -42,7 +42,6 @@ fn missing_in(effective: u64, memory_is_locked: bool) -> Vec<&'static str> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
 
     #[test]
     fn names_what_is_missing() {
