@@ -14,6 +14,7 @@ use super::daemon::{Bed, CLUSTER, EXTERNAL};
 use super::wire::{CLIENT, Namespaces, POD};
 use super::{in_netns, succeeds};
 use crate::daemon::{Daemon, Page};
+use crate::node::SYNCED;
 
 const CONNECTIONS: &str = "node_dataplane_service_connections_total";
 const PACKETS: &str = "node_dataplane_service_packets_total";
@@ -120,6 +121,7 @@ pub fn counters() -> Result<()> {
         echo(&bed)?;
         let more = ["--endpoint-metrics", "--service-metrics-limit=10", "--ipvs-sync-period=5s"];
         let mut daemon = bed.start_with(&more)?;
+        daemon.wait_for(SYNCED, PATIENCE, |at| at > 0.0)?;
         bed.settles(&daemon, &["remote", "pod"])?;
         until(&daemon, "dns", || ask(&bed, NAMES[0], 1, 10).is_ok())?;
         connections(&bed)?;
@@ -131,7 +133,8 @@ pub fn counters() -> Result<()> {
         daemon.kill()?;
         ask(&bed, NAMES[0], 3, 10).context("while no daemon runs")?;
         daemon = bed.start_with(&more)?;
-        bed.settles(&daemon, &["remote", "pod"])?;
+        // The kernel goes on meanwhile, so that only the page tells when it is there.
+        daemon.wait_for(SYNCED, PATIENCE, |at| at > 0.0)?;
         let after = page()?;
         let dns = "service=\"dns\"";
         equal("packets over a restart", rise(&before, &after, PACKETS, dns), 6)?;

@@ -4,7 +4,7 @@
 //! of all real servers. Counters of real servers are dumped one virtual server at a time, so
 //! only for those that have counted something since.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io::BufReader;
@@ -114,10 +114,13 @@ impl<N: Netlink> IpvsTraffic<N> {
 
     /// The connections of each virtual server, and its real servers told to the sink.
     fn read_table(
-        &self,
+        &mut self,
+        requests: Requests,
+        servers: &HashMap<FrontendKey, Counters>,
         endpoints: bool,
         sink: &mut dyn Sink,
     ) -> Result<HashMap<FrontendKey, Current>, PlaneError> {
+        let mut without_table_entry: HashSet<FrontendKey> = servers.keys().copied().collect();
         let open = File::open(&self.table).map_err(|error| {
             PlaneError::new("IPVS", format!("cannot open {}: {error}", self.table.display()))
         })?;
@@ -125,6 +128,7 @@ impl<N: Netlink> IpvsTraffic<N> {
         proc::read(BufReader::new(open), &mut |entry| {
             let Some(port) = NonZeroU16::new(entry.port) else { return };
             let key = FrontendKey { address: entry.address, protocol: entry.protocol, port };
+            without_table_entry.remove(&key);
             let dumped = self.dumped.get(&key);
             let mut sum = Current::default();
             for real in &entry.real_servers {
@@ -142,6 +146,25 @@ impl<N: Netlink> IpvsTraffic<N> {
             }
         })
         .map_err(|error| PlaneError::new("IPVS", format!("{}: {error}", self.table.display())))?;
+        // The table leaves out as many as other network namespaces have (see the readback).
+        for key in without_table_entry {
+            let mut sum = Current::default();
+            for status in dump_destinations(&mut self.generic, requests, &key)? {
+                let connections = status.connections;
+                let current = Current {
+                    active: connections.active.into(),
+                    inactive: connections.inactive.into(),
+                };
+                sum += current;
+                if endpoints {
+                    let at = HostPort::new(status.server.key.addr, status.server.key.port);
+                    let counters = counters(&status.stats);
+                    let of = EndpointKey { owner: number_of(&key), at };
+                    sink.endpoint(of, key, Sample { incarnation: 0, counters, current });
+                }
+            }
+            all.insert(key, sum);
+        }
         Ok(all)
     }
 }
@@ -163,7 +186,7 @@ impl<N: Netlink> TrafficSource for IpvsTraffic<N> {
         if endpoints {
             self.dump_real_servers(requests, &servers)?;
         }
-        let mut current = self.read_table(endpoints, sink)?;
+        let mut current = self.read_table(requests, &servers, endpoints, sink)?;
         for (key, counters) in servers {
             let current = current.remove(&key).unwrap_or_default();
             sink.frontend(key, Sample { incarnation: 0, counters, current });
