@@ -5,6 +5,7 @@
 #![allow(clippy::expect_used, reason = "a test binary: whatever fails shall end the test")]
 
 use std::fs;
+use std::sync::{Mutex, PoisonError};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
@@ -12,8 +13,12 @@ use proxy_tests::cluster::ClusterCgroup;
 use proxy_tests::node::in_namespace;
 use proxy_tests::scale;
 
+/// To make a threaded cgroup all threads of the process leave theirs: one test at a time.
+static ALONE: Mutex<()> = Mutex::new(());
+
 /// Runs `test` with arguments for a daemon in ebpf mode.
 fn in_ebpf_mode(test: impl FnOnce(&[&str]) + Send + 'static) {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let cgroup = ClusterCgroup::create(true).expect("a cgroup");
     let members = cgroup.path().to_owned();
     in_namespace(move || {

@@ -14,7 +14,7 @@ use crate::dataplane::ebpf::pins::Pins;
 use crate::dataplane::ebpf::upgrade::{self, CONVERTERS, Upgrade};
 use crate::dataplane::ebpf::{
     Capacity, EbpfConfig, EbpfPlane, EbpfTraffic, FlowTable, LAYOUT_VERSION, Limit, LoadError,
-    Programs, SocketRelease, Tables, TcHook, XdpMode, cgroup, object,
+    Programs, SocketRelease, Tables, TcHook, XdpMode, cgroup, check_capabilities, object,
 };
 use crate::dataplane::ipvs::LINK;
 use crate::dataplane::kubeproxy::Takeover;
@@ -28,6 +28,12 @@ use crate::kernel::sockets::AllNamespaces;
 /// How often flows that have timed out are removed. The table makes room by itself before;
 /// this keeps the gauge honest and ports free.
 const SWEEP: Duration = Duration::from_secs(30);
+
+/// What can be told before anything is started, so that a daemon which cannot work ends at once.
+pub fn check(config: &Config) -> Result<(), Fatal> {
+    check_capabilities().map_err(|error| error.to_string())?;
+    cgroup(config.cgroup_root.as_deref()).map(drop).map_err(|error| error.to_string())
+}
 
 /// The link whose addresses are not the node's: a proxy on IPVS may have left one.
 pub fn foreign_link() -> Result<u32, Fatal> {

@@ -104,6 +104,7 @@ fn run(start: &Start<'_>) -> Result<(), Fatal> {
             drive(start, || Ok(parts), link, families)
         }
         ProxyMode::Ebpf => {
+            ebpf::check(config)?;
             let link = ebpf::foreign_link()?;
             let of_plane = config.clone();
             drive(start, move || ebpf::plane(&of_plane), link, families)

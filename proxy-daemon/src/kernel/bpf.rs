@@ -152,8 +152,8 @@ impl RawMap {
     /// # Errors
     /// The kernel refuses one; `EINVAL` when there are not as many values as keys.
     pub fn update(&self, keys: &[u8], values: &[u8]) -> Result<(), Errno> {
-        if keys.len() % self.key() != 0
-            || values.len() % self.value() != 0
+        if !keys.len().is_multiple_of(self.key())
+            || !values.len().is_multiple_of(self.value())
             || keys.len() / self.key() != values.len() / self.value()
         {
             return Err(Errno(Number::EINVAL as i32));

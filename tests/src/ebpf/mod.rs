@@ -170,7 +170,9 @@ impl Cgroup {
                 fs::remove_dir(&path).with_context(|| format!("left over: {}", path.display()))?;
             }
         }
-        let path = root.join(format!("{}{}-{name}", Self::PREFIX, process::id()));
+        static SERIAL: AtomicU64 = AtomicU64::new(0);
+        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+        let path = root.join(format!("{}{}-{name}-{serial}", Self::PREFIX, process::id()));
         fs::create_dir(&path).with_context(|| path.display().to_string())?;
         Ok(Self(path))
     }

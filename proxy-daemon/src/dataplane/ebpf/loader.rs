@@ -664,9 +664,12 @@ where
     load(program(ebpf, name)?).map_err(|e| LoadError::from_program_load(name, &e))
 }
 
-/// Some that lack are told apart by nothing but the verifier, which then rejects programs that it
-/// takes otherwise.
-fn check_capabilities() -> Result<(), LoadError> {
+/// Whether this process may load the programs. Some capabilities are missed by nobody but the
+/// verifier, which then rejects programs that it takes otherwise.
+///
+/// # Errors
+/// Names those that are missing.
+pub fn check_capabilities() -> Result<(), LoadError> {
     let missing = capability::missing();
     if missing.is_empty() {
         return Ok(());

@@ -263,6 +263,21 @@ fn read(maps: &Memory) -> HashMap<Key, Value> {
 }
 
 #[test]
+fn a_readback_is_a_few_reads_however_many_sets_there_are() {
+    let maps = Memory::default();
+    let capacity = Capacity { frontends: 300, slots: 3000, backends: 3000, ..CAPACITY };
+    let mut plane = Plane { table: Table::new(maps.clone(), capacity), maps, now: Instant::now() };
+    for last in 0..=250 {
+        let backends = (0..10).map(|n| backend(n, false)).collect();
+        plane.set(key(last), &frontend(&format!("s{last}"), backends)).unwrap();
+    }
+    assert_eq!(plane.maps.maps().reads, 0, "what is written is known");
+    assert_eq!(read(&plane.maps).len(), 2 * 251);
+    // Source ranges, frontends, 2510 slots, and as many backends in three parts.
+    assert_eq!(plane.maps.maps().reads, 6);
+}
+
+#[test]
 fn what_somebody_else_wrote_is_repaired_where_it_is() {
     let mut plane = Plane::new();
     let guarded = Frontend {

@@ -27,12 +27,15 @@ pub struct Reading<'a, R: ?Sized> {
     sets: HashMap<(ServiceId, SlotRange), Arc<Set>>,
     /// All that a slot names.
     pub backends: HashMap<BackendId, layout::Backend>,
-    /// The part of `BACKENDS` that was read last, by its first id.
+    /// The part of `SLOTS` that was read last, by its first index.
+    slots: (u32, Vec<BackendId>),
+    /// The same of `BACKENDS`.
     part: (u32, Vec<layout::Backend>),
 }
 
-/// Backends read at once, for those of a set are neighbours as a rule.
-const PART: u32 = 256;
+/// Slots and backends read at once, for those of one set and the next are neighbours as a rule.
+const SLOTS: u32 = 4096;
+const PART: u32 = 1024;
 
 impl<'a, R: Read + ?Sized> Reading<'a, R> {
     pub fn new(maps: &'a R) -> Self {
@@ -41,6 +44,7 @@ impl<'a, R: Read + ?Sized> Reading<'a, R> {
             ranges: HashMap::new(),
             sets: HashMap::new(),
             backends: HashMap::new(),
+            slots: (0, Vec::new()),
             part: (0, Vec::new()),
         }
     }
@@ -82,6 +86,20 @@ impl<'a, R: Read + ?Sized> Reading<'a, R> {
         })
     }
 
+    fn slots(&mut self, range: SlotRange) -> Result<Vec<BackendId>, TableError> {
+        let of = |(first, part): &(u32, Vec<BackendId>)| {
+            let start = range.base.checked_sub(*first)? as usize;
+            let slots = part.get(start..start.checked_add(range.len as usize)?)?;
+            Some(slots.to_vec())
+        };
+        if let Some(slots) = of(&self.slots) {
+            return Ok(slots);
+        }
+        self.slots = (range.base, self.maps.slots(range.base, range.len.max(SLOTS))?);
+        // A range that goes beyond the map is as long as the map lets it be.
+        Ok(of(&self.slots).unwrap_or_else(|| self.slots.1.clone()))
+    }
+
     /// An id beyond the map is nobody's: somebody else wrote it.
     fn backend(&mut self, BackendId(id): BackendId) -> Result<layout::Backend, TableError> {
         let first = id - id % PART;
@@ -96,7 +114,7 @@ impl<'a, R: Read + ?Sized> Reading<'a, R> {
             return Ok(Arc::clone(set));
         }
         let mut members = Vec::new();
-        for id in self.maps.slots(range.base, range.len)? {
+        for id in self.slots(range)? {
             let backend = match self.backends.get(&id) {
                 Some(backend) => *backend,
                 None => {

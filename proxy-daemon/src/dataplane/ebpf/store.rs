@@ -101,8 +101,9 @@ pub struct Maps {
     pub slots: HashMap<u32, BackendId>,
     pub backends: HashMap<u32, Backend>,
     pub source_ranges: Vec<(RangeData, u32)>,
-    /// Writes so far.
+    /// Writes so far, and reads.
     pub writes: u64,
+    pub reads: u64,
     /// Ids whose counters were set to zero, in that order.
     pub zeroed: (Vec<FrontendId>, Vec<BackendId>),
     /// As a daemon finds them that was started again.
@@ -114,6 +115,12 @@ impl Memory {
         self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
+    fn read(&self) -> std::sync::MutexGuard<'_, Maps> {
+        let mut maps = self.maps();
+        maps.reads += 1;
+        maps
+    }
+
     fn write(&self) -> std::sync::MutexGuard<'_, Maps> {
         let mut maps = self.maps();
         maps.writes += 1;
@@ -123,22 +130,22 @@ impl Memory {
 
 impl Read for Memory {
     fn frontends(&self) -> Result<Vec<(FrontendKey, Frontend)>, TableError> {
-        Ok(self.maps().frontends.iter().map(|(k, v)| (*k, *v)).collect())
+        Ok(self.read().frontends.iter().map(|(k, v)| (*k, *v)).collect())
     }
     fn slots(&self, base: u32, length: u32) -> Result<Vec<BackendId>, TableError> {
-        let maps = self.maps();
+        let maps = self.read();
         Ok((base..base + length)
             .map(|index| maps.slots.get(&index).copied().unwrap_or_default())
             .collect())
     }
     fn backends(&self, first: BackendId, count: u32) -> Result<Vec<Backend>, TableError> {
-        let maps = self.maps();
+        let maps = self.read();
         Ok((first.0..first.0.saturating_add(count))
             .map(|id| maps.backends.get(&id).copied().unwrap_or_default())
             .collect())
     }
     fn source_ranges(&self) -> Result<Vec<(RangeData, u32)>, TableError> {
-        Ok(self.maps().source_ranges.clone())
+        Ok(self.read().source_ranges.clone())
     }
 }
 
