@@ -19,6 +19,7 @@ mod flows;
 const WAY: Way = Way {
     ethernet: [4, 4, 4, 4, 4, 4, 2, 0, 0, 0, 0, 2],
     mtu: 1500,
+    tells_mtu: true,
     own: [Address::v4(Be32::from_host(0xc000_0202)); 2],
 };
 

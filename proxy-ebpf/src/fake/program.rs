@@ -31,6 +31,8 @@ pub struct Way {
     /// Ethernet addresses on it: of the neighbour, and our own.
     pub ethernet: [u8; 12],
     pub mtu: u16,
+    /// The kernel says what it takes, from 5.12 on.
+    pub tells_mtu: bool,
     /// What does not take it: the node's own address in either family.
     pub own: [Address; 2],
 }
@@ -94,7 +96,8 @@ fn forward(tables: &Fake, arrival: &Arrival, way: &Way, work: &Work, frame: &mut
     let problem = if !egress && headers.ttl <= 1 {
         Some((Error::TimeExceeded, Reason::TimeToLive))
     } else if !local && headers.length > way.mtu {
-        Some((Error::TooBig(way.mtu), Reason::TooBig))
+        let mtu = if way.tells_mtu { way.mtu } else { answer::next_shorter(headers.length) };
+        Some((Error::TooBig(mtu), Reason::TooBig))
     } else {
         None
     };

@@ -52,6 +52,8 @@ impl Streams {
     }
 
     fn lived(self) -> Result<()> {
+        // Some more exchanges, on a machine that is slow as well.
+        std::thread::sleep(Duration::from_millis(200));
         let mut wrong = Vec::new();
         for (name, stream) in self.0 {
             let report = stream.stop()?;

@@ -165,6 +165,7 @@ impl Pair {
         let way = Way {
             ethernet: [a, b, c, d, e, f, g, h, i, j, k, l],
             mtu: MTU,
+            tells_mtu: !older_than(5, 12)?,
             own: [ip(FAMILIES[0].node)?, ip(FAMILIES[1].node)?],
         };
         let bytes = u64::try_from(frame.len())?;

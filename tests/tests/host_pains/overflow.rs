@@ -27,16 +27,14 @@ pub fn metric_so_far(stage: &Stage, name: &str) -> Option<u64> {
     page.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
 }
 
+/// Waits for it: the page is served before the first round is over.
 pub fn metric(stage: &Stage, name: &str) -> u64 {
-    try_metric(stage, name).unwrap_or_else(|| panic!("no {name}\n{}", stage.bed.log_tails(20)))
-}
-
-/// `None` when the daemon does not answer, or has no such metric yet.
-pub fn try_metric(stage: &Stage, name: &str) -> Option<u64> {
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 10249));
-    let page = stage.client(Client::Host).in_netns(|| fetch(address, "/metrics"));
-    let page = page.expect("a namespace").ok()?.body;
-    page.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+    let mut found = None;
+    until(name, LONG, || {
+        found = metric_so_far(stage, name);
+        found.is_some()
+    });
+    found.expect("waited for")
 }
 
 /// Agents that fail an update half-way leave a Service without endpoints, or log a line and go

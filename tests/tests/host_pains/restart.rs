@@ -140,7 +140,7 @@ fn pain_05_06_an_endpoint_that_is_ready_again_after_a_crash_is_used_and_nothing_
 
 fn synced(stage: &Stage) -> bool {
     let name = "kubeproxy_sync_full_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"}";
-    super::overflow::try_metric(stage, name).is_some_and(|count| count > 0)
+    super::overflow::metric_so_far(stage, name).is_some_and(|count| count > 0)
 }
 
 /// How the trouble comes about: `pain_22` of the guests.
