@@ -138,7 +138,7 @@ where
     let (observer, of_engine) = (status.observer(), engine_config(config, families));
     let told = Arc::clone(&status);
     let min_interval = config.ipvs.min_sync_period;
-    let (refused, refusal) = oneshot::channel();
+    let (refused, mut refusal) = oneshot::channel();
     let engine = std::thread::Builder::new()
         .name("engine".into())
         .spawn(move || match parts() {
@@ -163,10 +163,12 @@ where
     let ended = runtime.block_on(async {
         tokio::select! {
             biased;
-            Ok(fatal) = refusal => Err(fatal),
+            Ok(fatal) = &mut refusal => Err(fatal),
             ended = serve_until_stopped(start, status, inputs.clone()) => ended,
         }
     });
+    // Others may notice that the engine is gone before its reason is heard.
+    let ended = refusal.try_recv().map_or(ended, Err);
     // What was programmed stays; the next start takes it over.
     if inputs.send(Input::Stop).is_ok() && engine.join().is_err() {
         return Err("the engine ended in a panic".to_owned());
