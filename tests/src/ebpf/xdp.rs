@@ -4,13 +4,14 @@
 #![allow(clippy::needless_range_loop, reason = "a family indexes the names of all sides")]
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use proxy_daemon::dataplane::ebpf::{Attachment, XdpMode};
 use proxy_daemon::kernel::links::{self, Links as _, NetlinkLinks, XdpAttached};
 use proxy_daemon::kernel::netdev::{GenericNetdev, NetDevices as _};
 use proxy_daemon::kernel::netlink::{Socket, Subsystem};
-use proxy_ebpf::layout::{Device, Frontend};
+use proxy_ebpf::layout::{Device, Frontend, FrontendCounters, FrontendId};
 
 use super::in_netns;
 use super::wire::{CLIENT, Capture, POD, REMOTE, Side, VIP, Wire, index};
@@ -75,6 +76,20 @@ pub fn xdp_forwards() -> Result<()> {
     Ok(())
 }
 
+/// What is counted when nothing comes any more: a connection's last packets are on their way when
+/// both its ends are done with it.
+fn settled(wire: &mut Wire, frontend: FrontendId) -> Result<FrontendCounters> {
+    let mut last = wire.programs.tables().frontend_counters(frontend)?;
+    loop {
+        std::thread::sleep(Duration::from_millis(100));
+        let now = wire.programs.tables().frontend_counters(frontend)?;
+        if now == last {
+            return Ok(now);
+        }
+        last = now;
+    }
+}
+
 fn forwards(wire: &mut Wire, family: usize, vip: &str) -> Result<()> {
     let (backend, node) = (REMOTE.other[family], REMOTE.node[family]);
     let address = SocketAddr::new(backend.parse()?, 8080);
@@ -93,12 +108,12 @@ fn forwards(wire: &mut Wire, family: usize, vip: &str) -> Result<()> {
         ensure!(seen == node.parse::<IpAddr>()?, "the client is {seen}");
     }
     let frontend = wire.last_frontend();
-    let before = wire.programs.tables().frontend_counters(frontend)?;
+    let before = settled(wire, frontend)?;
     for length in [1, 1400] {
         wire.query(&remote, backend, vip, length)?;
     }
-    let after = wire.programs.tables().frontend_counters(frontend)?;
-    let counted = |counters: &proxy_ebpf::layout::FrontendCounters| {
+    let after = settled(wire, frontend)?;
+    let counted = |counters: &FrontendCounters| {
         [counters.connections, counters.requests.packets, counters.replies.packets]
     };
     let (before, after) = (counted(&before), counted(&after));
