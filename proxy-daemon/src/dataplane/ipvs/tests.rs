@@ -18,7 +18,7 @@ use crate::model::Protocol;
 const CONTROL: u16 = 16;
 
 /// Answers the question for the family's id, and accepts everything else.
-fn kernel() -> FakeNetlink {
+pub fn kernel() -> FakeNetlink {
     FakeNetlink::new(|request| {
         if request.kind != CONTROL {
             return Ok(Vec::new());

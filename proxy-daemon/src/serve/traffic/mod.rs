@@ -29,6 +29,10 @@ pub use tally::{Limits, ServicePort};
 /// Scrapes that come closer together share one reading.
 const SHORTEST: Duration = Duration::from_secs(1);
 
+/// Nor is the kernel read for more than a tenth of the time, however long that takes (all
+/// endpoints of a very large cluster).
+const REST: u32 = 10;
+
 /// Changes that wait for a scrape; more are taken in by the engine's thread, unless a scrape
 /// is at it.
 const WAITING: usize = 4096;
@@ -107,7 +111,8 @@ impl Traffic {
     /// The kernel as it was at most a second ago.
     fn refreshed(&self, now: Instant) -> MutexGuard<'_, Reading> {
         let mut reading = self.reading();
-        let recent = |last: Instant| now.saturating_duration_since(last) < SHORTEST;
+        let rest = SHORTEST.max(reading.took * REST);
+        let recent = |last: Instant| now.saturating_duration_since(last) < rest;
         if self.0.enabled && !reading.last.is_some_and(recent) {
             let changes =
                 std::mem::take(&mut *self.0.changes.lock().unwrap_or_else(PoisonError::into_inner));

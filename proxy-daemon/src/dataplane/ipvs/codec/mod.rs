@@ -12,7 +12,7 @@ mod model;
 mod service;
 mod stats;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use netlink_packet_core::{Emitable, ParseableParametrized};
 use netlink_packet_generic::GenlMessage;

@@ -88,13 +88,13 @@ fn all_stats() -> impl Strategy<Value = Stats> {
 }
 
 /// The reply a kernel that holds `server` gives: what creates it, and its counters.
-fn service_reply(server: &VirtualServer, stats: &Stats) -> Message {
+pub fn service_reply(server: &VirtualServer, stats: &Stats) -> Message {
     let mut attributes = service::full(server);
     attributes.push(ServiceAttribute::Stats64(stats::encode(stats)));
     REQUESTS.encode(Command::NewService, vec![CommandAttribute::Service(attributes)])
 }
 
-fn destination_reply(status: &RealServerStatus) -> Message {
+pub fn destination_reply(status: &RealServerStatus) -> Message {
     let mut attributes = destination::full(&status.server);
     attributes.extend([
         DestinationAttribute::ActiveConnections(status.connections.active),
