@@ -10,7 +10,7 @@ use crate::{ebpf, place, shell};
 /// Build the eBPF programs, then the daemon
 ///
 /// The eBPF object is written to TARGET/bpf/proxy-ebpf, where TARGET is cargo's target
-/// directory.
+/// directory; beside it, as proxy-ebpf.debug, is the one with debug information.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Build the daemon with optimisations, as it is shipped

@@ -15,6 +15,8 @@ use anyhow::{Context, Result, bail};
 
 use crate::{apt, place, shell};
 
+mod strip;
+
 const TARGET: &str = "bpfel-unknown-none";
 
 /// Debian's compiler, cargo and library sources, all of one version.
@@ -166,14 +168,27 @@ pub fn build() -> Result<PathBuf> {
     shell::quietly(&label, &mut command)?;
 
     let built = work.join(TARGET).join("release/proxy-ebpf");
+    let linked =
+        std::fs::read(&built).with_context(|| format!("cannot read {}", built.display()))?;
+    // For llvm-objdump -S and the like.
+    put(&linked, &place::target().join("bpf/proxy-ebpf.debug"))?;
     let object = object();
-    let dir = place::target().join("bpf");
-    std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    let part = dir.join(format!("proxy-ebpf.part-{}", std::process::id()));
-    std::fs::copy(&built, &part)
-        .and_then(|_| std::fs::rename(&part, &object))
-        .with_context(|| format!("cannot copy {} to {}", built.display(), object.display()))?;
+    put(&strip::strip(&linked)?, &object)?;
     Ok(object)
+}
+
+/// Writes a file that is the old one or the new one to whoever reads it meanwhile, and the same
+/// file when nothing changed: cargo tells by its time whether to embed it again.
+fn put(bytes: &[u8], path: &Path) -> Result<()> {
+    if std::fs::read(path).is_ok_and(|there| there == bytes) {
+        return Ok(());
+    }
+    let dir = path.parent().context("a file in no directory")?;
+    let part = path.with_extension(format!("part-{}", std::process::id()));
+    std::fs::create_dir_all(dir)
+        .and_then(|()| std::fs::write(&part, bytes))
+        .and_then(|()| std::fs::rename(&part, path))
+        .with_context(|| format!("cannot write {}", path.display()))
 }
 
 fn with_linker(linker: &Path) -> Result<OsString> {

@@ -1,286 +1,30 @@
 //! Object bytes to programs at their hooks.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::Path;
 use std::time::Duration;
 
-use aya::programs::cgroup_sock_addr::CgroupSockAddrLink;
-use aya::programs::links::{FdLink, PinnedLink};
-use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions};
-use aya::programs::xdp::{self, XdpLink};
 use aya::programs::{
-    CgroupAttachMode, CgroupSockAddr, LinkOrder, Program, ProgramError, ProgramType,
-    SchedClassifier, TcAttachType, TestRun as _, TestRunOptions, TestRunResult, Xdp,
+    CgroupSockAddr, Program, ProgramError, ProgramType, SchedClassifier, TestRun as _,
+    TestRunOptions, TestRunResult, Xdp,
 };
 use aya::sys::{BpfHelper, is_helper_supported};
-use aya::util::nr_cpus;
 use aya::{Ebpf, EbpfLoader};
 use nix::errno::Errno;
 use proxy_ebpf::device::Hook;
-use proxy_ebpf::layout::{BackendCounters, FrontendCounters, names};
+use proxy_ebpf::layout::names;
 
-use super::pins::{Pins, filter, filter_of, raw_pin};
-use super::plane::{Growing, Shortage};
+mod attach;
+mod capacity;
+
+pub(super) use self::attach::detach_filter;
+pub use self::attach::{Attachment, TcHook, XdpMode};
+pub use self::capacity::{Capacity, Limit};
+
+use self::attach::tc_hook;
+use self::capacity::GROWING;
+use super::pins::{Pins, raw_pin};
 use super::{LoadError, Tables, capability, check_layout};
-
-/// Sizes of the maps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Capacity {
-    /// Addresses with a port. Allocated as used.
-    pub frontends: u32,
-    /// 4 bytes each, allocated at once.
-    pub slots: u32,
-    /// 24 bytes each, allocated at once.
-    pub backends: u32,
-    /// Entries of the tables that make room by themselves, allocated at once: two for each
-    /// flow (about 190 bytes each), and one for each client with affinity, datagram in
-    /// pieces, and socket with a peer.
-    pub flows: u32,
-    pub affinities: u32,
-    pub fragments: u32,
-    pub sockets: u32,
-    /// Allocated as used: these are bounds.
-    pub prefixes: u32,
-    pub source_ranges: u32,
-    pub devices: u32,
-    pub opt_outs: u32,
-    /// As many of each, the lowest, have counters at most: they cannot be exchanged while
-    /// programs count.
-    pub counted_frontends: u32,
-    pub counted_backends: u32,
-}
-
-impl Default for Capacity {
-    fn default() -> Self {
-        Self {
-            // 44,000 Services with 6 endpoints each, or 5,000 with 50, in 12 MiB.
-            frontends: 1 << 16,
-            slots: 1 << 19,
-            backends: 5 << 16,
-            flows: 1 << 17,
-            affinities: 1 << 15,
-            fragments: 1 << 12,
-            sockets: 1 << 16,
-            prefixes: 1 << 16,
-            source_ranges: 1 << 20,
-            devices: 1 << 14,
-            opt_outs: 1 << 14,
-            counted_frontends: Self::LIMIT.frontends,
-            counted_backends: Self::LIMIT.backends,
-        }
-    }
-}
-
-/// Sizes of the maps that grow.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limit {
-    pub frontends: u32,
-    pub slots: u32,
-    pub backends: u32,
-}
-
-/// In `FRONTENDS`: the frontend itself, and that its address is a Service's. Many share one
-/// address, none has two.
-const ENTRIES_PER_FRONTEND: u32 = 2;
-
-/// For the counters of frontends, and for those of backends: every CPU has its own, allocated
-/// at once, and machines have hundreds.
-const COUNTERS_BYTES: usize = 16 << 20;
-
-/// How many ids, the lowest, have counters. Low ones are taken first.
-fn counted<T>(ids: u32) -> Result<u32, LoadError> {
-    let cpus = nr_cpus().map_err(|(path, source)| LoadError::Read { path: path.into(), source })?;
-    let room = COUNTERS_BYTES / (size_of::<T>() * cpus.max(1));
-    Ok(u32::try_from(room).map_or(ids, |room| room.min(ids)))
-}
-
-impl Capacity {
-    /// What maps grow to unless something else is said: 180 MiB, and what frontends take.
-    pub const LIMIT: Limit = Limit { frontends: 1 << 20, slots: 1 << 24, backends: 1 << 22 };
-
-    /// No smaller than the maps that are there: they keep their size, or grow.
-    ///
-    /// # Errors
-    /// The kernel refuses to tell their size.
-    pub fn at_least(self, pins: &Pins) -> Result<Self, LoadError> {
-        let of = |name, asked: u32, each: u32| {
-            Ok::<_, LoadError>(asked.max(pins.size(name)?.unwrap_or(0) / each))
-        };
-        Ok(Self {
-            frontends: of(names::FRONTENDS, self.frontends, ENTRIES_PER_FRONTEND)?,
-            slots: of(names::SLOTS, self.slots, 1)?,
-            backends: of(names::BACKENDS, self.backends, 1)?,
-            ..self
-        })
-    }
-
-    /// With room for what is short: twice as much, as often as it takes. `None` when that is
-    /// more than the limit.
-    #[must_use]
-    pub fn grown(self, shortage: Shortage, limit: Limit) -> Option<Self> {
-        let more = |size: u32, limit: u32| {
-            let wanted = size.checked_add(shortage.needed).filter(|wanted| *wanted <= limit)?;
-            let mut grown = size.max(1);
-            while grown < wanted {
-                grown = grown.checked_mul(2)?;
-            }
-            // What was free is in pieces, or rests: all that is needed comes new.
-            Some(grown.min(limit))
-        };
-        let mut grown = self;
-        let (size, limit) = match shortage.map {
-            Growing::Frontends => (&mut grown.frontends, limit.frontends),
-            Growing::Slots => (&mut grown.slots, limit.slots),
-            Growing::Backends => (&mut grown.backends, limit.backends),
-        };
-        *size = more(*size, limit)?;
-        Some(grown)
-    }
-
-    /// The size of one that grows.
-    #[must_use]
-    pub const fn of(&self, map: Growing) -> u32 {
-        match map {
-            Growing::Frontends => self.frontends,
-            Growing::Slots => self.slots,
-            Growing::Backends => self.backends,
-        }
-    }
-
-    /// Entries of the maps in the kernel.
-    fn entries(&self) -> Result<[(&'static str, u32); 13], LoadError> {
-        let counted_frontends = self.counted_frontends.max(self.frontends);
-        let counted_backends = self.counted_backends.max(self.backends);
-        Ok([
-            (names::FRONTENDS, self.frontends.saturating_mul(ENTRIES_PER_FRONTEND)),
-            (names::FRONTEND_COUNTERS, counted::<FrontendCounters>(counted_frontends)?),
-            (names::SLOTS, self.slots),
-            (names::BACKENDS, self.backends),
-            (names::BACKEND_COUNTERS, counted::<BackendCounters>(counted_backends)?),
-            (names::FLOWS, self.flows),
-            (names::AFFINITY, self.affinities),
-            (names::FRAGMENTS, self.fragments),
-            (names::SOCKETS, self.sockets),
-            (names::PREFIXES, self.prefixes),
-            (names::SOURCE_RANGES, self.source_ranges),
-            (names::DEVICES, self.devices),
-            (names::OPT_OUTS, self.opt_outs),
-        ])
-    }
-}
-
-/// Maps that only the daemon writes, so that larger ones can take their place.
-const GROWING: [&str; 7] = [
-    names::FRONTENDS,
-    names::SLOTS,
-    names::BACKENDS,
-    names::PREFIXES,
-    names::SOURCE_RANGES,
-    names::DEVICES,
-    names::OPT_OUTS,
-];
-
-/// Which of the kernel's two ways a tc program is attached by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TcHook {
-    /// A link, ordered among others; kernel 6.6.
-    Tcx,
-    /// A filter at a clsact qdisc. The qdisc stays after detaching: others may use it.
-    Clsact,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum XdpMode {
-    /// In the driver where it can, else generic.
-    Auto,
-    Native,
-    Generic,
-}
-
-/// A program at a hook; dropping it detaches. A clsact filter is found by interface
-/// index, so drop it in the network namespace it was made in.
-#[derive(Debug)]
-#[must_use = "dropping it detaches the program"]
-pub struct Attachment {
-    link: AnyLink,
-}
-
-#[derive(Debug)]
-enum AnyLink {
-    Cgroup(CgroupSockAddrLink),
-    Tc(TcHook, SchedClassifierLink),
-    Xdp(XdpLink),
-}
-
-impl Attachment {
-    /// Leaves the program attached when this process ends, until `path` is removed (by
-    /// [`Pins`], since a clsact filter has nothing to pin).
-    ///
-    /// # Errors
-    /// The path is not in a BPF file system, or taken.
-    pub fn pin(self, path: &Path) -> Result<(), LoadError> {
-        let failed = |e: &(dyn std::error::Error + 'static)| {
-            LoadError::from_aya(format!("pin {}", path.display()), e)
-        };
-        let link = match self.link {
-            AnyLink::Cgroup(link) => FdLink::try_from(link),
-            AnyLink::Tc(TcHook::Tcx, link) => FdLink::try_from(link),
-            AnyLink::Tc(TcHook::Clsact, link) => return keep_filter(link, path),
-            AnyLink::Xdp(link) => FdLink::try_from(link),
-        };
-        let link = link.map_err(|e| failed(&e))?;
-        link.pin(path).map(drop).map_err(|e| failed(&e))
-    }
-}
-
-/// What is pinned at `path`, of [`Pins::before`].
-fn pinned<L: TryFrom<FdLink>>(path: &Path) -> Result<L, LoadError> {
-    let open = || format!("open the link {}", path.display());
-    let link = PinnedLink::from_pin(path).map_err(|e| LoadError::from_aya(open(), &e))?;
-    L::try_from(link.into())
-        .map_err(|_| LoadError::Other { operation: open(), reason: "it is of another kind".into() })
-}
-
-fn keep_filter(link: SchedClassifierLink, path: &Path) -> Result<(), LoadError> {
-    let failed = |e: ProgramError| LoadError::from_aya("ask for a clsact filter's handle", &e);
-    let priority = link.priority().map_err(failed)?;
-    let handle = link.handle().map_err(failed)?;
-    let path = filter(path, priority, handle.into());
-    std::fs::create_dir(&path).map_err(|source| LoadError::Read { path, source })?;
-    // Dropping it would detach it.
-    std::mem::forget(link);
-    Ok(())
-}
-
-fn direction(program: &str) -> TcAttachType {
-    match program {
-        names::TC_EGRESS => TcAttachType::Egress,
-        _ => TcAttachType::Ingress,
-    }
-}
-
-/// Removes a clsact filter of a daemon that is no more. Gone with its device, or removed by
-/// somebody else, is as good.
-pub(super) fn detach_filter(program: &str, priority: u16, handle: u32, ifindex: u32) {
-    drop(attached_filter(program, priority, handle, ifindex));
-}
-
-fn attached_filter(
-    program: &str,
-    priority: u16,
-    handle: u32,
-    ifindex: u32,
-) -> Result<SchedClassifierLink, LoadError> {
-    let gone = |source: std::io::Error| LoadError::Read { path: program.into(), source };
-    let interface = nix::net::if_::if_indextoname(ifindex).map_err(|errno| gone(errno.into()))?;
-    let interface = interface.to_string_lossy().into_owned();
-    SchedClassifierLink::attached(&interface, direction(program), priority, handle.into(), None)
-        .map_err(gone)
-}
-
-/// A program's name, and where it is attached.
-pub type Named = (&'static str, Attachment);
 
 /// All programs, in the kernel and verified, with their maps.
 #[derive(Debug)]
@@ -404,128 +148,6 @@ impl Programs {
         &self.tables
     }
 
-    /// Takes effect for the sockets of every process in this cgroup and below. Other
-    /// programs there keep running.
-    ///
-    /// # Errors
-    /// Not a cgroup v2 directory, or the kernel refuses.
-    pub fn attach_sockets(&mut self, cgroup: &Path) -> Result<Vec<Attachment>, LoadError> {
-        let directory = File::open(cgroup)
-            .map_err(|source| LoadError::Read { path: cgroup.to_owned(), source })?;
-        let mut attach = |name| {
-            let refused = |e: ProgramError| LoadError::from_aya(at(name, cgroup.display()), &e);
-            // A link (kernel 5.7) always shares the cgroup with others, and the kernel takes
-            // no flag that says so; aya's name for no flag is `Single`.
-            let program: &mut CgroupSockAddr = program(&mut self.ebpf, name)?;
-            let id = program.attach(&directory, CgroupAttachMode::Single).map_err(refused)?;
-            let link = program.take_link(id).map_err(refused)?;
-            Ok(Attachment { link: AnyLink::Cgroup(link) })
-        };
-        names::CGROUP.into_iter().map(&mut attach).collect()
-    }
-
-    /// For packets that go out and, with `both`, come in by `interface` of the current network
-    /// namespace; each with the program's name.
-    ///
-    /// # Errors
-    /// No such interface, or the kernel refuses.
-    pub fn attach_tc(
-        &mut self,
-        interface: &str,
-        both: bool,
-    ) -> Result<(TcHook, Vec<Named>), LoadError> {
-        // First what undoes translations, then what makes them.
-        let all = [names::TC_EGRESS, names::TC_INGRESS];
-        self.attach_tc_programs(interface, if both { &all } else { &all[..1] })
-    }
-
-    /// As [`Self::attach_tc`], these programs.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn attach_tc_programs(
-        &mut self,
-        interface: &str,
-        programs: &[&'static str],
-    ) -> Result<(TcHook, Vec<Named>), LoadError> {
-        let hook = tc_hook(interface)?;
-        if hook == TcHook::Clsact {
-            add_clsact(interface)?;
-        }
-        let attach =
-            |&name: &&'static str| Ok((name, self.attach_tc_at(interface, hook, direction(name))?));
-        let attached: Result<Vec<Named>, LoadError> = programs.iter().map(attach).collect();
-        Ok((hook, attached?))
-    }
-
-    fn attach_tc_at(
-        &mut self,
-        interface: &str,
-        hook: TcHook,
-        direction: TcAttachType,
-    ) -> Result<Attachment, LoadError> {
-        let name = match direction {
-            TcAttachType::Egress => names::TC_EGRESS,
-            _ => names::TC_INGRESS,
-        };
-        let refused = |e: ProgramError| LoadError::from_aya(at(name, interface), &e);
-        let options = match hook {
-            TcHook::Tcx => TcAttachOptions::TcxOrder(LinkOrder::default()),
-            TcHook::Clsact => TcAttachOptions::Netlink(NlOptions::default()),
-        };
-        let program: &mut SchedClassifier = program(&mut self.ebpf, name)?;
-        let id = program.attach_with_options(interface, direction, options).map_err(refused)?;
-        let link = program.take_link(id).map_err(refused)?;
-        Ok(Attachment { link: AnyLink::Tc(hook, link) })
-    }
-
-    /// Puts `program`, one for devices, in the place of the one that a daemon before this one
-    /// has attached: every packet meets one of them, and none both.
-    ///
-    /// # Errors
-    /// What is pinned at `path` is attached no more, or the kernel refuses.
-    pub fn replace(&mut self, name: &str, path: &Path, ifindex: u32) -> Result<(), LoadError> {
-        let refused = |e: ProgramError| LoadError::from_aya(at(name, path.display()), &e);
-        if name == names::XDP_INGRESS {
-            let link = pinned::<XdpLink>(path)?;
-            let program: &mut Xdp = program(&mut self.ebpf, name)?;
-            let id = program.attach_to_link(link).map_err(refused)?;
-            // The pin holds it.
-            return program.take_link(id).map(drop).map_err(refused);
-        }
-        let filter = filter_of(path);
-        let link = match filter {
-            Some((priority, handle)) => attached_filter(name, priority, handle, ifindex)?,
-            None => pinned::<SchedClassifierLink>(path)?,
-        };
-        let program: &mut SchedClassifier = program(&mut self.ebpf, name)?;
-        let id = program.attach_to_link(link).map_err(refused)?;
-        let link = program.take_link(id).map_err(refused)?;
-        match filter {
-            // Dropping it would detach it.
-            Some(_) => std::mem::forget(link),
-            None => drop(link),
-        }
-        Ok(())
-    }
-
-    /// For packets that come in by `interface` of the current network namespace.
-    ///
-    /// # Errors
-    /// No such interface, the driver lacks the mode, or the kernel refuses.
-    pub fn attach_xdp(&mut self, interface: &str, mode: XdpMode) -> Result<Attachment, LoadError> {
-        let refused = |e: ProgramError| LoadError::from_aya(at(names::XDP_INGRESS, interface), &e);
-        let mode = match mode {
-            XdpMode::Auto => xdp::XdpMode::Default,
-            XdpMode::Native => xdp::XdpMode::Driver,
-            XdpMode::Generic => xdp::XdpMode::Skb,
-        };
-        let program: &mut Xdp = program(&mut self.ebpf, names::XDP_INGRESS)?;
-        let id = program.attach(interface, mode).map_err(refused)?;
-        let link = program.take_link(id).map_err(refused)?;
-        Ok(Attachment { link: AnyLink::Xdp(link) })
-    }
-
     /// Runs the program of `hook` on one frame, as if it came by the device `ifindex` of the
     /// current network namespace, with the tables as they are, attached to nothing
     /// (`BPF_PROG_TEST_RUN`): what it returns, and what it made of the frame.
@@ -637,10 +259,6 @@ fn context(hook: Hook, ifindex: u32, length: usize) -> Vec<u8> {
     context
 }
 
-fn at(program: &str, place: impl std::fmt::Display) -> String {
-    format!("attach program {program} to {place}")
-}
-
 fn no_program(name: &str) -> LoadError {
     LoadError::Object(format!("it has no program {name}"))
 }
@@ -683,52 +301,4 @@ pub fn check_capabilities() -> Result<(), LoadError> {
 fn can_set_retval() -> Result<bool, LoadError> {
     is_helper_supported(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_set_retval)
         .map_err(|e| LoadError::from_aya("probe the kernel for eBPF helpers", &e))
-}
-
-/// A kernel without tcx does not know the attach type, and says `EINVAL` to a query.
-fn tc_hook(interface: &str) -> Result<TcHook, LoadError> {
-    match SchedClassifier::query_tcx(interface, TcAttachType::Ingress) {
-        Ok(_) => Ok(TcHook::Tcx),
-        Err(e) => match LoadError::from_aya(format!("ask for tcx programs of {interface}"), &e) {
-            e if e.errno().is_some_and(|errno| errno.0 == Errno::EINVAL as i32) => {
-                Ok(TcHook::Clsact)
-            }
-            e => Err(e),
-        },
-    }
-}
-
-fn add_clsact(interface: &str) -> Result<(), LoadError> {
-    match tc::qdisc_add_clsact(interface) {
-        Ok(()) => Ok(()),
-        Err(e) => match LoadError::from_aya(format!("add a clsact qdisc to {interface}"), &e) {
-            e if e.errno().is_some_and(|errno| errno.0 == Errno::EEXIST as i32) => Ok(()),
-            e => Err(e),
-        },
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn maps_double_as_often_as_it_takes_and_no_further_than_their_limit() {
-        let capacity = Capacity { backends: 6, slots: 1, ..Capacity::default() };
-        let limit = Limit { backends: 40, slots: 1 << 24, frontends: 65_536 };
-        let grown = |map, needed| {
-            let grown = capacity.grown(Shortage { map, needed }, limit)?;
-            // No other map changes.
-            let others = Growing::ALL.into_iter().filter(|other| *other != map);
-            others.for_each(|other| assert_eq!(grown.of(other), capacity.of(other)));
-            Some(grown.of(map))
-        };
-        assert_eq!(grown(Growing::Backends, 1), Some(12));
-        assert_eq!(grown(Growing::Backends, 7), Some(24));
-        assert_eq!(grown(Growing::Backends, 34), Some(40));
-        assert_eq!(grown(Growing::Backends, 35), None);
-        assert_eq!(grown(Growing::Backends, u32::MAX), None);
-        assert_eq!(grown(Growing::Slots, 131_071), Some(131_072));
-        assert_eq!(grown(Growing::Frontends, 1), None);
-    }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::super::ids::REST;
+use super::super::readback::Reading;
 use super::super::store::Memory;
 use super::super::value::Lowering;
 use super::*;

@@ -1,0 +1,193 @@
+//! Which devices have our programs, and what the map says of each.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use proxy_ebpf::layout::{Device, names};
+use proxy_ebpf::order::Address;
+use tracing::{debug, info};
+
+use super::super::{LoadError, XdpMode, uplinks};
+use super::{EbpfPlane, load, table};
+use crate::dataplane::PlaneError;
+use crate::kernel::links::{self, Enslaved};
+use crate::model::LocalDetect;
+
+impl EbpfPlane {
+    /// Attaches to the devices that there are now.
+    pub(super) fn attach_devices(&mut self) -> Result<(), PlaneError> {
+        let addresses = self.links.addresses().map_err(|e| PlaneError::new("addresses", e))?;
+        let devices = self.links.devices().map_err(|e| PlaneError::new("network devices", e))?;
+        let mut wanted: BTreeMap<u32, (links::Device, Device)> = BTreeMap::new();
+        let mut at_xdp = BTreeSet::new();
+        for device in devices {
+            let own = addresses.iter().filter(|a| a.link == device.index).map(|a| a.address);
+            let own: Vec<IpAddr> = own.filter(|address| !address.is_loopback()).collect();
+            if wants_device(&self.config.devices, &device) {
+                let mut in_map = self.device(&device, &own);
+                if uplinks::is_uplink(&device, &own, &self.node_addresses) {
+                    at_xdp.insert(device.index);
+                }
+                let before = self.devices.get(&device.index);
+                in_map.flags |= before.map_or(0, |before| before.flags & Device::XDP);
+                wanted.insert(device.index, (device, in_map));
+            }
+        }
+        for (index, (device, in_map)) in &wanted {
+            let before = self.devices.get(index);
+            if before == Some(in_map) {
+                continue;
+            }
+            if before.is_some_and(|before| (before.flags ^ in_map.flags) & Device::PORT != 0) {
+                // It became a port, or is none any more: other programs.
+                self.pins.remove_links(|place, _| place == *index).map_err(|e| load(&e))?;
+                self.devices.remove(index);
+                self.uplinks.remove(index);
+            }
+            // Before the programs, which would take a port for a device of its own.
+            let tables = self.table.store().tables();
+            tables.set_device(*index, *in_map).map_err(|e| table(&e))?;
+            if !self.devices.contains_key(index)
+                && let Err(error) = self.attach_device(device)
+            {
+                // A device may go at any time; the others must not wait for it.
+                self.complain(&format!("programs at device {}", device.name), &error);
+                continue;
+            }
+            self.devices.insert(*index, *in_map);
+        }
+        let gone: Vec<u32> =
+            self.devices.keys().filter(|index| !wanted.contains_key(index)).copied().collect();
+        for index in gone {
+            self.devices.remove(&index);
+            self.uplinks.remove(&index);
+            match self.table.store().tables().remove_device(index) {
+                Err(error) if !error.is_missing() => return Err(table(&error)),
+                _ => {}
+            }
+            self.pins.remove_links(|place, _| place == index).map_err(|e| load(&e))?;
+        }
+        let Some(mode) = self.config.xdp else { return Ok(()) };
+        for (device, _) in wanted.values().filter(|(device, _)| at_xdp.contains(&device.index)) {
+            let known = self.devices.contains_key(&device.index);
+            if known && !self.uplinks.contains(&device.index) {
+                match self.attach_xdp(device, mode) {
+                    Ok(()) => _ = self.uplinks.insert(device.index),
+                    Err(error) => self.complain(&format!("XDP at {}", device.name), &error),
+                }
+            }
+        }
+        self.write_xdp()
+    }
+
+    /// Beside tc's programs, which do what this one leaves.
+    fn attach_xdp(&mut self, device: &links::Device, mode: XdpMode) -> Result<(), LoadError> {
+        let index = device.index;
+        if uplinks::serves(device.xdp, mode) && self.replace(names::XDP_INGRESS, index)? {
+            info!(device = %device.name, "program at XDP replaced");
+            return Ok(());
+        }
+        // A device has room for one program.
+        while let Some(before) = self.pins.before(names::XDP_INGRESS, index)? {
+            std::fs::remove_file(&before)
+                .map_err(|source| LoadError::Read { path: before, source })?;
+        }
+        let own = self.pins.link(names::XDP_INGRESS, index);
+        self.table.store().attach_xdp(&device.name, mode)?.pin(&own)?;
+        info!(device = %device.name, ?mode, "attached at XDP");
+        Ok(())
+    }
+
+    /// Where XDP may send frames: that depends on what the kernel made of the mode, and on what
+    /// drivers can do just now.
+    fn write_xdp(&mut self) -> Result<(), PlaneError> {
+        let takers = self.netdev.takers().unwrap_or_else(|error| {
+            self.complain("which devices take frames from XDP", &error);
+            Some(BTreeSet::new())
+        });
+        let devices = self.links.devices().map_err(|e| PlaneError::new("network devices", e))?;
+        for device in devices {
+            let Some(in_map) = self.devices.get_mut(&device.index) else { continue };
+            let flags = in_map.flags & !Device::XDP | uplinks::flags(&device, takers.as_ref());
+            if flags != in_map.flags {
+                in_map.flags = flags;
+                let tables = self.table.store().tables();
+                tables.set_device(device.index, *in_map).map_err(|e| table(&e))?;
+                info!(device = %device.name, flags = flags & Device::XDP, "what XDP may do");
+            }
+        }
+        Ok(())
+    }
+
+    fn device(&self, device: &links::Device, addresses: &[IpAddr]) -> Device {
+        let first = |v4: bool| {
+            let usable = |address: &&IpAddr| {
+                address.is_ipv4() == v4
+                    && !matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local())
+            };
+            addresses.iter().find(usable).map(|a| Address::from(*a)).unwrap_or_default()
+        };
+        let pods = match &self.detect {
+            LocalDetect::Bridge(bridge) => *device.name == **bridge,
+            LocalDetect::InterfacePrefix(prefix) => device.name.starts_with(&**prefix),
+            LocalDetect::Unknown | LocalDetect::Cidrs(_) => false,
+        };
+        let flag = |is: bool, flag| if is { flag } else { 0 };
+        let flags = flag(pods, Device::PODS) | flag(is_port(device), Device::PORT);
+        let mac = device.mac.unwrap_or_default();
+        Device { source4: first(true), source6: first(false), flags, mac, pad: [0; 2] }
+    }
+
+    /// Each program takes the place of the one of the daemon before this one, where there is one.
+    fn attach_device(&mut self, device: &links::Device) -> Result<(), LoadError> {
+        let (name, index) = (&*device.name, device.index);
+        let port = is_port(device);
+        let mut missing = Vec::new();
+        // First what undoes translations, then what makes them.
+        for program in [names::TC_EGRESS, names::TC_INGRESS] {
+            let wanted = program == names::TC_EGRESS || !port;
+            if wanted && !self.replace(program, index)? {
+                missing.push(program);
+            }
+        }
+        let replaced = missing.is_empty();
+        let programs = self.table.store();
+        let (hook, attachments) = programs.attach_tc_programs(name, &missing)?;
+        for (program, attachment) in attachments {
+            attachment.pin(&self.pins.link(program, index))?;
+        }
+        info!(device = name, ?hook, port, replaced, "attached");
+        Ok(())
+    }
+
+    /// False when no daemon before this one has left such a program there.
+    fn replace(&mut self, program: &str, index: u32) -> Result<bool, LoadError> {
+        let Some(before) = self.pins.before(program, index)? else { return Ok(false) };
+        if let Err(error) = self.table.store().replace(program, &before, index) {
+            // The device may be another one with the same index; the pin goes with the others.
+            debug!(%error, "attaching anew");
+            return Ok(false);
+        }
+        self.pins.take_over(&before)?;
+        Ok(true)
+    }
+}
+
+fn wants_device(patterns: &[String], device: &links::Device) -> bool {
+    // Others have no header that could be looked at, or exchanged.
+    if !device.ethernet {
+        return false;
+    }
+    if patterns.is_empty() {
+        // No packet goes by a dummy.
+        return device.kind.as_deref() != Some("dummy") && device.enslaved != Some(Enslaved::Other);
+    }
+    patterns.iter().any(|pattern| match pattern.strip_suffix('*') {
+        Some(start) => device.name.starts_with(start),
+        None => device.name == *pattern,
+    })
+}
+
+fn is_port(device: &links::Device) -> bool {
+    device.enslaved == Some(Enslaved::Bridge)
+}
