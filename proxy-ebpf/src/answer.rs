@@ -75,9 +75,9 @@ pub fn refuse(packet: &mut impl Resize, headers: &Headers) -> Option<()> {
 /// RFC 1122 section 3.2.2: no answers to broadcasts, nor to fragments without a header.
 #[inline(always)]
 fn is_answerable(packet: &impl Resize, headers: &Headers) -> Option<()> {
-    let [group, _] = packet.load(0)?;
+    let group = packet.has_link_header() && packet.load::<2>(0)?[0] & 1 != 0;
     let whole = matches!(headers.kind, Kind::Whole | Kind::FirstFragment);
-    (whole && group & 1 == 0).then_some(())
+    (whole && !group).then_some(())
 }
 
 /// RFC 9293 section 3.5.2.
@@ -102,7 +102,7 @@ fn reset(packet: &mut impl Resize, headers: &Headers) -> Option<()> {
     let segment = segment(&answer, sequence, acknowledged, flags, partial);
     let start = if v6 { ETHERNET + IPV6_HEADER } else { ETHERNET + IPV4_HEADER };
     packet.truncate(start + TCP_HEADER)?;
-    packet.store(0, ethernet)?;
+    store_ethernet(packet, ethernet)?;
     store_ip(packet, &answer, TCP, TCP_HEADER as u16)?;
     packet.store(start, segment)
 }
@@ -190,7 +190,7 @@ pub fn error(packet: &mut impl Resize, headers: &Headers, error: Error) -> Optio
     };
     let message = icmp(error, version, quote + pseudo);
     packet.push_front(header + ICMP_HEADER)?;
-    packet.store(0, ethernet)?;
+    store_ethernet(packet, ethernet)?;
     store_ip(packet, &answer, protocol, length)?;
     packet.store(ETHERNET + header, message)
 }
@@ -236,9 +236,17 @@ fn icmp(error: Error, version: Version, covered: u64) -> [u8; ICMP_HEADER] {
 
 #[inline(always)]
 fn swapped(packet: &impl Resize) -> Option<[u8; ETHERNET]> {
+    if !packet.has_link_header() {
+        return Some([0; ETHERNET]);
+    }
     let old: [u8; ETHERNET] = packet.load(0)?;
     let [a, b, c, d, e, f, g, h, i, j, k, l, m, n] = old;
     Some([g, h, i, j, k, l, a, b, c, d, e, f, m, n])
+}
+
+#[inline(always)]
+fn store_ethernet(packet: &mut impl Resize, header: [u8; ETHERNET]) -> Option<()> {
+    if packet.has_link_header() { packet.store(0, header) } else { Some(()) }
 }
 
 #[inline(always)]

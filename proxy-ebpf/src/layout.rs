@@ -425,6 +425,10 @@ pub mod names {
 
     /// Read-only global: 1 when the kernel lets a cgroup program choose the errno.
     pub const CAN_SET_RETVAL: &str = "CAN_SET_RETVAL";
+
+    /// Read-only global: how much of an Ethernet header packets lack at the devices that the tc
+    /// programs are for.
+    pub const MISSING_HEADER: &str = "MISSING_HEADER";
 }
 
 #[cfg(test)]

@@ -66,6 +66,12 @@ pub trait Resize: Packet {
     /// Room of `length` bytes before the first.
     fn push_front(&mut self, length: usize) -> Option<()>;
 
+    /// Without one a packet stands where it would stand after an Ethernet header.
+    #[inline(always)]
+    fn has_link_header(&self) -> bool {
+        true
+    }
+
     /// Whether the transport checksum at `offset` is still to be completed by whoever puts
     /// the packet on a wire.
     fn is_sum_partial(&mut self, _offset: usize) -> Option<bool> {

@@ -120,7 +120,16 @@ pub fn receiver(packet: &impl Bytes) -> Option<[u8; 6]> {
 /// [`Unparsed`] says what kind of packet it is instead.
 #[inline(always)]
 pub fn ethernet(packet: &impl Bytes, headers: &mut Headers) -> Result<(), Unparsed> {
-    match packet.load::<2>(12).ok_or(Unparsed::Truncated)? {
+    ip(packet.load(12).ok_or(Unparsed::Truncated)?, packet, headers)
+}
+
+/// What follows an Ethernet header that says so, or would follow one.
+///
+/// # Errors
+/// As [`ethernet`].
+#[inline(always)]
+pub fn ip(ethertype: [u8; 2], packet: &impl Bytes, headers: &mut Headers) -> Result<(), Unparsed> {
+    match ethertype {
         ETHERTYPE_IPV4 => ipv4(packet, headers),
         ETHERTYPE_IPV6 => ipv6(packet, headers),
         _ => Err(Unparsed::NotIp),

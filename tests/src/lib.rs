@@ -15,3 +15,4 @@ pub mod offload;
 pub mod port;
 pub mod scale;
 pub mod traffic;
+pub mod tunnel;

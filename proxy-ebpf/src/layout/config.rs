@@ -134,13 +134,17 @@ impl Device {
     /// XDP at it is generic: what is redirected goes the way of any packet, to any device.
     pub const XDP_GENERIC: u32 = 1 << 4;
 
+    /// Its packets have no link header: WireGuard, tunnels. XDP sends none by it.
+    pub const BARE: u32 = 1 << 8;
+
     pub const XDP: u32 = Self::XDP_TX | Self::XDP_TAKES | Self::XDP_GENERIC;
 
     /// Whether XDP may redirect to a device what came in at one with these flags.
     #[must_use]
     #[inline(always)]
     pub const fn xdp_may_redirect(came_in: u32, out: u32) -> bool {
-        came_in & Self::XDP_GENERIC != 0 || out & Self::XDP_TAKES != 0
+        // From XDP a frame leaves with the Ethernet header that it has.
+        out & Self::BARE == 0 && (came_in & Self::XDP_GENERIC != 0 || out & Self::XDP_TAKES != 0)
     }
 }
 
@@ -190,6 +194,15 @@ mod tests {
 
     fn address(text: &str) -> Address {
         text.parse::<IpAddr>().unwrap().into()
+    }
+
+    #[test]
+    fn xdp_sends_no_frame_where_it_would_be_taken_for_a_packet() {
+        let (generic, takes) = (Device::XDP_GENERIC, Device::XDP_TAKES);
+        assert!(Device::xdp_may_redirect(generic, 0) && Device::xdp_may_redirect(0, takes));
+        assert!(!Device::xdp_may_redirect(0, 0));
+        assert!(!Device::xdp_may_redirect(generic, Device::BARE));
+        assert!(!Device::xdp_may_redirect(0, Device::BARE | takes));
     }
 
     #[test]

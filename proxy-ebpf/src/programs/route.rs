@@ -112,7 +112,9 @@ impl Network for Place {
         let v4 = destination.to_v4().is_some();
         let to = Tuple { destination: *destination, ..Tuple::default() };
         let mut params = params(self.ifindex, &to, 0);
-        if matches!(self.look_up(&mut params), SUCCESS | NO_NEIGH)
+        // The frame as it came may be longer than that device takes, which is no matter here: by a
+        // tunnel it goes without its Ethernet header.
+        if matches!(self.look_up(&mut params), SUCCESS | NO_NEIGH | FRAG_NEEDED)
             && let Some(device) = maps::device(params.ifindex)
         {
             let source = if v4 { device.source4 } else { device.source6 };

@@ -113,7 +113,9 @@ fn place(skb: *mut __sk_buff) -> Place {
 fn parse(skb: *mut __sk_buff, work: &mut Work) -> bool {
     let packet = Skb(skb);
     packet.pull(parse::USUAL_HEADERS);
-    parse::ethernet(&packet.frame(), &mut work.headers).is_ok()
+    packet
+        .ethertype()
+        .is_some_and(|ethertype| parse::ip(ethertype, &packet.frame(), &mut work.headers).is_ok())
 }
 
 #[inline(never)]
@@ -156,7 +158,7 @@ fn forward(skb: *mut __sk_buff, scratch: &mut Scratch, egress: bool) -> i32 {
     }
     match find_way(skb, scratch) {
         way::FOUND => send(skb, scratch, egress),
-        way::NO_NEIGHBOUR => match change(skb, &scratch.work, egress) {
+        way::NO_NEIGHBOUR => match ready(skb, scratch, egress) {
             // SAFETY: a helper that takes numbers, and no parameters.
             Some(()) => unsafe {
                 bpf_redirect_neigh(scratch.ifindex, core::ptr::null_mut(), 0, 0) as i32
@@ -202,12 +204,19 @@ fn packet_length(skb: *mut __sk_buff, headers: &Headers) -> u16 {
 
 #[inline(always)]
 fn send(skb: *mut __sk_buff, scratch: &Scratch, egress: bool) -> i32 {
-    if change(skb, &scratch.work, egress).is_none() || Skb(skb).store(0, scratch.ethernet).is_none()
-    {
+    let ready = ready(skb, scratch, egress);
+    if ready.and_then(|()| Skb(skb).store_link_addresses(scratch.ethernet)).is_none() {
         return failed(Reason::Unwritable);
     }
     // SAFETY: a helper that takes numbers.
     unsafe { bpf_redirect(scratch.ifindex, 0) as i32 }
+}
+
+/// What both ways to send ask for: the packet as it is to be, with an Ethernet header.
+#[inline(always)]
+fn ready(skb: *mut __sk_buff, scratch: &Scratch, egress: bool) -> Option<()> {
+    change(skb, &scratch.work, egress)?;
+    Skb(skb).ensure_link_header()
 }
 
 #[inline(always)]

@@ -32,6 +32,7 @@ impl Buffer {
             Frame {
                 start: addr_of!((*self.0).data).read_volatile() as usize,
                 end: addr_of!((*self.0).data_end).read_volatile() as usize,
+                missing: 0,
             }
         }
     }
@@ -135,7 +136,9 @@ fn forward(context: *mut xdp_md, scratch: &mut Scratch) -> u32 {
     }
     let (came_in, out) = (ingress(context), scratch.ifindex);
     let back = came_in == out && flags(came_in) & Device::XDP_TX != 0;
-    if !back && !Device::xdp_may_redirect(flags(came_in), flags(out)) {
+    // Of a device that is not in the table nothing is known, not even what its frames look like.
+    let takes = maps::device(out).map_or(Device::BARE, |device| device.flags);
+    if !back && !Device::xdp_may_redirect(flags(came_in), takes) {
         return XDP_PASS;
     }
     if !change(context, scratch) {

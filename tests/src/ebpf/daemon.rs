@@ -215,29 +215,45 @@ status:
 pub fn daemon() -> Result<()> {
     in_netns(|| {
         let bed = Bed::new(Namespaces::new()?)?;
-        bed.endpoints(&[("remote", "node-b"), ("pod", "node-a")])?;
-        let mut daemon = bed.start()?;
-        bed.settles(&daemon, &["remote", "pod"])?;
-        for family in 0..2 {
-            for (address, port) in [(EXTERNAL[family], 80), (CLIENT.node[family], NODE_PORT)] {
-                let answer = bed.ask(address, port);
-                answer.with_context(|| format!("{address} {port}\n{}", daemon.log()))?;
-            }
-            // In the socket, from the node.
-            let dial = format!(
-                "exec 3<>/dev/tcp/{}/80 && read -t 5 -N 6 name <&3 && [ -n \"$name\" ]",
-                CLUSTER[family]
-            );
-            succeeds(&bed.cgroup.bash(&dial)?).with_context(|| CLUSTER[family].to_owned())?;
-        }
-        // An unused port of the Service's address is refused.
-        let output = bed.cgroup.bash("LC_ALL=C exec 3<>/dev/tcp/10.96.0.10/81")?;
-        let error = String::from_utf8_lossy(&output.stderr);
-        ensure!(error.contains("Connection refused"), "{error}");
-
-        lives_on(&bed, &mut daemon)?;
-        taken_down(&bed, daemon)
+        from_start_to_end(&bed)
     })
+}
+
+/// The same where clients come by a tunnel and the other node is behind another one: devices
+/// whose packets have no link header.
+///
+/// # Errors
+/// What differed.
+pub fn bare_daemon() -> Result<()> {
+    in_netns(|| {
+        let bed = Bed::new(Namespaces::with_tunnels(&[CLIENT.link, REMOTE.link])?)?;
+        from_start_to_end(&bed)
+    })
+}
+
+fn from_start_to_end(bed: &Bed) -> Result<()> {
+    bed.endpoints(&[("remote", "node-b"), ("pod", "node-a")])?;
+    let mut daemon = bed.start()?;
+    bed.settles(&daemon, &["remote", "pod"])?;
+    for family in 0..2 {
+        for (address, port) in [(EXTERNAL[family], 80), (CLIENT.node[family], NODE_PORT)] {
+            let answer = bed.ask(address, port);
+            answer.with_context(|| format!("{address} {port}\n{}", daemon.log()))?;
+        }
+        // In the socket, from the node.
+        let dial = format!(
+            "exec 3<>/dev/tcp/{}/80 && read -t 5 -N 6 name <&3 && [ -n \"$name\" ]",
+            CLUSTER[family]
+        );
+        succeeds(&bed.cgroup.bash(&dial)?).with_context(|| CLUSTER[family].to_owned())?;
+    }
+    // An unused port of the Service's address is refused.
+    let output = bed.cgroup.bash("LC_ALL=C exec 3<>/dev/tcp/10.96.0.10/81")?;
+    let error = String::from_utf8_lossy(&output.stderr);
+    ensure!(error.contains("Connection refused"), "{error}");
+
+    lives_on(bed, &mut daemon)?;
+    taken_down(bed, daemon)
 }
 
 /// Connections live through death, restart and the removal of their endpoint's fellow.

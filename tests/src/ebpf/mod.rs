@@ -37,10 +37,10 @@ mod wire;
 mod xdp;
 
 pub use counters::counters;
-pub use daemon::daemon;
+pub use daemon::{bare_daemon, daemon};
 pub use packets::packets;
 pub use upgrade::carries_over;
-pub use wire::{forwards, path_mtu, refuses, tagged};
+pub use wire::{bare_forwards, bare_path_mtu, bare_refuses, forwards, path_mtu, refuses, tagged};
 pub use xdp::{xdp_forwards, xdp_leaves_the_rest, xdp_path_mtu, xdp_where_frames_are_taken};
 
 const VIP4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 1));
@@ -71,6 +71,7 @@ macro_rules! ebpf_cases {
             @each [$(#[$attribute])*]
             connect4 connect6 connect6_mapped connect4_udp connect_refused
             forwards refuses path_mtu tagged
+            bare_forwards bare_refuses bare_path_mtu bare_daemon
             xdp_forwards xdp_path_mtu xdp_leaves_the_rest xdp_where_frames_are_taken
             packets refusals verified_instructions batches carries_over daemon counters
         }

@@ -13,22 +13,25 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, bind, recv, send, socket,
 };
-use proxy_daemon::dataplane::ebpf::{Attachment, Programs, TcHook};
-use proxy_daemon::kernel::links::{Links as _, NetlinkLinks};
+use proxy_daemon::dataplane::ebpf::pins::Pins;
+use proxy_daemon::dataplane::ebpf::{self, Attachment, Programs, TcHook};
+use proxy_daemon::kernel::links::{Frames, Links as _, NetlinkLinks};
 use proxy_daemon::kernel::netlink::{Socket, Subsystem};
 use proxy_ebpf::fake::frames::{Frame, check, is_partial};
 use proxy_ebpf::layout::{
     Backend, BackendId, Config, Device, Frontend, FrontendId, FrontendKey, ServiceId, SlotRange,
-    Timeouts, Tuple,
+    Timeouts, Tuple, names,
 };
 use proxy_ebpf::order::Be16;
 use proxy_ebpf::parse::{TCP, UDP};
 
-use super::{PATIENCE, has_tcx, in_netns, load, older_than, run};
+use super::{CAPACITY, PATIENCE, has_tcx, in_netns, load, older_than, run};
+use crate::tunnel::{self, Tunnel};
 
 /// Name of the link at the node, addresses of the node and of the other end.
 pub(super) struct Side {
@@ -58,16 +61,28 @@ pub(super) struct Namespaces {
     pub(super) client: File,
     pub(super) remote: File,
     pub(super) pod: File,
+    /// Links of the node that are tunnels.
+    pub(super) tunnels: Vec<(&'static str, Tunnel)>,
 }
 
 impl Namespaces {
     pub(super) fn new() -> Result<Self> {
+        Self::with_tunnels(&[])
+    }
+
+    /// With tunnels instead of veth pairs as these links.
+    pub(super) fn with_tunnels(links: &[&str]) -> Result<Self> {
         let node = netns()?;
-        let [client, remote, pod] =
-            [join(&node, &CLIENT)?, join(&node, &REMOTE)?, join(&node, &POD)?];
+        let mut tunnels = Vec::new();
+        let mut to = |side: &Side| join(&node, side, links.contains(&side.link), &mut tunnels);
+        let [client, remote, pod] = [to(&CLIENT)?, to(&REMOTE)?, to(&POD)?];
         std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
         std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1")?;
-        Ok(Self { node, client, remote, pod })
+        Ok(Self { node, client, remote, pod, tunnels })
+    }
+
+    pub(super) fn is_tunnel(&self, link: &str) -> bool {
+        self.tunnels.iter().any(|(name, _)| *name == link)
     }
 
     /// Does something in another namespace; sockets stay where they are made.
@@ -83,6 +98,8 @@ pub(super) struct Wire {
     pub(super) net: Namespaces,
     pub(super) programs: Programs,
     attachments: Vec<Attachment>,
+    /// Where the maps are that two loads of the programs share.
+    _pins: Option<(Pins, tempfile::TempDir)>,
     /// Ids given out so far: of slots and backends, and of frontends.
     used: (u32, u32),
 }
@@ -92,12 +109,25 @@ fn netns() -> Result<File> {
 }
 
 /// A namespace joined to `node` by a link, with a default route to it.
-fn join(node: &File, side: &Side) -> Result<File> {
+fn join(
+    node: &File,
+    side: &Side,
+    by_tunnel: bool,
+    tunnels: &mut Vec<(&'static str, Tunnel)>,
+) -> Result<File> {
     unshare(CloneFlags::CLONE_NEWNET).context("a new network namespace")?;
     let other = netns()?;
-    let target = format!("/proc/{}/fd/{}", process::id(), node.as_raw_fd());
-    let peer = ["type", "veth", "peer", "name", side.link, "netns", &target];
-    run("ip", &[["link", "add", "up0"].as_slice(), &peer].concat())?;
+    if by_tunnel {
+        let far = tunnel::open("up0")?;
+        setns(node, CloneFlags::CLONE_NEWNET)?;
+        let near = tunnel::open(side.link)?;
+        setns(&other, CloneFlags::CLONE_NEWNET)?;
+        tunnels.push((side.link, Tunnel::between([near, far])));
+    } else {
+        let target = format!("/proc/{}/fd/{}", process::id(), node.as_raw_fd());
+        let peer = ["type", "veth", "peer", "name", side.link, "netns", &target];
+        run("ip", &[["link", "add", "up0"].as_slice(), &peer].concat())?;
+    }
     run("ip", &["link", "set", "lo", "up"])?;
     ends("up0", side.other)?;
     setns(node, CloneFlags::CLONE_NEWNET)?;
@@ -121,8 +151,27 @@ pub(super) fn index(link: &str) -> Result<u32> {
 
 impl Wire {
     pub(super) fn new() -> Result<Self> {
-        let net = Namespaces::new()?;
-        let mut programs = load()?;
+        Self::over(Namespaces::new()?, load()?, None)
+    }
+
+    /// With tunnels instead of veth pairs as these links.
+    pub(super) fn with_tunnels(links: &[&str]) -> Result<Self> {
+        unshare(CloneFlags::CLONE_NEWNS).context("a new mount namespace")?;
+        let none: Option<&str> = None;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+        let directory = tempfile::tempdir()?;
+        let pins = Pins::open(&directory.path().join("bpf"))?;
+        let object = ebpf::object()?;
+        let mut programs = Programs::load_pinned(&object, CAPACITY, &pins)?;
+        programs.load_bare(&object, &pins)?;
+        Self::over(Namespaces::with_tunnels(links)?, programs, Some((pins, directory)))
+    }
+
+    fn over(
+        net: Namespaces,
+        mut programs: Programs,
+        pins: Option<(Pins, tempfile::TempDir)>,
+    ) -> Result<Self> {
         let config = Config {
             seed: 1,
             port_low: 50_000,
@@ -134,15 +183,19 @@ impl Wire {
         let address = |text: &str| -> Result<_> { Ok(text.parse::<IpAddr>()?.into()) };
         for side in [CLIENT, REMOTE, POD] {
             let [source4, source6] = [address(side.node[0])?, address(side.node[1])?];
-            let device = Device { source4, source6, ..Device::default() };
+            let flags = if net.is_tunnel(side.link) { Device::BARE } else { 0 };
+            let device = Device { source4, source6, flags, ..Device::default() };
             programs.tables().set_device(index(side.link)?, device)?;
         }
-        Ok(Self { net, programs, attachments: Vec::new(), used: (0, 0) })
+        Ok(Self { net, programs, attachments: Vec::new(), _pins: pins, used: (0, 0) })
     }
 
     pub(super) fn attach(&mut self, links: &[&str]) -> Result<()> {
         for link in links {
-            let (hook, attachments) = self.programs.attach_tc(link, true)?;
+            let bare = self.net.is_tunnel(link);
+            let frames = if bare { Frames::Bare } else { Frames::Ethernet };
+            let all = [names::TC_EGRESS, names::TC_INGRESS];
+            let (hook, attachments) = self.programs.attach_tc_programs(link, frames, &all)?;
             let expected = if has_tcx()? { TcHook::Tcx } else { TcHook::Clsact };
             ensure!(hook == expected, "attached by {hook:?} on a kernel with {expected:?}");
             self.attachments.extend(attachments.into_iter().map(|(_, attachment)| attachment));
@@ -290,13 +343,21 @@ fn patiently<T>(bind: impl Fn() -> std::io::Result<T>) -> Result<T> {
 }
 
 /// Frames that come to a namespace from here on.
-pub(super) struct Capture(OwnedFd);
+pub(super) struct Capture {
+    socket: OwnedFd,
+    /// They have no link header.
+    bare: bool,
+}
 
 impl Capture {
     pub(super) fn start(wire: &Wire, namespace: &File) -> Result<Self> {
         wire.at(namespace, || {
             let flags = SockFlag::SOCK_NONBLOCK;
-            Ok(Self(socket(AddressFamily::Packet, SockType::Raw, flags, SockProtocol::EthAll)?))
+            let devices = NetlinkLinks::new(Socket::open(Subsystem::Route)?).devices()?;
+            let bare = devices.iter().any(|device| device.frames == Some(Frames::Bare));
+            let protocol = SockProtocol::EthAll;
+            let socket = socket(AddressFamily::Packet, SockType::Raw, flags, protocol)?;
+            Ok(Self { socket, bare })
         })
     }
 
@@ -308,9 +369,13 @@ impl Capture {
     pub(super) fn verify(&self, from: &[&str]) -> Result<(u32, u32)> {
         let from: Vec<IpAddr> = from.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
         let (mut right, mut partial) = (0, 0);
+        // With room for the Ethernet header that there may be none of.
         let mut buffer = vec![0; 70_000];
-        while let Ok(length) = recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
-            let frame = &buffer[..length];
+        while let Ok(length) = recv(self.socket.as_raw_fd(), &mut buffer[14..], MsgFlags::empty()) {
+            let v6 = buffer[14] >> 4 == 6;
+            buffer[12..14].copy_from_slice(if v6 { &[0x86, 0xdd] } else { &[8, 0] });
+            let start = if self.bare { 0 } else { 14 };
+            let frame = &buffer[start..14 + length];
             if !source(frame).is_some_and(|source| from.contains(&source)) {
                 continue;
             }
@@ -342,6 +407,29 @@ pub fn forwards() -> Result<()> {
     in_netns(|| {
         let mut wire = Wire::new()?;
         wire.attach(&[CLIENT.link, REMOTE.link])?;
+        wire.forwards()
+    })
+}
+
+/// The same by tunnels, whose packets have no link header: at the clients' side, at the
+/// backends', at both.
+///
+/// # Errors
+/// What differed.
+pub fn bare_forwards() -> Result<()> {
+    for tunnels in [&[CLIENT.link][..], &[REMOTE.link], &[CLIENT.link, REMOTE.link]] {
+        in_netns(|| {
+            let mut wire = Wire::with_tunnels(tunnels)?;
+            wire.attach(&[CLIENT.link, REMOTE.link])?;
+            wire.forwards()
+        })
+        .with_context(|| format!("tunnels {tunnels:?}"))?;
+    }
+    Ok(())
+}
+
+impl Wire {
+    fn forwards(&mut self) -> Result<()> {
         for family in 0..2 {
             let cases = [
                 (&REMOTE, VIP[family], REMOTE.node[family]),
@@ -351,32 +439,39 @@ pub fn forwards() -> Result<()> {
             ];
             for (side, vip, peer) in cases {
                 let namespace =
-                    if side.link == POD.link { &wire.net.pod } else { &wire.net.remote }
+                    if side.link == POD.link { &self.net.pod } else { &self.net.remote }
                         .try_clone()?;
+                let tunnel = self.net.is_tunnel(CLIENT.link) || self.net.is_tunnel(side.link);
                 let backend = side.other[family];
                 let address = SocketAddr::new(backend.parse()?, 8080);
-                wire.frontend(vip, Some(address), Frontend::MASQUERADE_REMOTE)?;
+                self.frontend(vip, Some(address), Frontend::MASQUERADE_REMOTE)?;
                 let what = || format!("{vip} to {backend}");
-                let server = wire.tcp_server(&namespace, backend)?;
-                let requests = Capture::start(&wire, &namespace)?;
-                let replies = Capture::start(&wire, &wire.net.client)?;
+                let server = self.tcp_server(&namespace, backend)?;
+                let requests = Capture::start(self, &namespace)?;
+                let replies = Capture::start(self, &self.net.client)?;
                 for sent in [1, 3_000_000] {
-                    let seen = wire.exchange(&server, vip, sent).with_context(what)?;
+                    let seen = self.exchange(&server, vip, sent).with_context(what)?;
                     ensure!(seen == peer.parse::<IpAddr>()?, "{}: the client is {seen}", what());
                 }
                 for (capture, from) in [(requests, peer), (replies, vip)] {
-                    let (_, partial) = capture.verify(&[from]).with_context(what)?;
-                    ensure!(partial > 5, "{partial} unfinished checksums from {from}, {}", what());
+                    let (right, partial) = capture.verify(&[from]).with_context(what)?;
+                    // A tunnel has no hardware to leave them to.
+                    let usual = if tunnel { right > 5 && partial == 0 } else { partial > 5 };
+                    ensure!(
+                        usual,
+                        "{right} finished, {partial} unfinished checksums from {from}, {}",
+                        what()
+                    );
                 }
                 for length in [1, 5000] {
-                    let seen = wire.query(&namespace, backend, vip, length);
+                    let seen = self.query(&namespace, backend, vip, length);
                     let seen = seen.with_context(|| format!("{} {length} bytes", what()))?;
                     ensure!(seen == peer.parse::<IpAddr>()?, "{}: the client is {seen}", what());
                 }
             }
         }
         Ok(())
-    })
+    }
 }
 
 /// Refused at once where there is no endpoint, TCP and UDP, whatever the checksum's state.
@@ -387,26 +482,45 @@ pub fn refuses() -> Result<()> {
     in_netns(|| {
         let mut wire = Wire::new()?;
         wire.attach(&[CLIENT.link, REMOTE.link])?;
+        wire.refuses()
+    })
+}
+
+/// The same by a tunnel.
+///
+/// # Errors
+/// What differed.
+pub fn bare_refuses() -> Result<()> {
+    in_netns(|| {
+        let mut wire = Wire::with_tunnels(&[CLIENT.link])?;
+        wire.attach(&[CLIENT.link, REMOTE.link])?;
+        wire.refuses()
+    })
+}
+
+impl Wire {
+    fn refuses(&mut self) -> Result<()> {
         for vip in VIP {
-            wire.frontend(vip, None, 0)?;
-            let answers = Capture::start(&wire, &wire.net.client)?;
+            self.frontend(vip, None, 0)?;
+            let answers = Capture::start(self, &self.net.client)?;
             let begin = Instant::now();
             let to = SocketAddr::new(vip.parse()?, PORT);
             let result =
-                wire.at(&wire.net.client, || Ok(TcpStream::connect_timeout(&to, PATIENCE)))?;
+                self.at(&self.net.client, || Ok(TcpStream::connect_timeout(&to, PATIENCE)))?;
             let error = result.err().context("connected to nobody")?;
             ensure!(error.kind() == ErrorKind::ConnectionRefused, "{vip}: {error}");
-            let client = wire.udp_client(vip)?;
+            let client = self.udp_client(vip)?;
             client.send(b"query")?;
             let error = client.recv(&mut [0; 9]).err().context("an answer from nobody")?;
             ensure!(error.kind() == ErrorKind::ConnectionRefused, "{vip}: {error}");
             ensure!(begin.elapsed() < Duration::from_secs(2), "{vip}: {:?}", begin.elapsed());
             // The reset is made of a SYN whose checksum was never finished.
             let counted = answers.verify(&[vip])?;
-            ensure!(counted == (1, 1), "{vip}: finished and unfinished answers: {counted:?}");
+            let expected = if self.net.is_tunnel(CLIENT.link) { (2, 0) } else { (1, 1) };
+            ensure!(counted == expected, "{vip}: finished and unfinished answers: {counted:?}");
         }
         Ok(())
-    })
+    }
 }
 
 /// A link behind the node takes less than the client's: the client is told, in both
@@ -420,6 +534,22 @@ pub fn path_mtu() -> Result<()> {
         wire.attach(&[CLIENT.link, REMOTE.link])?;
         wire.path_mtu()
     })
+}
+
+/// The same by tunnels.
+///
+/// # Errors
+/// What differed.
+pub fn bare_path_mtu() -> Result<()> {
+    for tunnels in [&[CLIENT.link][..], &[REMOTE.link]] {
+        in_netns(|| {
+            let mut wire = Wire::with_tunnels(tunnels)?;
+            wire.attach(&[CLIENT.link, REMOTE.link])?;
+            wire.path_mtu()
+        })
+        .with_context(|| format!("tunnels {tunnels:?}"))?;
+    }
+    Ok(())
 }
 
 impl Wire {

@@ -13,6 +13,7 @@ use aya::{Ebpf, EbpfLoader};
 use nix::errno::Errno;
 use proxy_ebpf::device::Hook;
 use proxy_ebpf::layout::names;
+use proxy_ebpf::parse::ETHERNET;
 
 mod attach;
 mod capacity;
@@ -30,6 +31,8 @@ use super::{LoadError, Tables, capability, check_layout};
 #[derive(Debug)]
 pub struct Programs {
     ebpf: Ebpf,
+    /// Tc's programs for devices whose packets have no link header, when there is one.
+    bare: Option<Ebpf>,
     tables: Tables,
     made_maps: bool,
     sets_retval: bool,
@@ -105,7 +108,38 @@ impl Programs {
         load::<Xdp>(&mut ebpf, names::XDP_INGRESS, Xdp::load)?;
         let tables = Tables::take(&mut ebpf)?;
         let sets_retval = can_set_retval != 0;
-        Ok(Self { ebpf, tables, made_maps, sets_retval, grown })
+        Ok(Self { ebpf, bare: None, tables, made_maps, sets_retval, grown })
+    }
+
+    /// Loads tc's programs once more, with the same maps, for devices whose packets have no link
+    /// header. Few nodes have one, and this takes memory and time, so it is done when asked for.
+    ///
+    /// # Errors
+    /// As [`Self::load_pinned`], or `pins` are not those of these programs.
+    pub fn load_bare(&mut self, object: &[u8], pins: &Pins) -> Result<(), LoadError> {
+        if self.bare.is_some() {
+            return Ok(());
+        }
+        let mut loader = EbpfLoader::new();
+        for name in names::PINNED {
+            let grown = self.grown.contains(&name);
+            let path = if grown { pins.next(name) } else { pins.map(name) };
+            if !path.exists() {
+                let source = std::io::ErrorKind::NotFound.into();
+                return Err(LoadError::Read { path, source });
+            }
+            loader.map_pin_path(name, path);
+        }
+        let all = u32::try_from(ETHERNET).unwrap_or_default();
+        let mut bare = loader
+            .override_global(names::MISSING_HEADER, &all, true)
+            .load(object)
+            .map_err(|e| LoadError::from_aya("open the eBPF maps", &e))?;
+        for name in [names::TC_INGRESS, names::TC_EGRESS] {
+            load::<SchedClassifier>(&mut bare, name, SchedClassifier::load)?;
+        }
+        self.bare = Some(bare);
+        Ok(())
     }
 
     /// The larger copies take the place of the maps that they were made of. Both hold the same:
@@ -212,16 +246,19 @@ impl Programs {
     }
 
     /// How many instructions the verifier went through for each program; `None` from
-    /// kernels before 5.16, which do not say. Its limit is a million.
+    /// kernels before 5.16, which do not say. Its limit is a million. Last are those of
+    /// [`Self::load_bare`].
     ///
     /// # Errors
     /// The kernel refuses to tell.
     pub fn verified_instructions(&self) -> Result<Vec<(&'static str, Option<u32>)>, LoadError> {
-        names::CGROUP
-            .into_iter()
-            .chain([names::TC_INGRESS, names::TC_EGRESS, names::XDP_INGRESS])
-            .map(|name| {
-                let program = self.ebpf.program(name).ok_or_else(|| no_program(name))?;
+        let tc = [names::TC_INGRESS, names::TC_EGRESS];
+        let all = names::CGROUP.into_iter().chain(tc).chain([names::XDP_INGRESS]);
+        let of_bare = self.bare.iter().flat_map(|bare| tc.map(|name| (bare, name)));
+        all.map(|name| (&self.ebpf, name))
+            .chain(of_bare)
+            .map(|(ebpf, name)| {
+                let program = ebpf.program(name).ok_or_else(|| no_program(name))?;
                 let info = program
                     .info()
                     .map_err(|e| LoadError::from_aya(format!("ask about program {name}"), &e))?;

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use proxy_ebpf::layout::Device;
 
 use super::XdpMode;
-use crate::kernel::links::{self, XdpAttached};
+use crate::kernel::links::{self, Frames, XdpAttached};
 
 /// Whether packets of other machines come in by the device: hardware, and what has one of the
 /// node's addresses (the node may be a container, and its uplink a veth end).
@@ -14,7 +14,8 @@ use crate::kernel::links::{self, XdpAttached};
 /// Nothing is gained at the devices of pods: a pod leaves checksums to the hardware, and
 /// such packets are tc's.
 pub(super) fn is_uplink(device: &links::Device, own: &[IpAddr], node: &[IpAddr]) -> bool {
-    device.enslaved.is_none()
+    device.frames == Some(Frames::Ethernet)
+        && device.enslaved.is_none()
         && (device.kind.is_none() || own.iter().any(|address| node.contains(address)))
 }
 
@@ -57,7 +58,7 @@ mod tests {
             index: 3,
             name: "eth0".into(),
             kind: kind.map(str::to_owned),
-            ethernet: true,
+            frames: Some(Frames::Ethernet),
             enslaved: None,
             mac: None,
             xdp,
@@ -70,8 +71,10 @@ mod tests {
         let pods: IpAddr = "10.244.0.1".parse().unwrap();
         let hardware = device(None, None);
         assert!(is_uplink(&hardware, &[], &[]));
-        let port = links::Device { enslaved: Some(Enslaved::Bridge), ..hardware };
+        let port = links::Device { enslaved: Some(Enslaved::Bridge), ..hardware.clone() };
         assert!(!is_uplink(&port, &[node], &[node]));
+        let modem = links::Device { frames: Some(Frames::Bare), ..hardware };
+        assert!(!is_uplink(&modem, &[node], &[node]));
         let veth = device(Some("veth"), None);
         assert!(is_uplink(&veth, &[pods, node], &[node]));
         assert!(!is_uplink(&veth, &[pods], &[node]));

@@ -42,8 +42,16 @@ const IFLA_XDP_ATTACHED: u16 = 2;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_SLAVE_KIND: u16 = 4;
 
-/// Links that carry Ethernet frames (include/uapi/linux/if_arp.h).
+/// Links that carry Ethernet frames, and those whose packets have no link header
+/// (include/uapi/linux/if_arp.h). GRE is not among them: it writes its own header first.
 const ARPHRD_ETHER: u16 = 1;
+const ARPHRD_PPP: u16 = 512;
+const ARPHRD_RAWIP: u16 = 519;
+const ARPHRD_TUNNEL: u16 = 768;
+const ARPHRD_TUNNEL6: u16 = 769;
+const ARPHRD_SIT: u16 = 776;
+/// WireGuard, tun.
+const ARPHRD_NONE: u16 = 0xfffe;
 
 /// Lengths of `struct ifaddrmsg` and `struct ifinfomsg`.
 const ADDRESS_HEADER: usize = 8;
@@ -65,6 +73,26 @@ pub enum Enslaved {
     Other,
 }
 
+/// What a link's packets begin with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Frames {
+    Ethernet,
+    /// IP's own header: there is no other.
+    Bare,
+}
+
+impl Frames {
+    /// Of a hardware type; `None`: a header of some other kind.
+    const fn of(kind: u16) -> Option<Self> {
+        match kind {
+            ARPHRD_ETHER => Some(Self::Ethernet),
+            ARPHRD_PPP | ARPHRD_RAWIP | ARPHRD_TUNNEL | ARPHRD_TUNNEL6 | ARPHRD_SIT
+            | ARPHRD_NONE => Some(Self::Bare),
+            _ => None,
+        }
+    }
+}
+
 /// How a program is attached at XDP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum XdpAttached {
@@ -81,7 +109,8 @@ pub struct Device {
     pub name: String,
     /// `veth`, `dummy` ..; physical ones have none.
     pub kind: Option<String>,
-    pub ethernet: bool,
+    /// `None`: they begin with a header of another kind.
+    pub frames: Option<Frames>,
     pub enslaved: Option<Enslaved>,
     /// Its Ethernet address.
     pub mac: Option<[u8; 6]>,
@@ -341,7 +370,7 @@ fn decode_device(payload: &[u8]) -> Option<Device> {
         index,
         name: text(&name),
         kind: attribute(&info, 0, IFLA_INFO_KIND).map(|kind| text(&kind)),
-        ethernet: kind == ARPHRD_ETHER,
+        frames: Frames::of(kind),
         enslaved: master.map(|_| match of.as_deref() {
             Some("bridge") => Enslaved::Bridge,
             _ => Enslaved::Other,
@@ -396,6 +425,23 @@ mod tests {
         let fake = FakeNetlink::scripted([Err(Errno(libc::ENODEV)), Err(Errno(libc::EOPNOTSUPP))]);
         let error = NetlinkLinks::new(fake).ensure_dummy("kube-ipvs0").unwrap_err();
         assert!(error.to_string().contains("modprobe dummy"), "{error}");
+    }
+
+    #[test]
+    fn a_device_tells_what_its_packets_begin_with() {
+        let frames = |kind: u16| {
+            let mut payload = vec![0; LINK_HEADER];
+            payload[2..4].copy_from_slice(&kind.to_ne_bytes());
+            payload.extend_from_slice(&[8, 0, 3, 0, b'w', b'g', b'0', 0]);
+            decode_device(&payload).unwrap().frames
+        };
+        assert_eq!(frames(1), Some(Frames::Ethernet));
+        for (kind, what) in [(65534, "none"), (768, "ipip"), (769, "ip6tnl"), (776, "sit")] {
+            assert_eq!(frames(kind), Some(Frames::Bare), "{what}");
+        }
+        for (kind, what) in [(772, "loopback"), (778, "gre"), (823, "ip6gre"), (32, "infiniband")] {
+            assert_eq!(frames(kind), None, "{what}");
+        }
     }
 
     #[test]

@@ -7,10 +7,10 @@ use proxy_ebpf::layout::{Device, names};
 use proxy_ebpf::order::Address;
 use tracing::{debug, info};
 
-use super::super::{LoadError, XdpMode, uplinks};
+use super::super::{LoadError, XdpMode, object, uplinks};
 use super::{EbpfPlane, load, table};
 use crate::dataplane::PlaneError;
-use crate::kernel::links::{self, Enslaved};
+use crate::kernel::links::{self, Enslaved, Frames};
 use crate::model::LocalDetect;
 
 impl EbpfPlane {
@@ -38,7 +38,8 @@ impl EbpfPlane {
             if before == Some(in_map) {
                 continue;
             }
-            if before.is_some_and(|before| (before.flags ^ in_map.flags) & Device::PORT != 0) {
+            let other = Device::PORT | Device::BARE;
+            if before.is_some_and(|before| (before.flags ^ in_map.flags) & other != 0) {
                 // It became a port, or is none any more: other programs.
                 self.pins.remove_links(|place, _| place == *index).map_err(|e| load(&e))?;
                 self.devices.remove(index);
@@ -83,7 +84,9 @@ impl EbpfPlane {
     /// Beside tc's programs, which do what this one leaves.
     fn attach_xdp(&mut self, device: &links::Device, mode: XdpMode) -> Result<(), LoadError> {
         let index = device.index;
-        if uplinks::serves(device.xdp, mode) && self.replace(names::XDP_INGRESS, index)? {
+        if uplinks::serves(device.xdp, mode)
+            && self.replace(names::XDP_INGRESS, Frames::Ethernet, index)?
+        {
             info!(device = %device.name, "program at XDP replaced");
             return Ok(());
         }
@@ -133,7 +136,10 @@ impl EbpfPlane {
             LocalDetect::Unknown | LocalDetect::Cidrs(_) => false,
         };
         let flag = |is: bool, flag| if is { flag } else { 0 };
-        let flags = flag(pods, Device::PODS) | flag(is_port(device), Device::PORT);
+        let bare = device.frames == Some(Frames::Bare);
+        let flags = flag(pods, Device::PODS)
+            | flag(is_port(device), Device::PORT)
+            | flag(bare, Device::BARE);
         let mac = device.mac.unwrap_or_default();
         Device { source4: first(true), source6: first(false), flags, mac, pad: [0; 2] }
     }
@@ -142,28 +148,32 @@ impl EbpfPlane {
     fn attach_device(&mut self, device: &links::Device) -> Result<(), LoadError> {
         let (name, index) = (&*device.name, device.index);
         let port = is_port(device);
+        let frames = device.frames.unwrap_or(Frames::Ethernet);
+        if frames == Frames::Bare {
+            self.table.store().load_bare(&object()?, &self.pins)?;
+        }
         let mut missing = Vec::new();
         // First what undoes translations, then what makes them.
         for program in [names::TC_EGRESS, names::TC_INGRESS] {
             let wanted = program == names::TC_EGRESS || !port;
-            if wanted && !self.replace(program, index)? {
+            if wanted && !self.replace(program, frames, index)? {
                 missing.push(program);
             }
         }
         let replaced = missing.is_empty();
         let programs = self.table.store();
-        let (hook, attachments) = programs.attach_tc_programs(name, &missing)?;
+        let (hook, attachments) = programs.attach_tc_programs(name, frames, &missing)?;
         for (program, attachment) in attachments {
             attachment.pin(&self.pins.link(program, index))?;
         }
-        info!(device = name, ?hook, port, replaced, "attached");
+        info!(device = name, ?hook, ?frames, port, replaced, "attached");
         Ok(())
     }
 
     /// False when no daemon before this one has left such a program there.
-    fn replace(&mut self, program: &str, index: u32) -> Result<bool, LoadError> {
+    fn replace(&mut self, program: &str, frames: Frames, index: u32) -> Result<bool, LoadError> {
         let Some(before) = self.pins.before(program, index)? else { return Ok(false) };
-        if let Err(error) = self.table.store().replace(program, &before, index) {
+        if let Err(error) = self.table.store().replace(program, frames, &before, index) {
             // The device may be another one with the same index; the pin goes with the others.
             debug!(%error, "attaching anew");
             return Ok(false);
@@ -174,8 +184,8 @@ impl EbpfPlane {
 }
 
 fn wants_device(patterns: &[String], device: &links::Device) -> bool {
-    // Others have no header that could be looked at, or exchanged.
-    if !device.ethernet {
+    // Others have a header that is not understood here.
+    if device.frames.is_none() {
         return false;
     }
     if patterns.is_empty() {

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::path::Path;
 
+use aya::Ebpf;
 use aya::programs::cgroup_sock_addr::CgroupSockAddrLink;
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions};
@@ -16,6 +17,7 @@ use proxy_ebpf::layout::names;
 use super::super::LoadError;
 use super::super::pins::{filter, filter_of};
 use super::{Programs, program};
+use crate::kernel::links::Frames;
 
 /// Which of the kernel's two ways a tc program is attached by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -151,24 +153,26 @@ impl Programs {
     ) -> Result<(TcHook, Vec<Named>), LoadError> {
         // First what undoes translations, then what makes them.
         let all = [names::TC_EGRESS, names::TC_INGRESS];
-        self.attach_tc_programs(interface, if both { &all } else { &all[..1] })
+        self.attach_tc_programs(interface, Frames::Ethernet, if both { &all } else { &all[..1] })
     }
 
-    /// As [`Self::attach_tc`], these programs.
+    /// As [`Self::attach_tc`], these programs, of those for such packets.
     ///
     /// # Errors
-    /// As there.
+    /// As there, or those programs are not loaded.
     pub fn attach_tc_programs(
         &mut self,
         interface: &str,
+        frames: Frames,
         programs: &[&'static str],
     ) -> Result<(TcHook, Vec<Named>), LoadError> {
         let hook = tc_hook(interface)?;
         if hook == TcHook::Clsact {
             add_clsact(interface)?;
         }
-        let attach =
-            |&name: &&'static str| Ok((name, self.attach_tc_at(interface, hook, direction(name))?));
+        let attach = |&name: &&'static str| {
+            Ok((name, self.attach_tc_at(interface, frames, hook, direction(name))?))
+        };
         let attached: Result<Vec<Named>, LoadError> = programs.iter().map(attach).collect();
         Ok((hook, attached?))
     }
@@ -176,6 +180,7 @@ impl Programs {
     fn attach_tc_at(
         &mut self,
         interface: &str,
+        frames: Frames,
         hook: TcHook,
         direction: TcAttachType,
     ) -> Result<Attachment, LoadError> {
@@ -188,7 +193,7 @@ impl Programs {
             TcHook::Tcx => TcAttachOptions::TcxOrder(LinkOrder::default()),
             TcHook::Clsact => TcAttachOptions::Netlink(NlOptions::default()),
         };
-        let program: &mut SchedClassifier = program(&mut self.ebpf, name)?;
+        let program: &mut SchedClassifier = program(self.of(frames)?, name)?;
         let id = program.attach_with_options(interface, direction, options).map_err(refused)?;
         let link = program.take_link(id).map_err(refused)?;
         Ok(Attachment { link: AnyLink::Tc(hook, link) })
@@ -199,7 +204,13 @@ impl Programs {
     ///
     /// # Errors
     /// What is pinned at `path` is attached no more, or the kernel refuses.
-    pub fn replace(&mut self, name: &str, path: &Path, ifindex: u32) -> Result<(), LoadError> {
+    pub fn replace(
+        &mut self,
+        name: &str,
+        frames: Frames,
+        path: &Path,
+        ifindex: u32,
+    ) -> Result<(), LoadError> {
         let refused = |e: ProgramError| LoadError::from_aya(at(name, path.display()), &e);
         if name == names::XDP_INGRESS {
             let link = pinned::<XdpLink>(path)?;
@@ -213,7 +224,7 @@ impl Programs {
             Some((priority, handle)) => attached_filter(name, priority, handle, ifindex)?,
             None => pinned::<SchedClassifierLink>(path)?,
         };
-        let program: &mut SchedClassifier = program(&mut self.ebpf, name)?;
+        let program: &mut SchedClassifier = program(self.of(frames)?, name)?;
         let id = program.attach_to_link(link).map_err(refused)?;
         let link = program.take_link(id).map_err(refused)?;
         match filter {
@@ -222,6 +233,17 @@ impl Programs {
             None => drop(link),
         }
         Ok(())
+    }
+
+    /// Tc's programs for such packets.
+    fn of(&mut self, frames: Frames) -> Result<&mut Ebpf, LoadError> {
+        match frames {
+            Frames::Ethernet => Ok(&mut self.ebpf),
+            Frames::Bare => self.bare.as_mut().ok_or_else(|| LoadError::Other {
+                operation: "attach to a device without link headers".to_owned(),
+                reason: "the programs for such devices are not loaded".to_owned(),
+            }),
+        }
     }
 
     /// For packets that come in by `interface` of the current network namespace.
