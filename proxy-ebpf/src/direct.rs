@@ -114,16 +114,17 @@ fn has_ours<const UDP_AT: usize>(packet: &impl Bytes, version: Version) -> bool 
 }
 
 /// As the packet inside has it. When that is not all there is, several packets were merged on the
-/// way (`rx-udp-gro-forwarding`), and cannot be taken apart here.
+/// way (`rx-udp-gro-forwarding`), and cannot be taken apart here. The kernel takes nothing out that
+/// is shorter than an IP header.
 #[inline(always)]
 fn inner_length(packet: &impl Bytes, at: usize, version: Version) -> Option<u16> {
     match version {
         Version::V4 => {
-            let [first, _, a, b] = packet.load(at)?;
+            let [first, _, a, b, ..]: [u8; IPV4_HEADER] = packet.load(at)?;
             (first >> 4 == 4).then_some(u16::from_be_bytes([a, b]))
         }
         Version::V6 => {
-            let [first, _, _, _, a, b] = packet.load(at)?;
+            let [first, _, _, _, a, b, ..]: [u8; IPV6_HEADER] = packet.load(at)?;
             let length = u16::from_be_bytes([a, b]).wrapping_add(IPV6_HEADER as u16);
             (first >> 4 == 6).then_some(length)
         }

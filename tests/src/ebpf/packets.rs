@@ -2,7 +2,6 @@
 //! through the kernel's test run and through the library on the host. What each returns,
 //! every byte of what it made, and the tables afterwards have to be the same.
 
-use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap};
 
 use anyhow::{Context as _, Result, ensure};
@@ -397,6 +396,8 @@ pub fn packets() -> Result<()> {
         let mut random = Random(0x5eed);
         // Translated requests, which can be replied to.
         let mut seen: Vec<Frame> = Vec::new();
+        // Requests that went on inside others, as they came.
+        let mut sent: Vec<Frame> = Vec::new();
         let mut fates: BTreeMap<String, u32> = BTreeMap::new();
         for round in 0..ROUNDS {
             // Before kernel 5.14 a run at XDP cannot be told its device.
@@ -404,9 +405,9 @@ pub fn packets() -> Result<()> {
             let hook = random.pick(if older_than(5, 14)? { &hooks[..3] } else { &hooks });
             if round % 500 == 0 {
                 let (accept, send) = (Config::DIRECT_ACCEPT, Config::DIRECT_SEND);
-                pair.direct(random.pick(&[0, accept, accept | send]))?;
+                pair.direct(random.pick(&[0, accept, accept | send, accept | send]))?;
             }
-            for mut frame in next(&mut random, &seen)? {
+            for mut frame in next(&mut random, &seen, &sent)? {
                 if random.one_in(20) {
                     // Another machine's, or everybody's.
                     frame.1[0] = random.pick(&[0, 3]);
@@ -418,16 +419,19 @@ pub fn packets() -> Result<()> {
                 }
                 let (fate, bytes) =
                     pair.run(hook, &frame.1).with_context(|| format!("round {round}"))?;
-                let what = match bytes.len().cmp(&frame.1.len()) {
+                let what = match (is_wrapped(&frame.1), is_wrapped(&bytes)) {
                     _ if fate == Fate::Drop => "lost",
-                    Ordering::Less => "shorter",
-                    Ordering::Greater => "longer",
-                    Ordering::Equal if bytes == frame.1 => "same",
-                    Ordering::Equal => "changed",
+                    (false, true) => "wrapped",
+                    (true, false) => "unwrapped",
+                    _ if bytes == frame.1 => "same",
+                    _ => "changed",
                 };
                 *fates.entry(format!("{} {hook:?} {fate:?} {what}", frame.0)).or_default() += 1;
                 if frame.0 == "request" && !damaged && bytes != before && fate != Fate::Drop {
-                    remember(&mut seen, &bytes);
+                    match what {
+                        "wrapped" => remember(&mut sent, &before),
+                        _ => remember(&mut seen, &bytes),
+                    }
                 }
             }
         }
@@ -447,12 +451,12 @@ pub fn packets() -> Result<()> {
             "error Egress Next changed",
             "fragment Ingress Redirect changed",
             // Inside other packets, and out of them.
-            "request Ingress Redirect longer",
-            "request Xdp Redirect longer",
-            "fragment Ingress Redirect longer",
-            "error Ingress Redirect longer",
-            "inside Ingress Next shorter",
-            "inside Ingress Redirect shorter",
+            "request Ingress Redirect wrapped",
+            "request Xdp Redirect wrapped",
+            "fragment Ingress Redirect wrapped",
+            "error Ingress Redirect wrapped",
+            "inside Ingress Next unwrapped",
+            "inside Ingress Redirect unwrapped",
             "inside Ingress Drop",
             "inside Ingress Next same",
             "inside Xdp Next same",
@@ -466,7 +470,11 @@ pub fn packets() -> Result<()> {
 }
 
 /// A frame, or the fragments of one, and of what kind.
-fn next(random: &mut Random, seen: &[Frame]) -> Result<Vec<(&'static str, Vec<u8>)>> {
+fn next(
+    random: &mut Random,
+    seen: &[Frame],
+    sent: &[Frame],
+) -> Result<Vec<(&'static str, Vec<u8>)>> {
     let frame = random.request()?;
     let known =
         if seen.is_empty() { frame.clone() } else { seen[random.below(seen.len())].clone() };
@@ -477,7 +485,15 @@ fn next(random: &mut Random, seen: &[Frame]) -> Result<Vec<(&'static str, Vec<u8
         }
         2 | 3 => {
             // About a request as the backend's side knows it, or about a reply.
-            let about = if random.one_in(2) { known } else { frame.with(frame.tuple.inverse()) };
+            let about = match random.below(4) {
+                0 | 1 => known,
+                // What the other node sent to the client.
+                2 if !sent.is_empty() => {
+                    let request = &sent[random.below(sent.len())];
+                    request.with(request.tuple.inverse())
+                }
+                _ => frame.with(frame.tuple.inverse()),
+            };
             let about = Frame { options: 0, ..about };
             let v4 = about.is_v4();
             let kind = if v4 { [3, 4] } else { [2, 0] };
@@ -507,10 +523,16 @@ fn next(random: &mut Random, seen: &[Frame]) -> Result<Vec<(&'static str, Vec<u8
     })
 }
 
+fn is_wrapped(frame: &Vec<u8>) -> bool {
+    let mut headers = Headers::default();
+    parse::ethernet(&frame.as_slice(), &mut headers).is_ok()
+        && direct::is_wrapped(frame, &headers, Be16::from_host(DIRECT_PORT))
+}
+
 fn remember(seen: &mut Vec<Frame>, bytes: &Vec<u8>) {
-    let mut headers = proxy_ebpf::parse::Headers::default();
-    let ours = proxy_ebpf::parse::ethernet(&bytes.as_slice(), &mut headers).is_ok()
-        && headers.kind == proxy_ebpf::parse::Kind::Whole;
+    let mut headers = Headers::default();
+    let ours = parse::ethernet(&bytes.as_slice(), &mut headers).is_ok()
+        && headers.kind == parse::Kind::Whole;
     if ours {
         seen.push(Frame::new(headers.tuple, b"payload"));
     }
