@@ -11,6 +11,7 @@ mod error;
 mod flows;
 pub mod ids;
 mod loader;
+mod locals;
 mod object;
 mod opt_out;
 pub mod pins;
@@ -28,7 +29,7 @@ mod uplinks;
 pub mod value;
 
 pub use cgroup::cgroup;
-pub use dataplane::{EbpfConfig, EbpfPlane};
+pub use dataplane::{DirectReturn, EbpfConfig, EbpfPlane};
 pub use error::LoadError;
 pub use flows::FlowTable;
 pub use loader::{Attachment, Capacity, Limit, Programs, TcHook, XdpMode, check_capabilities};
