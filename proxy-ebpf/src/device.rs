@@ -1,5 +1,6 @@
 //! Packets at a device: which become something else, and what.
 
+use crate::direct;
 use crate::flow::{self, Opening};
 use crate::layout::config::client;
 use crate::layout::{
@@ -7,6 +8,7 @@ use crate::layout::{
     FragmentPorts, Frontend, FrontendCounters, FrontendId, FrontendKey, LocalKey, Traffic, Tuple,
 };
 use crate::order::{Address, Be16};
+use crate::packet::Bytes;
 use crate::parse::{Headers, Kind, SCTP, TCP, UDP, tcp};
 use crate::select::{Client, Hash, SECOND, select};
 use crate::tables::{Network, Tables};
@@ -56,6 +58,26 @@ pub struct Work {
     /// unless `Arrival::wrapped`.
     pub sender: Address,
     pub via: Address,
+}
+
+/// Whether a packet on its way in has one inside that is for a backend of this node. Nodes send
+/// such packets from their own addresses; from a pod's they would let that pod speak for any client.
+#[inline(always)]
+pub fn has_one_inside(
+    tables: &impl Tables,
+    packet: &impl Bytes,
+    headers: &Headers,
+    device: u32,
+) -> bool {
+    let Some(config) = tables.config() else {
+        return false;
+    };
+    let Tuple { source, destination, .. } = headers.tuple;
+    config.features & Config::DIRECT_ACCEPT != 0
+        && direct::is_wrapped(packet, headers, config.direct_port)
+        && device & Device::PODS == 0
+        && tables.local(&LocalKey { service: LocalKey::ANY, address: destination }).is_some()
+        && tables.client(&source) & client::CLUSTER == 0
 }
 
 /// Decides on a packet, enters a flow for a new one, and counts.

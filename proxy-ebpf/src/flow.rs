@@ -143,10 +143,12 @@ pub fn open(
     key: &Tuple,
     opening: &mut Opening,
 ) -> Result<(), Reason> {
-    if opening.direct {
-        return open_direct(tables, network, key, opening);
-    }
-    let source = if opening.masquerade {
+    // A frontend's address that is this node's own proves to the other node that it is a node
+    // port of somebody's.
+    let own = opening.direct && tables.client(&key.destination) & client::NODE != 0;
+    let source = if own {
+        key.destination
+    } else if opening.masquerade {
         network.source_for(&opening.request.to.destination)
     } else {
         key.source
@@ -155,6 +157,9 @@ pub fn open(
         return Err(Reason::NoSource);
     }
     opening.request.to.source = source;
+    if opening.direct {
+        return open_direct(tables, key, opening);
+    }
     opening.request.to.source_port = key.source_port;
     opening.reply_key = opening.request.to.inverse();
     opening.reply.to = key.inverse();
@@ -178,22 +183,8 @@ pub fn open(
 }
 
 /// One entry that claims nothing: the backend's node sees to it that replies lead to one client.
-#[inline(always)]
-fn open_direct(
-    tables: &impl Tables,
-    network: &impl Network,
-    key: &Tuple,
-    opening: &mut Opening,
-) -> Result<(), Reason> {
-    // A frontend's address that is this node's own proves to the other node that it is a node
-    // port of somebody's.
-    let own = tables.client(&key.destination) & client::NODE != 0;
-    let source =
-        if own { key.destination } else { network.source_for(&opening.request.to.destination) };
-    if source.is_unset() {
-        return Err(Reason::NoSource);
-    }
-    opening.request.to.source = source;
+#[cfg_attr(target_arch = "bpf", inline(never))]
+fn open_direct(tables: &impl Tables, key: &Tuple, opening: &mut Opening) -> Result<(), Reason> {
     opening.request.to.source_port = direct::source_port(opening.hash);
     if tables.add_flow(key, &opening.request) {
         return Ok(());

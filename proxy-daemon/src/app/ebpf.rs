@@ -117,11 +117,7 @@ pub fn plane(config: &Config) -> Result<Parts<EbpfPlane>, Fatal> {
             Xdp::Native => Some(XdpMode::Native),
             Xdp::Generic => Some(XdpMode::Generic),
         },
-        direct: DirectReturn {
-            accepts: config.direct_server_return != DirectServerReturn::Off,
-            sends: config.direct_server_return == DirectServerReturn::On,
-            port: config.direct_server_return_port,
-        },
+        direct: direct_return(config),
         sysctl_root: config.sysctl_root.clone(),
         namespace,
         handing_over,
@@ -131,6 +127,14 @@ pub fn plane(config: &Config) -> Result<Parts<EbpfPlane>, Fatal> {
     let netdev = Box::new(GenericNetdev::new(generic));
     let plane = EbpfPlane::new(config, programs, pins, (links, netdev), sockets, takeover);
     Ok(Parts { plane, traffic: Box::new(traffic), features })
+}
+
+fn direct_return(config: &Config) -> DirectReturn {
+    DirectReturn {
+        accepts: config.direct_server_return != DirectServerReturn::Off,
+        sends: config.direct_server_return == DirectServerReturn::On,
+        port: config.direct_server_return_port,
+    }
 }
 
 /// What was chosen of what this kernel can do, and where.

@@ -8,7 +8,7 @@ use super::Fake;
 use crate::answer::{self, Error};
 use crate::device::{self, Arrival, Hook, Work};
 use crate::direct;
-use crate::layout::{Config, Device, LocalKey, Traffic};
+use crate::layout::{Device, Traffic};
 use crate::order::Address;
 use crate::packet::Packet as _;
 use crate::parse::{self, ETHERNET, Kind};
@@ -55,7 +55,11 @@ pub fn run(tables: &Fake, arrival: &Arrival, way: &Way, frame: &mut Vec<u8>) -> 
         tables.count_drop(reason);
         Fate::Drop
     };
-    let wrapped = arrival.hook == Hook::Ingress && unwrap(tables, &mut work, frame);
+    let wrapped = arrival.hook == Hook::Ingress
+        && device::has_one_inside(tables, frame, &work.headers, arrival.device);
+    if wrapped {
+        unwrap(&mut work, frame);
+    }
     if wrapped && parse::ethernet(&frame.as_slice(), &mut work.headers).is_err() {
         return failed(Reason::Misdirected);
     }
@@ -94,20 +98,11 @@ fn is_for_us(hook: Hook, way: &Way, frame: &Vec<u8>) -> bool {
     }
 }
 
-/// Takes the packet out that is inside, if it is for a backend of this node.
-fn unwrap(tables: &Fake, work: &mut Work, frame: &mut Vec<u8>) -> bool {
-    let Config { features, direct_port, .. } = tables.config;
-    let (via, version) = (work.headers.tuple.destination, work.headers.version);
-    if features & Config::DIRECT_ACCEPT == 0
-        || !direct::is_wrapped(frame, &work.headers, direct_port)
-        || tables.local(&LocalKey { service: LocalKey::ANY, address: via }).is_none()
-    {
-        return false;
-    }
+/// Takes the packet out that is inside.
+fn unwrap(work: &mut Work, frame: &mut Vec<u8>) {
     work.sender = work.headers.tuple.source;
-    work.via = via;
-    frame.drain(ETHERNET..ETHERNET + direct::overhead(version));
-    true
+    work.via = work.headers.tuple.destination;
+    frame.drain(ETHERNET..ETHERNET + direct::overhead(work.headers.version));
 }
 
 /// Puts the packet inside another one.

@@ -2,12 +2,11 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::bpf_skb_adjust_room;
-use proxy_ebpf::device::Work;
+use proxy_ebpf::device::{self, Work};
 use proxy_ebpf::direct;
-use proxy_ebpf::layout::{Config, LocalKey};
+use proxy_ebpf::layout::Config;
 use proxy_ebpf::parse::Version;
 use proxy_ebpf::rewrite;
-use proxy_ebpf::tables::Tables as _;
 use proxy_ebpf::verdict::Reason;
 
 use crate::maps::{self, Kernel, Scratch};
@@ -59,22 +58,18 @@ pub fn wrap(skb: *mut __sk_buff, work: &Work) -> bool {
 /// the packet then is known of that one. `NEXT`, or a reason to drop.
 #[inline(never)]
 pub fn unwrap(skb: *mut __sk_buff, scratch: &mut Scratch) -> i32 {
-    let Some(config) = maps::config() else {
+    // Off, as it mostly is, this costs no lookup.
+    if maps::config().is_none_or(|config| config.features & Config::DIRECT_ACCEPT == 0) {
         return NEXT;
-    };
+    }
     let headers = &scratch.work.headers;
-    if config.features & Config::DIRECT_ACCEPT == 0
-        || !direct::is_wrapped(&Skb(skb).frame(), headers, config.direct_port)
-    {
+    // SAFETY: a valid context.
+    let flags = maps::device(unsafe { (*skb).ifindex }).map_or(0, |device| device.flags);
+    if !device::has_one_inside(&Kernel, &Skb(skb).frame(), headers, flags) {
         return NEXT;
     }
     let (sender, via) = (headers.tuple.source, headers.tuple.destination);
-    if Kernel.local(&LocalKey { service: LocalKey::ANY, address: via }).is_none() {
-        return NEXT;
-    }
     let room = direct::overhead(headers.version) as i32;
-    // SAFETY: a valid context.
-    scratch.segments = unsafe { (*skb).gso_segs };
     scratch.wrapped = 1;
     scratch.work.sender = sender;
     scratch.work.via = via;

@@ -76,7 +76,7 @@ pub struct Scratch {
     pub ifindex: u32,
     pub ethernet: [u8; 12],
     pub mtu: u32,
-    /// 1 when the packet came inside another one, and the segments that it stood for then.
+    /// 1 when the packet came inside another one; and segments that it stood for as it came.
     pub wrapped: u32,
     pub segments: u32,
     /// ICMP errors that may still be sent in the second that began then.

@@ -64,6 +64,9 @@ fn run(skb: *mut __sk_buff, hook: Hook) -> i32 {
         return NEXT;
     }
     scratch.wrapped = 0;
+    // The kernel forgets how many there are when it takes a packet out of another one.
+    // SAFETY: a valid context.
+    scratch.segments = unsafe { (*skb).gso_segs };
     if !egress {
         let result = direct::unwrap(skb, scratch);
         if result != NEXT {
@@ -134,18 +137,15 @@ pub fn parse(skb: *mut __sk_buff, work: &mut Work) -> bool {
 #[inline(never)]
 fn decide(skb: *mut __sk_buff, scratch: &mut Scratch, egress: bool) -> u32 {
     let place = place(skb);
-    let wrapped = scratch.wrapped != 0;
     // SAFETY: a valid context, and helpers without arguments.
-    let (segments, length, now, random) =
-        unsafe { ((*skb).gso_segs, (*skb).len, bpf_ktime_get_ns(), bpf_get_prandom_u32()) };
-    let segments = if wrapped { scratch.segments } else { segments };
+    let (length, now, random) = unsafe { ((*skb).len, bpf_ktime_get_ns(), bpf_get_prandom_u32()) };
     let arrival = Arrival {
         hook: if egress { Hook::Egress } else { Hook::Ingress },
         device: maps::device(place.ifindex).map_or(0, |device| device.flags),
-        wrapped,
+        wrapped: scratch.wrapped != 0,
         now,
         random,
-        traffic: Traffic { packets: segments.max(1).into(), bytes: length.into() },
+        traffic: Traffic { packets: scratch.segments.max(1).into(), bytes: length.into() },
     };
     match device::decide(&Kernel, &place, &arrival, &mut scratch.work) {
         Verdict::Pass => decision::PASS,

@@ -347,7 +347,7 @@ impl Random {
         if self.one_in(3) {
             frame.tuple.destination = ip(names.gateway)?;
         }
-        let source = if self.one_in(4) { names.node } else { names.gateway };
+        let source = self.pick(&[names.node, names.pod, names.gateway, names.gateway]);
         let outer = Tuple {
             source: ip(source)?,
             destination: ip(&to)?,

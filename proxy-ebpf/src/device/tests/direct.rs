@@ -184,6 +184,13 @@ fn what_is_not_for_this_node_is_left_alone_and_what_it_cannot_place_is_dropped()
     let mut nobodys = receiver();
     nobodys.tables.locals.clear();
     untouched(&nobodys, wrapped(client(4000)));
+    // A pod that speaks for others.
+    let mut from_pod = receiver();
+    from_pod.tables.clients.insert(ip(NODE), client::CLUSTER);
+    untouched(&from_pod, wrapped(client(4000)));
+    let mut behind = receiver();
+    behind.device |= Device::PODS;
+    untouched(&behind, wrapped(client(4000)));
     for hook in [Hook::Xdp, Hook::Egress] {
         untouched(receiver().at(hook), wrapped(client(4000)));
     }
