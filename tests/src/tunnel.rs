@@ -7,6 +7,8 @@ use std::fs::File;
 use std::io::{Error, Read as _, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -28,12 +30,18 @@ struct Request {
 /// # Errors
 /// The kernel refuses, or has none.
 pub fn open(name: &str) -> Result<File> {
+    const CONTROL: &str = "/dev/net/tun";
+    if !Path::new(CONTROL).exists() {
+        // The file comes with the module, where it is one.
+        let loaded = Command::new("modprobe").arg("tun").status().context("modprobe")?;
+        ensure!(loaded.success(), "modprobe tun: {loaded}");
+    }
     let file = File::options()
         .read(true)
         .write(true)
         .custom_flags(libc::O_NONBLOCK)
-        .open("/dev/net/tun")
-        .context("/dev/net/tun")?;
+        .open(CONTROL)
+        .context(CONTROL)?;
     let mut request = Request {
         name: [0; libc::IFNAMSIZ],
         flags: u16::try_from(libc::IFF_TUN | libc::IFF_NO_PI)?,

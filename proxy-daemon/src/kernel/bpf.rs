@@ -32,7 +32,9 @@ const PER_CPU: [u32; 4] = [5, 6, 10, 21];
 const ENOTSUPP: i32 = 524;
 
 /// Entries of one batch: as many as fit a few pages, since the kernel copies them one by one.
-const BATCH: usize = 4096;
+pub const BATCH: usize = 4096;
+/// What a batch of larger values comes to, about.
+const BYTES: usize = 1 << 20;
 
 /// What the kernel says of a map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -75,11 +77,13 @@ struct BatchArguments {
     flags: u64,
 }
 
-/// A handle of its own to a map whose values are one for all CPUs.
+/// A handle of its own to a map.
 #[derive(Debug)]
 pub struct RawMap {
     fd: OwnedFd,
     shape: Shape,
+    /// Length of what is read and written with a key: a value, or one for each CPU.
+    value: usize,
     /// Batches have not been refused yet.
     batches: Cell<bool>,
     calls: Cell<u64>,
@@ -105,6 +109,28 @@ impl RawMap {
     /// # Errors
     /// It is no map, has a value for each CPU, or descriptors ran out.
     pub fn of(map: BorrowedFd<'_>) -> Result<Self, Errno> {
+        let map = Self::open(map)?;
+        if PER_CPU.contains(&map.shape.kind) {
+            return Err(Errno(Number::EOPNOTSUPP as i32));
+        }
+        Ok(map)
+    }
+
+    /// A map that has a value for each of `cpus`, those that there could be, which each begin at a
+    /// multiple of 8 bytes.
+    ///
+    /// # Errors
+    /// It is no such map, or descriptors ran out.
+    pub fn of_each_cpu(map: BorrowedFd<'_>, cpus: usize) -> Result<Self, Errno> {
+        let mut map = Self::open(map)?;
+        if !PER_CPU.contains(&map.shape.kind) {
+            return Err(Errno(Number::EOPNOTSUPP as i32));
+        }
+        map.value = map.value.next_multiple_of(8) * cpus;
+        Ok(map)
+    }
+
+    fn open(map: BorrowedFd<'_>) -> Result<Self, Errno> {
         let fd = map.try_clone_to_owned().map_err(|e| Errno(e.raw_os_error().unwrap_or(0)))?;
         let mut shape = Shape::default();
         let mut arguments = InfoArguments {
@@ -116,10 +142,8 @@ impl RawMap {
         unsafe {
             bpf(INFO_BY_FD, &mut arguments)?;
         }
-        if PER_CPU.contains(&shape.kind) {
-            return Err(Errno(Number::EOPNOTSUPP as i32));
-        }
-        Ok(Self { fd, shape, batches: Cell::new(true), calls: Cell::new(0) })
+        let value = shape.value_size as usize;
+        Ok(Self { fd, shape, value, batches: Cell::new(true), calls: Cell::new(0) })
     }
 
     #[must_use]
@@ -143,7 +167,7 @@ impl RawMap {
     }
 
     const fn value(&self) -> usize {
-        self.shape.value_size as usize
+        self.value
     }
 
     /// Adds or replaces. `keys` and `values` are one after the other; an error leaves those
@@ -198,12 +222,33 @@ impl RawMap {
     /// The kernel refuses.
     pub fn read(&self, mut give: impl FnMut(&[u8], &[u8])) -> Result<(), Errno> {
         if self.batches.get() {
-            match self.read_batches(&mut give) {
+            let mut all = |keys: &[u8], values: &[u8]| {
+                give(keys, values);
+                true
+            };
+            match self.read_batches(BATCH, &mut all) {
                 Err(error) if self.has_no_batches(error) => {}
                 result => return result,
             }
         }
         self.read_one_by_one(give)
+    }
+
+    /// Gives entry after entry (an array's come in their order) until `each` has enough, in batches
+    /// of `limit` at most.
+    ///
+    /// # Errors
+    /// The kernel refuses: an older one has no batches.
+    pub fn read_while(
+        &self,
+        limit: usize,
+        mut each: impl FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), Errno> {
+        let room = (BYTES / (self.key() + self.value())).clamp(1, limit.max(1));
+        self.read_batches(room, &mut |keys, values| {
+            let mut entries = keys.chunks(self.key()).zip(values.chunks(self.value()));
+            entries.all(|(key, value)| each(key, value))
+        })
     }
 
     /// The values of an array from `first` on, as many as there are up to `count`.
@@ -249,8 +294,12 @@ impl RawMap {
         unknown
     }
 
-    fn read_batches(&self, give: &mut impl FnMut(&[u8], &[u8])) -> Result<(), Errno> {
-        let mut room = BATCH;
+    /// Until `give` has enough.
+    fn read_batches(
+        &self,
+        mut room: usize,
+        give: &mut impl FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), Errno> {
         // As large as what the kernel puts there: a key, or a number of its own.
         let mut cursor = vec![0; self.key().max(size_of::<u64>())];
         let mut after: Option<Vec<u8>> = None;
@@ -260,8 +309,8 @@ impl RawMap {
             values.resize(room * self.value(), 0);
             match self.lookup_batch(after.as_deref(), &mut cursor, &mut keys, &mut values) {
                 Ok((count, over)) => {
-                    give(&keys[..count * self.key()], &values[..count * self.value()]);
-                    if over {
+                    let more = give(&keys[..count * self.key()], &values[..count * self.value()]);
+                    if over || !more {
                         return Ok(());
                     }
                     after = Some(cursor.clone());

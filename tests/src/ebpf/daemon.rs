@@ -215,25 +215,32 @@ status:
 pub fn daemon() -> Result<()> {
     in_netns(|| {
         let bed = Bed::new(Namespaces::new()?)?;
-        from_start_to_end(&bed)
+        let daemon = bed.start()?;
+        from_start_to_end(&bed, daemon)
     })
 }
 
 /// The same where clients come by a tunnel and the other node is behind another one: devices
-/// whose packets have no link header.
+/// whose packets have no link header. The maps are too small at first, so that the programs are
+/// exchanged while they are in use.
 ///
 /// # Errors
 /// What differed.
 pub fn bare_daemon() -> Result<()> {
     in_netns(|| {
         let bed = Bed::new(Namespaces::with_tunnels(&[CLIENT.link, REMOTE.link])?)?;
-        from_start_to_end(&bed)
+        let daemon = bed.start_with(&["--ebpf-map-sizes=frontends=2,backends=1,slots=1"])?;
+        bed.endpoints(&[("pod", "node-a")])?;
+        bed.settles(&daemon, &["pod"])?;
+        let log = daemon.log();
+        let exchanged = "frames=Bare port=false replaced=true";
+        ensure!(log.contains("grown") && log.contains(exchanged), "{log}");
+        from_start_to_end(&bed, daemon)
     })
 }
 
-fn from_start_to_end(bed: &Bed) -> Result<()> {
+fn from_start_to_end(bed: &Bed, mut daemon: Daemon) -> Result<()> {
     bed.endpoints(&[("remote", "node-b"), ("pod", "node-a")])?;
-    let mut daemon = bed.start()?;
     bed.settles(&daemon, &["remote", "pod"])?;
     for family in 0..2 {
         for (address, port) in [(EXTERNAL[family], 80), (CLIENT.node[family], NODE_PORT)] {

@@ -3,7 +3,6 @@
 //! The only room that knows aya. `docs/ebpf.md` describes the whole.
 
 mod backends;
-mod batch;
 mod capability;
 mod cgroup;
 mod dataplane;
@@ -14,6 +13,7 @@ mod loader;
 mod locals;
 mod object;
 mod opt_out;
+mod per_cpu;
 pub mod pins;
 pub mod plane;
 mod pod;

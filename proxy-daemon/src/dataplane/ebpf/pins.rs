@@ -21,7 +21,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::linux::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
@@ -422,9 +422,24 @@ fn holder(locks: &str, device: u64, inode: u64) -> Option<u32> {
 /// # Errors
 /// It is not there, or has a value for each CPU.
 pub fn raw_pin(path: &Path) -> Result<RawMap, LoadError> {
+    raw_pin_as(path, RawMap::of)
+}
+
+/// The same to a map that has a value for each of so many CPUs.
+///
+/// # Errors
+/// It is not there, or no such map.
+pub fn raw_pin_of_each_cpu(path: &Path, cpus: usize) -> Result<RawMap, LoadError> {
+    raw_pin_as(path, |map| RawMap::of_each_cpu(map, cpus))
+}
+
+fn raw_pin_as(
+    path: &Path,
+    of: impl FnOnce(BorrowedFd<'_>) -> Result<RawMap, crate::kernel::netlink::Errno>,
+) -> Result<RawMap, LoadError> {
     let operation = format!("open {}", path.display());
     let data = MapData::from_pin(path).map_err(|e| LoadError::from_aya(&*operation, &e))?;
-    let raw = RawMap::of(data.fd().as_fd());
+    let raw = of(data.fd().as_fd());
     raw.map_err(|errno| LoadError::Kernel { operation, errno, hint: "" })
 }
 

@@ -515,7 +515,10 @@ pub(super) fn failed(
     move |source| TableError { map, operation, source: Refusal::Aya(source) }
 }
 
-fn refused(map: &'static str, operation: &'static str) -> impl FnOnce(Errno) -> TableError {
+pub(super) fn refused(
+    map: &'static str,
+    operation: &'static str,
+) -> impl FnOnce(Errno) -> TableError {
     move |errno| TableError { map, operation, source: Refusal::Kernel(errno) }
 }
 

@@ -11,14 +11,17 @@ use proxy_ebpf::layout::{
 use proxy_ebpf::verdict::Reason;
 use tracing::info;
 
-use super::batch::{BATCH, BatchMap, from_bytes, sum};
-use super::pins::Pins;
+use super::per_cpu::{from_bytes, sum};
+use super::pins::{Pins, raw_pin_of_each_cpu};
+use super::tables::refused;
 use super::value::{Key, from_map_key};
 use super::{LoadError, TableError, Tables};
 use crate::dataplane::PlaneError;
 use crate::dataplane::traffic::{
     Abilities, Amount, Counters, EndpointKey, Sample, Sink, TrafficSource,
 };
+use crate::kernel::bpf::{BATCH, RawMap};
+use crate::kernel::netlink::Errno;
 use crate::model::HostPort;
 use crate::policy::FrontendKey;
 
@@ -33,31 +36,24 @@ pub struct EbpfTraffic {
 }
 
 struct Batches {
-    frontend_counters: BatchMap,
-    backend_counters: BatchMap,
+    frontend_counters: RawMap,
+    backend_counters: RawMap,
 }
 
 impl Batches {
     fn open(pins: &Pins) -> Result<Self, LoadError> {
         let cpus =
             nr_cpus().map_err(|(path, source)| LoadError::Read { path: path.into(), source })?;
+        let open = |name| raw_pin_of_each_cpu(&pins.map(name), cpus);
         Ok(Self {
-            frontend_counters: BatchMap::open::<FrontendCounters>(
-                pins,
-                names::FRONTEND_COUNTERS,
-                cpus,
-            )?,
-            backend_counters: BatchMap::open::<BackendCounters>(
-                pins,
-                names::BACKEND_COUNTERS,
-                cpus,
-            )?,
+            frontend_counters: open(names::FRONTEND_COUNTERS)?,
+            backend_counters: open(names::BACKEND_COUNTERS)?,
         })
     }
 
     /// Asked of the kernel: distributions carry such things further back than its version.
     fn work(&self) -> bool {
-        self.frontend_counters.each(1, &mut |_, _| false).is_ok()
+        self.frontend_counters.read_while(1, |_, _| false).is_ok()
     }
 }
 
@@ -95,7 +91,8 @@ impl EbpfTraffic {
         each: &mut dyn FnMut(usize, FrontendCounters),
     ) -> Result<(), TableError> {
         match &self.batches {
-            Some(batches) => sums(&batches.frontend_counters, ids, each),
+            Some(batches) => sums(&batches.frontend_counters, ids, each)
+                .map_err(refused(names::FRONTEND_COUNTERS, "read all")),
             None => one_by_one(ids, each, |id| self.tables.frontend_counters(FrontendId(id))),
         }
     }
@@ -106,7 +103,8 @@ impl EbpfTraffic {
         each: &mut dyn FnMut(usize, BackendCounters),
     ) -> Result<(), TableError> {
         match &self.batches {
-            Some(batches) => sums(&batches.backend_counters, ids, each),
+            Some(batches) => sums(&batches.backend_counters, ids, each)
+                .map_err(refused(names::BACKEND_COUNTERS, "read all")),
             None => one_by_one(ids, each, |id| self.tables.backend_counters(BackendId(id))),
         }
     }
@@ -210,13 +208,14 @@ impl EbpfTraffic {
 
 /// The sums of these ids, which are sorted, from one walk over the map.
 fn sums<T: aya::Pod + Default + std::ops::AddAssign>(
-    map: &BatchMap,
+    map: &RawMap,
     ids: &[u32],
     each: &mut dyn FnMut(usize, T),
-) -> Result<(), TableError> {
+) -> Result<(), Errno> {
     let mut next = 0;
     // An array's entries come by their number.
-    map.each(BATCH.min(ids.last().map_or(1, |last| *last as usize + 1)), &mut |key, value| {
+    let limit = BATCH.min(ids.last().map_or(1, |last| *last as usize + 1));
+    map.read_while(limit, |key, value| {
         let Some(id) = from_bytes::<u32>(key) else { return false };
         while ids.get(next) == Some(&id) {
             each(next, sum(value));
