@@ -115,7 +115,7 @@ fn a_kill_in_the_middle_of_an_upgrade_cuts_nothing() {
         let over = count(&stage, REMOVED);
         stage.bed.start_daemon(0, &[]).expect("a daemon");
         until("it has begun", LONG, || count(&stage, "maps of another version") > begun);
-        std::thread::sleep(Duration::from_millis(90) * turn);
+        std::thread::sleep(Duration::from_millis(45) * turn);
         stage.bed.kill_daemon(0).expect("running until killed");
         load.probe(&stage, 10);
         if count(&stage, REMOVED) > over {
