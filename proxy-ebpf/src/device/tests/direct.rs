@@ -377,7 +377,9 @@ fn a_tuple_that_a_flow_of_one_direction_has_is_free_when_that_has_ended() {
     let reply = tuple(TCP, (POD_OF_OTHER, 8080), (NODE, 50_000));
     let to = tuple(TCP, (NODE, 1), ("10.244.9.9", 2));
     let flow = Flow { to, seen: node.now, flags: Flow::DIRECT, ..Flow::default() };
-    let other = Flow { to: client(1), flags: Flow::REPLY, ..Flow::default() };
+    // Where its other half would be, if it had one; much in use.
+    let seen = node.now + 61 * SECOND;
+    let other = Flow { to: client(1), seen, flags: Flow::REPLY, ..Flow::default() };
     node.tables.flows.borrow_mut().extend([(reply, flow), (to.inverse(), other)]);
     assert_eq!(node.syn(client(4000)).0, Fate::Drop);
     node.now += 61 * SECOND;
