@@ -8,7 +8,7 @@
 use crate::checksum::{finish, pseudo_sum};
 use crate::layout::Tuple;
 use crate::order::Address;
-use crate::packet::Resize;
+use crate::packet::{Packet, Resize};
 use crate::parse::{
     ETHERNET, Headers, ICMP, ICMP_HEADER, ICMPV6, IPV4_HEADER, IPV6_HEADER, Kind, MAX_TRANSPORT,
     TCP, UDP, Version, tcp,
@@ -109,7 +109,12 @@ fn reset(packet: &mut impl Resize, headers: &Headers) -> Option<()> {
 
 /// In parts, since the program's stack could not hold both kinds of header whole.
 #[inline(always)]
-fn store_ip(packet: &mut impl Resize, answer: &Tuple, protocol: u8, payload: u16) -> Option<()> {
+pub(crate) fn store_ip(
+    packet: &mut impl Packet,
+    answer: &Tuple,
+    protocol: u8,
+    payload: u16,
+) -> Option<()> {
     if answer.source.to_v4().is_some() {
         packet.store(ETHERNET, ipv4(answer, protocol, payload))
     } else {
@@ -252,7 +257,7 @@ fn store_ethernet(packet: &mut impl Resize, header: [u8; ETHERNET]) -> Option<()
 #[inline(always)]
 fn ipv4(answer: &Tuple, protocol: u8, payload: u16) -> [u8; IPV4_HEADER] {
     const DONT_FRAGMENT: u8 = 0x40;
-    let [high, low] = (IPV4_HEADER as u16 + payload).to_be_bytes();
+    let [high, low] = (IPV4_HEADER as u16).wrapping_add(payload).to_be_bytes();
     let mut bytes =
         [0x45, 0, high, low, 0, 0, DONT_FRAGMENT, 0, HOPS, protocol, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     copy(&mut bytes, 12, &answer.source.words()[3].to_wire());

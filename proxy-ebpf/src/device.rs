@@ -1,12 +1,14 @@
 //! Packets at a device: which become something else, and what.
 
+use crate::direct;
 use crate::flow::{self, Opening};
 use crate::layout::config::client;
 use crate::layout::{
     AffinityKey, Backend, BackendCounters, BackendId, Config, Device, Flow, FragmentKey,
-    FragmentPorts, Frontend, FrontendCounters, FrontendId, FrontendKey, Traffic, Tuple,
+    FragmentPorts, Frontend, FrontendCounters, FrontendId, FrontendKey, LocalKey, Traffic, Tuple,
 };
 use crate::order::{Address, Be16};
+use crate::packet::Bytes;
 use crate::parse::{Headers, Kind, SCTP, TCP, UDP, tcp};
 use crate::select::{Client, Hash, SECOND, select};
 use crate::tables::{Network, Tables};
@@ -30,6 +32,8 @@ pub struct Arrival {
     pub hook: Hook,
     /// `Device::PODS | ..`
     pub device: u32,
+    /// It came inside another one, which `Work` knows: this node is to give it to a backend of its.
+    pub wrapped: bool,
     pub now: u64,
     pub random: u32,
     /// Segments that it stands for, and its length.
@@ -50,6 +54,30 @@ pub struct Work {
     pub known: Flow,
     pub frontend: Frontend,
     pub opening: Opening,
+    /// Where the packet that it came inside of came from, and whom it was for; of no meaning
+    /// unless `Arrival::wrapped`.
+    pub sender: Address,
+    pub via: Address,
+}
+
+/// Whether a packet on its way in has one inside that is for a backend of this node. Nodes send
+/// such packets from their own addresses; from a pod's they would let that pod speak for any client.
+#[inline(always)]
+pub fn has_one_inside(
+    tables: &impl Tables,
+    packet: &impl Bytes,
+    headers: &Headers,
+    device: u32,
+) -> bool {
+    let Some(config) = tables.config() else {
+        return false;
+    };
+    let Tuple { source, destination, .. } = headers.tuple;
+    config.features & Config::DIRECT_ACCEPT != 0
+        && direct::is_wrapped(packet, headers, config.direct_port)
+        && device & Device::PODS == 0
+        && tables.local(&LocalKey { service: LocalKey::ANY, address: destination }).is_some()
+        && tables.client(&source) & client::CLUSTER == 0
 }
 
 /// Decides on a packet, enters a flow for a new one, and counts.
@@ -107,7 +135,16 @@ fn resolve(tables: &impl Tables, headers: &mut Headers) -> bool {
 #[cfg_attr(target_arch = "bpf", inline(never))]
 fn follow(tables: &impl Tables, arrival: &Arrival, work: &mut Work) -> bool {
     let headers = &work.headers;
-    flow::advance(tables, &headers.tuple, headers.tcp_flags, arrival.now, &mut work.known)
+    let Headers { tuple, tcp_flags, .. } = headers;
+    if !flow::advance(tables, tuple, *tcp_flags, arrival.now, &mut work.known) {
+        return false;
+    }
+    // Two nodes must not send a packet to each other: what the other has chosen is newer.
+    if arrival.wrapped && Flow::is_direct(work.known.flags) {
+        tables.remove_flow(tuple);
+        return false;
+    }
+    true
 }
 
 /// Nanoseconds that a translated packet may wait in the stack before it leaves: for three
@@ -163,27 +200,28 @@ const fn fragment_key(headers: &Headers) -> FragmentKey {
 #[inline(always)]
 fn carry_on(tables: &impl Tables, arrival: &Arrival, work: &Work) -> Verdict {
     let flow = &work.known;
-    let Some(forward) = way(arrival.hook, flow.flags) else {
+    let Some(verdict) = way(arrival.hook, flow.flags) else {
         return Verdict::Pass;
     };
     if arrival.device & Device::PORT != 0 && flow.flags & Flow::REPLY == 0 {
         return Verdict::Pass;
     }
-    if !can_become(&work.headers, &flow.to) {
+    if !can_become(&work.headers, flow) {
         return refuse(tables, arrival, Some(flow.frontend), Reason::SctpPort);
     }
     if arrival.hook != Hook::Xdp {
         count_known(tables, flow, arrival.traffic);
     }
-    Verdict::Translate { forward }
+    verdict
 }
 
 /// The checksum of SCTP covers the whole packet. How it changes with a port depends on the
 /// packet's length, which no fragment tells.
 #[inline(always)]
-fn can_become(headers: &Headers, to: &Tuple) -> bool {
-    let from = &headers.tuple;
+fn can_become(headers: &Headers, flow: &Flow) -> bool {
+    let (from, to) = (&headers.tuple, &flow.to);
     from.protocol != SCTP
+        || Flow::is_direct(flow.flags)
         || matches!(headers.kind, Kind::Whole | Kind::IcmpError)
         || from.source_port == to.source_port && from.destination_port == to.destination_port
 }
@@ -200,21 +238,26 @@ fn count_known(tables: &impl Tables, flow: &Flow, traffic: Traffic) {
     count(tables, flow.frontend, flow.backend, traffic, reply);
 }
 
-/// Whether the program itself sends a packet of a flow on. `None`: it is not to be
-/// translated here.
+/// What becomes of a packet of a flow: whether the program itself sends it on. `None`: it is not
+/// to be touched here.
 ///
 /// A reply to a client's own address leaves by a device where the client's packets came in,
 /// and is translated there, so that the stack between (its rules, its connection tracking)
 /// sees the same two addresses in both directions.
 #[inline(always)]
-fn way(hook: Hook, flags: u32) -> Option<bool> {
-    let forward = flags & Flow::FORWARD != 0;
-    match (flags & Flow::REPLY != 0, hook) {
-        (true, Hook::Egress) => Some(false),
-        (true, _) => forward.then_some(true),
-        (false, Hook::Egress) => Some(true),
-        (false, _) => Some(forward),
+fn way(hook: Hook, flags: u32) -> Option<Verdict> {
+    if Flow::is_direct(flags) {
+        return if hook == Hook::Egress { None } else { Some(Verdict::Encapsulate) };
     }
+    let forward = flags & Flow::FORWARD != 0;
+    let forward = match (flags & Flow::REPLY != 0, hook) {
+        (true, Hook::Egress) => false,
+        (true, _) if forward => true,
+        (true, _) => return None,
+        (false, Hook::Egress) => true,
+        (false, _) => forward,
+    };
+    Some(Verdict::Translate { forward })
 }
 
 /// An ICMP error goes the way of its flow's packets, and is not traffic of it.
@@ -232,7 +275,8 @@ fn error(tables: &impl Tables, arrival: &Arrival, work: &mut Work) -> Verdict {
         return Verdict::Pass;
     };
     match way(arrival.hook, flags) {
-        Some(forward) => Verdict::Translate { forward },
+        Some(Verdict::Encapsulate) if arrival.wrapped => Verdict::Pass,
+        Some(verdict) => verdict,
         None => Verdict::Pass,
     }
 }
@@ -262,10 +306,17 @@ fn begin(
     arrival: &Arrival,
     work: &mut Work,
 ) -> Verdict {
-    if !find(tables, work) {
+    if !find(tables, config, arrival.wrapped, work) {
+        if arrival.wrapped {
+            return refuse(tables, arrival, None, Reason::Misdirected);
+        }
         return refuse_unmatched(tables, config, arrival, &work.headers.tuple.destination);
     }
-    if config.features & Config::OTHERS_CONNECTIONS != 0 && is_in_the_middle(&work.headers) {
+    // No other proxy's connection comes inside packets of ours.
+    if !arrival.wrapped
+        && config.features & Config::OTHERS_CONNECTIONS != 0
+        && is_in_the_middle(&work.headers)
+    {
         return Verdict::Pass;
     }
     let result = choose(tables, config, arrival, work);
@@ -275,7 +326,7 @@ fn begin(
     let Flow { to, backend, frontend, flags, .. } = work.opening.request;
     let forward = flags & Flow::FORWARD != 0;
     work.to = to;
-    if !can_become(&work.headers, &to) {
+    if !can_become(&work.headers, &work.opening.request) {
         return refuse(tables, arrival, Some(frontend), Reason::SctpPort);
     }
     // XDP has entered the flow; the packet is then one of a known flow at tc.
@@ -286,7 +337,7 @@ fn begin(
     } else {
         count(tables, frontend, backend, arrival.traffic, false);
     }
-    Verdict::Translate { forward }
+    if Flow::is_direct(flags) { Verdict::Encapsulate } else { Verdict::Translate { forward } }
 }
 
 /// Of a connection that began elsewhere; other protocols do not say.
@@ -296,14 +347,24 @@ const fn is_in_the_middle(headers: &Headers) -> bool {
 }
 
 #[cfg_attr(target_arch = "bpf", inline(never))]
-fn find(tables: &impl Tables, work: &mut Work) -> bool {
-    let key = &work.headers.tuple;
+fn find(tables: &impl Tables, config: &Config, wrapped: bool, work: &mut Work) -> bool {
+    let Tuple { destination, destination_port, protocol, .. } = work.headers.tuple;
     // What listens there is for the node's own sockets only.
-    if key.destination.is_loopback_v4() {
+    if destination.is_loopback_v4() {
         return false;
     }
-    let key = FrontendKey::new(key.destination, key.destination_port, key.protocol);
-    let Some(frontend) = tables.frontend(&key) else {
+    let key = FrontendKey::new(destination, destination_port, protocol);
+    if let Some(frontend) = tables.frontend(&key) {
+        work.frontend = frontend;
+        return true;
+    }
+    // A node port of the other node, whose address nobody but that node sends from: here the
+    // same Service has it at an address of this node.
+    if !wrapped || work.sender != destination {
+        return false;
+    }
+    let own = if destination.to_v4().is_some() { config.source4 } else { config.source6 };
+    let Some(frontend) = tables.frontend(&FrontendKey::new(own, destination_port, protocol)) else {
         return false;
     };
     work.frontend = frontend;
@@ -335,31 +396,73 @@ fn choose(
     let client = if kind == 0 { Client::Outside } else { Client::Node };
     let hash = Hash::of(config, key);
     let number = if frontend.flags & Frontend::RANDOM == 0 { hash } else { arrival.random };
-    let affinity = AffinityKey { client: key.source, service: frontend.service };
-    let (id, backend) = select(tables, frontend, client, &affinity, number, arrival.now)?;
+    let (id, backend) = if arrival.wrapped {
+        chosen(tables, frontend, &work.via)?
+    } else {
+        let affinity = AffinityKey { client: key.source, service: frontend.service };
+        select(tables, frontend, client, &affinity, number, arrival.now)?
+    };
     if backend.address.to_v4().is_some() != key.destination.to_v4().is_some() {
         return Err(Reason::VacantSlot);
     }
     let masquerade = masquerades(frontend, kind, &key.source, &backend);
     // The stack routes a translated packet, unless it would take its source for forged.
     // On the way out it has routed it already, by the frontend's address.
-    let forward = if masquerade || arrival.hook == Hook::Egress { Flow::FORWARD } else { 0 };
+    let forged = arrival.wrapped && kind & client::NODE != 0;
+    let forward =
+        if masquerade || forged || arrival.hook == Hook::Egress { Flow::FORWARD } else { 0 };
+    let direct = masquerade
+        && kind == 0
+        && backend.address != key.source
+        && is_direct(config, arrival, frontend, &backend);
     let opening = &mut work.opening;
     opening.hash = hash;
     opening.masquerade = masquerade;
+    opening.direct = direct;
     opening.request.to.destination = backend.address;
     opening.request.to.destination_port = backend.port;
     opening.request.to.protocol = key.protocol;
     opening.request.seen = arrival.now;
     opening.request.backend = id;
     opening.request.frontend = frontend.id;
-    opening.request.flags = forward;
+    opening.request.flags = if direct { forward | Flow::DIRECT } else { forward };
     // Not seen yet: its first packet tells the other entry.
     opening.reply.seen = 0;
     opening.reply.backend = id;
     opening.reply.frontend = frontend.id;
     opening.reply.flags = Flow::REPLY | Flow::REPLIED | forward;
     Ok(())
+}
+
+/// The backend that the node before this one chose, by its address.
+#[inline(always)]
+fn chosen(
+    tables: &impl Tables,
+    frontend: &Frontend,
+    via: &Address,
+) -> Result<(BackendId, Backend), Reason> {
+    let service = frontend.service;
+    let key = LocalKey { service, address: *via };
+    let id = tables.local(&key).ok_or(Reason::Misdirected)?;
+    let backend = tables.backend(id).ok_or(Reason::Misdirected)?;
+    // The id may be another backend's by now.
+    if backend.in_use() && backend.address == *via && backend.service == service {
+        Ok((id, backend))
+    } else {
+        Err(Reason::Misdirected)
+    }
+}
+
+/// Whether what would be masqueraded goes to the backend's node as it came instead, which then
+/// replies to the client itself: not when the reason is another one than where the backend is.
+#[inline(always)]
+fn is_direct(config: &Config, arrival: &Arrival, frontend: &Frontend, backend: &Backend) -> bool {
+    config.features & Config::DIRECT_SEND != 0
+        && arrival.hook != Hook::Egress
+        && !arrival.wrapped
+        && !backend.has(Backend::LOCAL)
+        && frontend.flags & Frontend::MASQUERADE_REMOTE != 0
+        && frontend.flags & Frontend::MASQUERADE_ALL == 0
 }
 
 #[cfg_attr(target_arch = "bpf", inline(never))]

@@ -1,5 +1,8 @@
-//! Connection tracking: two entries a flow, made together, each naming the other.
+//! Connection tracking: two entries a flow, made together, each naming the other; or one alone,
+//! when replies do not come by here ([`Flow::DIRECT`]).
 
+use crate::direct;
+use crate::layout::config::client;
 use crate::layout::{Config, Flow, Timeouts, Tuple};
 use crate::order::Be16;
 use crate::parse::{TCP, UDP, tcp};
@@ -17,12 +20,19 @@ const ATTEMPTS: u32 = 32;
 pub const fn timeout(protocol: u8, flags: u32, timeouts: &Timeouts) -> u32 {
     match protocol {
         TCP if Flow::is_closing(flags) => timeouts.tcp_closing,
-        TCP if flags & Flow::REPLIED == 0 => timeouts.tcp_opening,
+        TCP if flags & Flow::REPLIED == 0 || is_ending(flags) => timeouts.tcp_opening,
         TCP => timeouts.tcp_established,
         UDP if flags & Flow::REPLIED == 0 => timeouts.udp,
         UDP => timeouts.udp_replied,
         _ => timeouts.sctp,
     }
+}
+
+/// The client of a flow whose replies are not seen has sent its last byte. It may go on to receive
+/// and to acknowledge.
+#[inline(always)]
+const fn is_ending(flags: u32) -> bool {
+    flags & (Flow::DIRECT | Flow::FIN) == Flow::DIRECT | Flow::FIN
 }
 
 /// The flow that a packet belongs to, told of the packet and copied to `known`. False when
@@ -43,8 +53,11 @@ pub fn advance(
     }) else {
         return false;
     };
+    let direct = Flow::is_direct(known.flags);
     if known.flags & Flow::REPLY == 0 && is_over(tables, known, tcp_flags) {
-        tables.remove_flow(&known.to.inverse());
+        if !direct {
+            tables.remove_flow(&known.to.inverse());
+        }
         tables.remove_flow(key);
         return false;
     }
@@ -59,12 +72,16 @@ pub fn advance(
             news |= Flow::FIN;
             told |= Flow::PEER_FIN;
         }
+        // The client acknowledges what it was sent.
+        if direct && tcp_flags & (tcp::SYN | tcp::ACK) == tcp::ACK {
+            news |= Flow::REPLIED;
+        }
     }
     let changed = known.flags & news != news;
     if changed {
         tables.flow(key, |flow| flow.flags |= news);
     }
-    if first || changed {
+    if !direct && (first || changed) {
         tables.flow(&known.to.inverse(), |flow| flow.flags |= told);
     }
     true
@@ -77,7 +94,9 @@ fn is_over(tables: &impl Tables, flow: &Flow, tcp_flags: u8) -> bool {
     match flow.to.protocol {
         TCP => {
             tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN
-                && (Flow::is_closing(flow.flags) || !still_there(tables, flow))
+                && (Flow::is_closing(flow.flags)
+                    || is_ending(flow.flags)
+                    || !still_there(tables, flow))
         }
         UDP => !still_there(tables, flow),
         _ => false,
@@ -106,7 +125,9 @@ pub struct Opening {
     pub hash: u32,
     /// The backend sees the node's address instead of the client's.
     pub masquerade: bool,
-    pub pad: [u8; 3],
+    /// Its packets go on inside others: there is no entry for replies.
+    pub direct: bool,
+    pub pad: [u8; 2],
 }
 
 /// Enters a flow: the reply's entry first, since entering it claims its tuple, and the
@@ -122,7 +143,12 @@ pub fn open(
     key: &Tuple,
     opening: &mut Opening,
 ) -> Result<(), Reason> {
-    let source = if opening.masquerade {
+    // A frontend's address that is this node's own proves to the other node that it is a node
+    // port of somebody's.
+    let own = opening.direct && tables.client(&key.destination) & client::NODE != 0;
+    let source = if own {
+        key.destination
+    } else if opening.masquerade {
         network.source_for(&opening.request.to.destination)
     } else {
         key.source
@@ -131,6 +157,9 @@ pub fn open(
         return Err(Reason::NoSource);
     }
     opening.request.to.source = source;
+    if opening.direct {
+        return open_direct(tables, key, opening);
+    }
     opening.request.to.source_port = key.source_port;
     opening.reply_key = opening.request.to.inverse();
     opening.reply.to = key.inverse();
@@ -141,14 +170,31 @@ pub fn open(
     }
     // Another CPU was first with a packet of the same flow; what it chose holds. When its
     // claim was the same, that stays.
-    let Some(theirs) = tables.flow(key, |flow| flow.to) else {
+    let Some((theirs, flags)) = tables.flow(key, |flow| (flow.to, flow.flags)) else {
         tables.remove_flow(&opening.reply_key);
         return Err(Reason::FlowsFull);
     };
     if theirs != opening.request.to {
         tables.remove_flow(&opening.reply_key);
         opening.request.to = theirs;
+        opening.request.flags = flags;
     }
+    Ok(())
+}
+
+/// One entry that claims nothing: the backend's node sees to it that replies lead to one client.
+#[cfg_attr(target_arch = "bpf", inline(never))]
+fn open_direct(tables: &impl Tables, key: &Tuple, opening: &mut Opening) -> Result<(), Reason> {
+    opening.request.to.source_port = direct::source_port(opening.hash);
+    if tables.add_flow(key, &opening.request) {
+        return Ok(());
+    }
+    let theirs = tables.flow(key, |flow| (flow.to, flow.flags));
+    let Some((to, flags)) = theirs else {
+        return Err(Reason::FlowsFull);
+    };
+    opening.request.to = to;
+    opening.request.flags = flags;
     Ok(())
 }
 
@@ -207,7 +253,8 @@ fn is_ours_or_over(tables: &impl Tables, config: &Config, opening: &Opening) -> 
         return true;
     }
     let request = to.inverse();
-    let other = tables.flow(&request, |flow| (flow.seen, flow.flags));
+    let direct = Flow::is_direct(flags);
+    let other = if direct { None } else { tables.flow(&request, |flow| (flow.seen, flow.flags)) };
     // Its other half may be entered by another CPU right now. If not, the daemon's sweep finds it.
     if other.is_none() && seen == 0 {
         return false;
@@ -222,7 +269,9 @@ fn is_ours_or_over(tables: &impl Tables, config: &Config, opening: &Opening) -> 
     if !tables.remove_flow(key) {
         return false;
     }
-    tables.remove_flow(&request);
+    if !direct {
+        tables.remove_flow(&request);
+    }
     tables.add_flow(key, &opening.reply)
 }
 

@@ -5,6 +5,7 @@
 //! FRONTENDS  FrontendKey -> Frontend   hash; names ranges of SLOTS and the counters' index
 //! SLOTS      index       -> BackendId  array; a range of it is one set of backends
 //! BACKENDS   BackendId   -> Backend    array
+//! LOCALS     LocalKey    -> BackendId  hash; the backends on this node
 //! AFFINITY   AffinityKey -> Affinity   LRU hash
 //! PREFIXES   prefix      -> u32        LPM trie; what kind of client an address is
 //! SOURCE_RANGES  Service and prefix -> u32   LPM trie; clients let in
@@ -37,13 +38,13 @@ pub mod config;
 pub mod flow;
 pub mod maps;
 
-pub use config::{Config, Device, OptOut, Prefix, RangeData, Timeouts};
+pub use config::{Config, Device, LocalKey, OptOut, Prefix, RangeData, Timeouts};
 pub use flow::{
     Affinity, AffinityKey, Flow, FragmentKey, FragmentPorts, SocketKey, SocketPeer, Tuple,
 };
 
 /// Part of the path maps are pinned under, and of the object's [`Mark`].
-pub const LAYOUT_VERSION: u32 = 5;
+pub const LAYOUT_VERSION: u32 = 6;
 
 /// A port of a Service: what affinity and source ranges belong to, across its frontends.
 ///
@@ -352,11 +353,12 @@ layout! {
         udp_replied @ 16, sctp @ 20 }
     Prefix [32] { address @ 0, mask @ 16 }
     Config [216] { features @ 0, seed @ 4, source4 @ 8, source6 @ 24, port_low @ 40,
-        port_high @ 42, prefixes @ 44, service_prefixes @ 48, timeouts @ 176, dropping @ 200, pad @ 204,
-        namespace @ 208 }
+        port_high @ 42, prefixes @ 44, service_prefixes @ 48, timeouts @ 176, dropping @ 200,
+        direct_port @ 204, pad @ 206, namespace @ 208 }
     Device [44] { source4 @ 0, source6 @ 16, flags @ 32, mac @ 36, pad @ 42 }
     OptOut [16] { id @ 0, kind @ 8, pad @ 12 }
     RangeData [24] { service @ 0, address @ 8 }
+    LocalKey [24] { service @ 0, address @ 8 }
     Mark [16] { version @ 0, pad @ 4, fingerprint @ 8 }
 }
 
@@ -376,6 +378,7 @@ pub mod names {
     pub const FRONTENDS: &str = "FRONTENDS";
     pub const SLOTS: &str = "SLOTS";
     pub const BACKENDS: &str = "BACKENDS";
+    pub const LOCALS: &str = "LOCALS";
     pub const AFFINITY: &str = "AFFINITY";
     pub const PREFIXES: &str = "PREFIXES";
     pub const SOURCE_RANGES: &str = "SOURCE_RANGES";
@@ -389,11 +392,12 @@ pub mod names {
     pub const DROPS: &str = "DROPS";
 
     /// Those that outlive the daemon: all but a program's own working memory.
-    pub const PINNED: [&str; 15] = [
+    pub const PINNED: [&str; 16] = [
         CONFIG,
         FRONTENDS,
         SLOTS,
         BACKENDS,
+        LOCALS,
         AFFINITY,
         PREFIXES,
         SOURCE_RANGES,
@@ -439,7 +443,7 @@ mod tests {
     /// `LAYOUT_VERSION` and put both new numbers here.
     #[test]
     fn a_changed_layout_has_a_new_version() {
-        assert_eq!((LAYOUT_VERSION, FINGERPRINT), (5, 11_021_533_332_388_511_615));
+        assert_eq!((LAYOUT_VERSION, FINGERPRINT), (6, 3_345_559_535_957_447_773));
     }
 
     #[test]

@@ -10,7 +10,7 @@
 //! * [`select`]: which backend; [`flow`]: connection tracking.
 //! * [`socket`], [`device`]: decisions, generic over [`tables`].
 //! * [`verdict`]: what is to become of a packet or a connect, and why.
-//! * [`rewrite`], [`answer`]: a packet made into another one.
+//! * [`rewrite`], [`answer`]: a packet made into another one; [`direct`]: put inside one.
 //!
 //! Nothing here knows of eBPF: the same code is compiled into the programs
 //! (`src/programs`, feature `programs`, target `bpfel-unknown-none`) and into unit tests
@@ -24,6 +24,7 @@ pub mod answer;
 pub mod checksum;
 pub mod crc32c;
 pub mod device;
+pub mod direct;
 #[cfg(any(test, feature = "host"))]
 pub mod fake;
 pub mod flow;

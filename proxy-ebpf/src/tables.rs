@@ -2,8 +2,8 @@
 
 use crate::layout::{
     Affinity, AffinityKey, Backend, BackendCounters, BackendId, Config, Flow, FragmentKey,
-    FragmentPorts, Frontend, FrontendCounters, FrontendId, FrontendKey, OptOut, ServiceId,
-    SocketKey, SocketPeer, Tuple,
+    FragmentPorts, Frontend, FrontendCounters, FrontendId, FrontendKey, LocalKey, OptOut,
+    ServiceId, SocketKey, SocketPeer, Tuple,
 };
 use crate::order::Address;
 use crate::verdict::Reason;
@@ -14,6 +14,7 @@ pub trait Tables {
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend>;
     fn slot(&self, index: u32) -> Option<BackendId>;
     fn backend(&self, id: BackendId) -> Option<Backend>;
+    fn local(&self, key: &LocalKey) -> Option<BackendId>;
 
     fn affinity(&self, key: &AffinityKey) -> Option<Affinity>;
     fn set_affinity(&self, key: &AffinityKey, value: &Affinity);

@@ -39,10 +39,13 @@ pub enum Reason {
     Unanswerable = 14,
     /// The node has no address of the packet's family to masquerade with.
     NoSource = 15,
+    /// Another node sent it on to an endpoint here, and this node knows no such frontend or no
+    /// such endpoint of it.
+    Misdirected = 16,
 }
 
 impl Reason {
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::NoEndpoint,
         Self::VacantSlot,
         Self::NoLocalEndpoint,
@@ -59,6 +62,7 @@ impl Reason {
         Self::Unwritable,
         Self::Unanswerable,
         Self::NoSource,
+        Self::Misdirected,
     ];
 
     /// Entries of `DROPS`; more than there are reasons, so that a new reason does not
@@ -85,6 +89,7 @@ impl Reason {
             Self::Unwritable => "unwritable",
             Self::Unanswerable => "unanswerable",
             Self::NoSource => "no_source",
+            Self::Misdirected => "misdirected",
         }
     }
 }
@@ -109,6 +114,9 @@ pub enum Verdict {
     /// Make it look like `Work::to`, and send it on: by the stack, or by the program itself
     /// when `forward` (see `Flow::FORWARD`).
     Translate { forward: bool },
+    /// Send it on inside another one, between the addresses of `Work::to` (see
+    /// [`crate::direct`]).
+    Encapsulate,
     /// Answer that nobody listens; counted under the reason.
     Reject(Reason),
     /// Counted under the reason.

@@ -9,12 +9,13 @@ use tracing::{info, warn};
 
 use super::kubeproxy::{handover, leftovers, rival};
 use super::{Fatal, NO_LINK, Parts};
-use crate::config::{Config, Xdp};
+use crate::config::{Config, DirectServerReturn, Xdp};
 use crate::dataplane::ebpf::pins::Pins;
 use crate::dataplane::ebpf::upgrade::{self, CONVERTERS, Upgrade};
 use crate::dataplane::ebpf::{
-    Capacity, EbpfConfig, EbpfPlane, EbpfTraffic, FlowTable, LAYOUT_VERSION, Limit, LoadError,
-    Programs, SocketRelease, Tables, TcHook, XdpMode, cgroup, check_capabilities, object,
+    Capacity, DirectReturn, EbpfConfig, EbpfPlane, EbpfTraffic, FlowTable, LAYOUT_VERSION, Limit,
+    LoadError, Programs, SocketRelease, Tables, TcHook, XdpMode, cgroup, check_capabilities,
+    object,
 };
 use crate::dataplane::ipvs::LINK;
 use crate::dataplane::kubeproxy::Takeover;
@@ -116,6 +117,7 @@ pub fn plane(config: &Config) -> Result<Parts<EbpfPlane>, Fatal> {
             Xdp::Native => Some(XdpMode::Native),
             Xdp::Generic => Some(XdpMode::Generic),
         },
+        direct: direct_return(config),
         sysctl_root: config.sysctl_root.clone(),
         namespace,
         handing_over,
@@ -125,6 +127,14 @@ pub fn plane(config: &Config) -> Result<Parts<EbpfPlane>, Fatal> {
     let netdev = Box::new(GenericNetdev::new(generic));
     let plane = EbpfPlane::new(config, programs, pins, (links, netdev), sockets, takeover);
     Ok(Parts { plane, traffic: Box::new(traffic), features })
+}
+
+fn direct_return(config: &Config) -> DirectReturn {
+    DirectReturn {
+        accepts: config.direct_server_return != DirectServerReturn::Off,
+        sends: config.direct_server_return == DirectServerReturn::On,
+        port: config.direct_server_return_port,
+    }
 }
 
 /// What was chosen of what this kernel can do, and where.
@@ -144,6 +154,7 @@ fn features(
         ("refusal", either(programs.sets_retval(), ["set_retval", "port_0"])),
         ("map_reads", either(traffic.in_batches(), ["batch", "single"])),
         ("xdp", config.xdp.to_string()),
+        ("direct_server_return", config.direct_server_return.to_string()),
         (
             "localhost_node_ports",
             either(config.localhost_node_ports && own_cookie().is_some(), ["true", "false"]),

@@ -10,12 +10,12 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 
 use super::flags::{
-    ConntrackFlags, Flags, IpvsFlags, ModeFlags, ServingFlags, SourceFlags, TrafficFlags,
+    ConntrackFlags, Flags, HostFlags, IpvsFlags, ModeFlags, ServingFlags, SourceFlags, TrafficFlags,
 };
 use super::value::{self, Expected};
 use super::{
-    Config, Conntrack, DetectLocal, Ipvs, LogFormat, Logging, MapSizes, Masquerade,
-    NodePortAddresses, ProxyMode, SeriesLimits, Serving, Source, Xdp,
+    Config, Conntrack, DetectLocal, DirectServerReturn, Ipvs, LogFormat, Logging, MapSizes,
+    Masquerade, NodePortAddresses, ProxyMode, SeriesLimits, Serving, Source, Xdp,
 };
 use crate::model::NodeName;
 
@@ -114,13 +114,15 @@ pub(super) fn build(
     flags: &Flags,
     hostname: &str,
     mut problems: Problems,
-    notes: Vec<String>,
+    mut notes: Vec<String>,
     mut warnings: Vec<String>,
 ) -> Result<Config, Problems> {
     let p = &mut problems;
+    let proxy_mode = proxy_mode(p, &flags.mode);
+    let direct_server_return = direct_server_return(p, &flags.host, proxy_mode, &mut notes);
     let (detect_local, cluster_cidrs) = local_detection(p, &flags.traffic, &mut warnings);
     let config = Config {
-        proxy_mode: proxy_mode(p, &flags.mode),
+        proxy_mode,
         cleanup: p.take("--cleanup", &flags.mode.cleanup, value::boolean),
         init_only: p.take("--init-only", &flags.mode.init_only, value::boolean),
         write_config_to: path(&flags.mode.write_config_to),
@@ -156,6 +158,15 @@ pub(super) fn build(
             "generic" => Ok(Xdp::Generic),
             _ => Err("must be off, auto, native or generic".to_owned()),
         }),
+        direct_server_return,
+        direct_server_return_port: p.take(
+            "--direct-server-return-port",
+            &flags.host.direct_server_return_port,
+            |raw| {
+                let port = raw.parse::<u16>().ok().filter(|port| *port > 0);
+                port.ok_or_else(|| "must be a port from 1 to 65535".to_owned())
+            },
+        ),
         map_sizes: p.take("--ebpf-map-sizes", &flags.host.ebpf_map_sizes, |raw| {
             map_sizes(raw, MapSizes::default())
         }),
@@ -178,6 +189,25 @@ pub(super) fn build(
         warnings,
     };
     if problems.is_empty() { Ok(config) } else { Err(problems) }
+}
+
+fn direct_server_return(
+    p: &mut Problems,
+    flags: &HostFlags,
+    mode: ProxyMode,
+    notes: &mut Vec<String>,
+) -> DirectServerReturn {
+    const FLAG: &str = "--direct-server-return";
+    let value = p.take(FLAG, &flags.direct_server_return, |raw| match raw {
+        "off" => Ok(DirectServerReturn::Off),
+        "accept" => Ok(DirectServerReturn::Accept),
+        "on" => Ok(DirectServerReturn::On),
+        _ => Err("must be off, accept or on".to_owned()),
+    });
+    if mode == ProxyMode::Ipvs && value != DirectServerReturn::Off {
+        notes.push(format!("{FLAG}={value} has no effect: ipvs mode masquerades"));
+    }
+    value
 }
 
 /// What is not named is as in `sizes`.

@@ -430,6 +430,18 @@ pub struct HostFlags {
     #[arg(long, value_name = "MODE", default_value = "off")]
     pub xdp: String,
 
+    /// A client's packets go to another node's endpoint as they came, and that node answers the
+    /// client: off, accept (others' are taken, none are sent), on; ebpf mode
+    ///
+    /// Only when all nodes accept may one send, and the network must let a node send from the
+    /// addresses of Services and of other nodes.
+    #[arg(long, value_name = "MODE", default_value = "off")]
+    pub direct_server_return: String,
+
+    /// UDP port of these packets between nodes, the same on all of them
+    #[arg(long, value_name = "PORT", default_value = "6081")]
+    pub direct_server_return_port: String,
+
     /// Where the BPF file system is, or is to be mounted, for what outlives the daemon
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf")]
     pub bpf_root: String,

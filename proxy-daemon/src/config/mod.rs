@@ -79,6 +79,9 @@ pub struct Config {
     /// Names and patterns; none: every Ethernet device that is no part of another.
     pub devices: Vec<String>,
     pub xdp: Xdp,
+    pub direct_server_return: DirectServerReturn,
+    /// UDP.
+    pub direct_server_return_port: u16,
     pub map_sizes: MapSizes,
     pub map_limits: MapSizes,
     pub bpf_root: PathBuf,
@@ -130,6 +133,27 @@ impl fmt::Display for Xdp {
             Self::Auto => "auto",
             Self::Native => "native",
             Self::Generic => "generic",
+        })
+    }
+}
+
+/// Whether packets go to another node's endpoints as they came, for these to answer the client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DirectServerReturn {
+    #[default]
+    Off,
+    /// Other nodes' are taken, none are sent.
+    Accept,
+    On,
+}
+
+impl fmt::Display for DirectServerReturn {
+    /// The value of the flag.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Off => "off",
+            Self::Accept => "accept",
+            Self::On => "on",
         })
     }
 }

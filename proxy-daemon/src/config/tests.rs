@@ -87,6 +87,8 @@ fn defaults_are_those_of_kube_proxy() {
             socket_opt_outs: Vec::new(),
             devices: Vec::new(),
             xdp: Xdp::Off,
+            direct_server_return: DirectServerReturn::Off,
+            direct_server_return_port: 6081,
             map_sizes: MapSizes::default(),
             map_limits: MapSizes::LIMITS,
             bpf_root: PathBuf::from("/sys/fs/bpf"),
@@ -362,6 +364,16 @@ fn host() {
     assert_eq!(config.socket_opt_outs, ["kubepods/*", "system"]);
     assert_eq!(config.xdp, Xdp::Native);
     assert_eq!(bad(&["--xdp=yes"]), ["--xdp=yes"]);
+    let direct = good(&["--direct-server-return=accept", "--direct-server-return-port=7000"]);
+    assert_eq!(direct.direct_server_return, DirectServerReturn::Accept);
+    assert_eq!(direct.direct_server_return_port, 7000);
+    assert!(direct.notes.iter().any(|note| note.contains("no effect: ipvs mode")));
+    let direct = good(&["--proxy-mode=ebpf", "--direct-server-return=on"]);
+    assert_eq!(direct.direct_server_return, DirectServerReturn::On);
+    assert_eq!(direct.notes, [""; 0]);
+    for wrong in ["--direct-server-return=yes", "--direct-server-return-port=0"] {
+        assert_eq!(bad(&[wrong]), [wrong]);
+    }
     let sizes = MapSizes { backends: 7, ..MapSizes::default() };
     assert_eq!(good(&["--ebpf-map-sizes=backends=7"]).map_sizes, sizes);
     let limits = MapSizes { slots: 9, ..MapSizes::LIMITS };

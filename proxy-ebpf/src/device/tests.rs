@@ -14,6 +14,7 @@ use crate::order::Be32;
 use crate::parse::{self, UDP};
 use crate::verdict::Reason;
 
+mod direct;
 mod flows;
 
 const WAY: Way = Way {
@@ -100,6 +101,7 @@ impl Node {
         let arrival = Arrival {
             hook: self.hook,
             device: self.device,
+            wrapped: false,
             now: self.now,
             random: 7,
             traffic: Traffic { packets: 1, bytes: frame.len() as u64 },

@@ -345,6 +345,7 @@ fn check_transport(seen: &Seen) -> Result<(), &'static str> {
     let right = match seen.protocol {
         TCP => body.len() >= 20 && transport_sum(&tuple, TCP, body) == 0,
         UDP if body.len() < 8 => false,
+        UDP if body[2..4] == DIRECT_PORT.to_be_bytes() => is_geneve_right(body),
         UDP => {
             let length = usize::from(u16::from_be_bytes([body[4], body[5]]));
             let unchecked = body[6..8] == [0, 0] && seen.source.is_ipv4();
@@ -357,6 +358,21 @@ fn check_transport(seen: &Seen) -> Result<(), &'static str> {
     };
     if right { Ok(()) } else { Err("transport length or checksum") }
 }
+
+/// RFC 6935: tunnels may do without a sum, in IPv6 too. What is inside has its own.
+fn is_geneve_right(body: &[u8]) -> bool {
+    let length = usize::from(u16::from_be_bytes([body[4], body[5]]));
+    length == body.len()
+        && body[6..8] == [0, 0]
+        && match body.get(10..12) {
+            Some([0x08, 0x00]) => check_v4(&body[16..]).is_ok(),
+            Some([0x86, 0xdd]) => check_v6(&body[16..]).is_ok(),
+            _ => false,
+        }
+}
+
+/// The usual port of packets inside others.
+pub const DIRECT_PORT: u16 = 6081;
 
 fn is_sctp_right(body: &[u8]) -> bool {
     let mut whole = body.to_vec();

@@ -15,8 +15,8 @@ use std::vec::Vec;
 
 use crate::layout::{
     Affinity, AffinityKey, Backend, BackendCounters, BackendId, Config, Flow, FragmentKey,
-    FragmentPorts, Frontend, FrontendCounters, FrontendId, FrontendKey, OptOut, ServiceId,
-    SocketKey, SocketPeer, Tuple,
+    FragmentPorts, Frontend, FrontendCounters, FrontendId, FrontendKey, LocalKey, OptOut,
+    ServiceId, SocketKey, SocketPeer, Tuple,
 };
 use crate::order::Address;
 use crate::tables::{Network, Tables};
@@ -29,6 +29,7 @@ pub struct Fake {
     pub frontends: HashMap<FrontendKey, Frontend>,
     pub slots: Vec<BackendId>,
     pub backends: Vec<Backend>,
+    pub locals: HashMap<LocalKey, BackendId>,
     pub clients: HashMap<Address, u32>,
     pub source_ranges: HashMap<(ServiceId, Address), u32>,
     pub opt_outs: Vec<OptOut>,
@@ -61,6 +62,9 @@ impl Tables for Fake {
     }
     fn backend(&self, id: BackendId) -> Option<Backend> {
         self.backends.get(id.0 as usize).copied()
+    }
+    fn local(&self, key: &LocalKey) -> Option<BackendId> {
+        self.locals.get(key).copied()
     }
     fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
         get(&self.affinity, key)

@@ -1,7 +1,7 @@
 //! What the daemon tells the programs besides the service table.
 
 use super::ServiceId;
-use crate::order::{Address, Be32};
+use crate::order::{Address, Be16, Be32};
 
 /// The one value of `CONFIG`. All zero is a working configuration without any feature.
 #[repr(C)]
@@ -25,7 +25,9 @@ pub struct Config {
     /// How many of `service_prefixes`, the first ones, hold nothing but Services: what is
     /// nobody's there goes nowhere. The others only say where to look for a Service's address.
     pub dropping: u32,
-    pub pad: u32,
+    /// UDP port of packets inside others ([`crate::direct`]).
+    pub direct_port: Be16,
+    pub pad: u16,
     /// Cookie of the node's network namespace, where 127.0.0.1 is the node; 0: not known.
     pub namespace: u64,
 }
@@ -38,6 +40,10 @@ impl Config {
     /// Connections to frontends may go through another proxy's translation: packets that neither
     /// begin one nor belong to a flow are left to that.
     pub const OTHERS_CONNECTIONS: u32 = 1 << 2;
+    /// Packets that another node sends on inside others are taken.
+    pub const DIRECT_ACCEPT: u32 = 1 << 3;
+    /// And sent: a client's packet to a backend of another node.
+    pub const DIRECT_SEND: u32 = 1 << 4;
 
     pub const MAX_PREFIXES: usize = 4;
 }
@@ -171,6 +177,20 @@ impl OptOut {
     pub const NAMESPACE: u32 = 0;
     /// `id` is the inode of a cgroup v2 directory.
     pub const CGROUP: u32 = 1;
+}
+
+/// Key of `LOCALS`: a backend of this node, whose id is the value.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct LocalKey {
+    /// [`LocalKey::ANY`] says only that the address is some local backend's.
+    pub service: ServiceId,
+    pub address: Address,
+}
+
+impl LocalKey {
+    /// No Service's.
+    pub const ANY: ServiceId = ServiceId::new(0);
 }
 
 /// What a prefix of `SOURCE_RANGES` is compared with, after the length.

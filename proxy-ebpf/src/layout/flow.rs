@@ -45,7 +45,8 @@ impl Tuple {
 ///
 /// A packet that looks like the key is made to look like `to`. The entry of the other
 /// direction has the key `to.inverse()` and its own `to` is this key's inverse, so either
-/// finds the other, and replies are translated by the exact inverse.
+/// finds the other, and replies are translated by the exact inverse. One with
+/// [`Flow::DIRECT`] stands alone.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Flow {
@@ -73,6 +74,9 @@ impl Flow {
     pub const PEER_FIN: u32 = 1 << 4;
     /// One side has reset the connection.
     pub const RESET: u32 = 1 << 5;
+    /// Sent on inside other packets ([`crate::direct`]), between the addresses of `to`. Replies do
+    /// not come by here: there is no entry of the other direction.
+    pub const DIRECT: u32 = 1 << 6;
 
     /// Neither side will send data again.
     #[must_use]
@@ -80,6 +84,12 @@ impl Flow {
     pub const fn is_closing(flags: u32) -> bool {
         flags & Self::RESET != 0
             || flags & (Self::FIN | Self::PEER_FIN) == Self::FIN | Self::PEER_FIN
+    }
+
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_direct(flags: u32) -> bool {
+        flags & Self::DIRECT != 0
     }
 }
 

@@ -3,8 +3,8 @@
 
 use super::{
     Affinity, AffinityKey, Backend, BackendCounters, Config, Device, Flow, FragmentKey,
-    FragmentPorts, Frontend, FrontendCounters, FrontendKey, OptOut, Prefix, RangeData, SlotRange,
-    SocketKey, SocketPeer, Timeouts, Traffic, Tuple, hash, names,
+    FragmentPorts, Frontend, FrontendCounters, FrontendKey, LocalKey, OptOut, Prefix, RangeData,
+    SlotRange, SocketKey, SocketPeer, Timeouts, Traffic, Tuple, hash, names,
 };
 
 /// A struct of a map.
@@ -38,6 +38,7 @@ fingerprints! {
     FRONTENDS: FrontendKey, Frontend, SlotRange;
     SLOTS: ;
     BACKENDS: Backend;
+    LOCALS: LocalKey;
     AFFINITY: AffinityKey, Affinity;
     PREFIXES: ;
     SOURCE_RANGES: RangeData;

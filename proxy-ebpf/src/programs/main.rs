@@ -18,6 +18,7 @@
 #[cfg(not(target_arch = "bpf"))]
 compile_error!("feature `programs` is for target bpfel-unknown-none: use `cargo xtask build`");
 
+mod direct;
 mod maps;
 mod route;
 mod skb;

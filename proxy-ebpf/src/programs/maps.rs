@@ -9,8 +9,8 @@ use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use proxy_ebpf::device::Work;
 use proxy_ebpf::layout::{
     Affinity, AffinityKey, Backend, BackendCounters, BackendId, Config, Device, Flow, FragmentKey,
-    FragmentPorts, Frontend, FrontendCounters, FrontendId, FrontendKey, OptOut, RangeData,
-    ServiceId, SocketKey, SocketPeer, Tuple,
+    FragmentPorts, Frontend, FrontendCounters, FrontendId, FrontendKey, LocalKey, OptOut,
+    RangeData, ServiceId, SocketKey, SocketPeer, Tuple,
 };
 use proxy_ebpf::order::Address;
 use proxy_ebpf::tables::Tables;
@@ -30,6 +30,9 @@ static SLOTS: Array<BackendId> = Array::with_max_entries(1024, 0);
 
 #[map]
 static BACKENDS: Array<Backend> = Array::with_max_entries(1024, 0);
+
+#[map]
+static LOCALS: HashMap<LocalKey, BackendId> = HashMap::with_max_entries(1024, BPF_F_NO_PREALLOC);
 
 #[map]
 static AFFINITY: LruHashMap<AffinityKey, Affinity> = LruHashMap::with_max_entries(1024, 0);
@@ -73,6 +76,9 @@ pub struct Scratch {
     pub ifindex: u32,
     pub ethernet: [u8; 12],
     pub mtu: u32,
+    /// 1 when the packet came inside another one; and segments that it stood for as it came.
+    pub wrapped: u32,
+    pub segments: u32,
     /// ICMP errors that may still be sent in the second that began then.
     pub errors_left: u32,
     pub pad: u32,
@@ -129,6 +135,12 @@ impl Tables for Kernel {
     #[inline(always)]
     fn backend(&self, id: BackendId) -> Option<Backend> {
         BACKENDS.get(id.0).copied()
+    }
+
+    #[inline(always)]
+    fn local(&self, key: &LocalKey) -> Option<BackendId> {
+        // SAFETY: as in `frontend`.
+        unsafe { LOCALS.get(key).copied() }
     }
 
     #[inline(always)]

@@ -2,7 +2,7 @@
 
 use core::ptr::addr_of;
 
-use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::bindings::{__sk_buff, BPF_F_RECOMPUTE_CSUM};
 use aya_ebpf::helpers::generated::{
     bpf_csum_update, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_adjust_room,
     bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_store_bytes,
@@ -155,6 +155,27 @@ impl Packet for Skb {
             unsafe { bpf_csum_update(self.0, delta) };
         }
         Some(())
+    }
+}
+
+/// Bytes that are new in an skb, of which a sum that the device made knows nothing yet.
+pub struct Fresh(pub Skb);
+
+impl Bytes for Fresh {
+    #[inline(always)]
+    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        self.0.load(offset)
+    }
+}
+
+impl Packet for Fresh {
+    #[inline(always)]
+    fn store<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) -> Option<()> {
+        let (skb, flags) = (self.0.0, BPF_F_RECOMPUTE_CSUM.into());
+        // SAFETY: a valid context and N bytes.
+        ok(unsafe {
+            bpf_skb_store_bytes(skb, offset as u32, bytes.as_ptr().cast(), N as u32, flags)
+        })
     }
 }
 

@@ -8,6 +8,7 @@ use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use proxy_ebpf::answer::{self, Error};
 use proxy_ebpf::device::{self, Arrival, Hook, Work};
+use proxy_ebpf::direct::overhead;
 use proxy_ebpf::layout::Traffic;
 use proxy_ebpf::packet::{Bytes as _, Packet as _};
 use proxy_ebpf::parse::{self, Headers, Kind, TCP};
@@ -15,13 +16,14 @@ use proxy_ebpf::rewrite;
 use proxy_ebpf::tables::Tables as _;
 use proxy_ebpf::verdict::{Reason, Verdict};
 
+use crate::direct;
 use crate::maps::{self, Kernel, Scratch};
 use crate::route::{Place, way};
 use crate::skb::Skb;
 
 /// `TCX_NEXT`, and `TC_ACT_UNSPEC` for a clsact filter: whatever else is attached here
 /// runs as if we were not. `TC_ACT_OK` would end the chain.
-const NEXT: i32 = -1;
+pub const NEXT: i32 = -1;
 const DROP: i32 = 2;
 const TO_INGRESS: u64 = 1;
 /// `PACKET_OTHERHOST` (include/uapi/linux/if_packet.h): seen by a device that takes everything,
@@ -46,6 +48,7 @@ mod decision {
     pub const FORWARD: u32 = 2;
     pub const REJECT: u32 = 3;
     pub const DROP: u32 = 4;
+    pub const ENCAPSULATE: u32 = 5;
 }
 
 #[inline(always)]
@@ -60,11 +63,24 @@ fn run(skb: *mut __sk_buff, hook: Hook) -> i32 {
     if !parse(skb, &mut scratch.work) {
         return NEXT;
     }
-    match decide(skb, &mut scratch.work, egress) {
+    scratch.wrapped = 0;
+    // The kernel forgets how many there are when it takes a packet out of another one.
+    // SAFETY: a valid context.
+    scratch.segments = unsafe { (*skb).gso_segs };
+    if !egress {
+        let result = direct::unwrap(skb, scratch);
+        if result != NEXT {
+            return finish(result);
+        }
+    }
+    match decide(skb, scratch, egress) {
         decision::TRANSLATE => finish(translate(skb, &scratch.work)),
-        decision::FORWARD => finish(forward(skb, scratch, egress)),
+        decision::FORWARD => finish(forward(skb, scratch, egress, false)),
+        decision::ENCAPSULATE if !egress => finish(forward(skb, scratch, egress, true)),
         decision::REJECT => finish(reject(skb, &scratch.work, egress)),
         decision::DROP => DROP,
+        // The stack would send it where it came from.
+        _ if scratch.wrapped != 0 => finish(failed(Reason::Misdirected)),
         _ => NEXT,
     }
 }
@@ -84,7 +100,7 @@ fn is_of_another(skb: *mut __sk_buff, egress: bool) -> bool {
 const FAILED: i32 = -100;
 
 #[inline(always)]
-const fn failed(reason: Reason) -> i32 {
+pub const fn failed(reason: Reason) -> i32 {
     FAILED - reason as i32
 }
 
@@ -110,7 +126,7 @@ fn place(skb: *mut __sk_buff) -> Place {
 
 /// A function of its own, as those below: each has the stack to itself then.
 #[inline(never)]
-fn parse(skb: *mut __sk_buff, work: &mut Work) -> bool {
+pub fn parse(skb: *mut __sk_buff, work: &mut Work) -> bool {
     let packet = Skb(skb);
     packet.pull(parse::USUAL_HEADERS);
     packet
@@ -119,22 +135,23 @@ fn parse(skb: *mut __sk_buff, work: &mut Work) -> bool {
 }
 
 #[inline(never)]
-fn decide(skb: *mut __sk_buff, work: &mut Work, egress: bool) -> u32 {
+fn decide(skb: *mut __sk_buff, scratch: &mut Scratch, egress: bool) -> u32 {
     let place = place(skb);
     // SAFETY: a valid context, and helpers without arguments.
-    let (segments, length, now, random) =
-        unsafe { ((*skb).gso_segs, (*skb).len, bpf_ktime_get_ns(), bpf_get_prandom_u32()) };
+    let (length, now, random) = unsafe { ((*skb).len, bpf_ktime_get_ns(), bpf_get_prandom_u32()) };
     let arrival = Arrival {
         hook: if egress { Hook::Egress } else { Hook::Ingress },
         device: maps::device(place.ifindex).map_or(0, |device| device.flags),
+        wrapped: scratch.wrapped != 0,
         now,
         random,
-        traffic: Traffic { packets: segments.max(1).into(), bytes: length.into() },
+        traffic: Traffic { packets: scratch.segments.max(1).into(), bytes: length.into() },
     };
-    match device::decide(&Kernel, &place, &arrival, work) {
+    match device::decide(&Kernel, &place, &arrival, &mut scratch.work) {
         Verdict::Pass => decision::PASS,
         Verdict::Translate { forward: true } => decision::FORWARD,
         Verdict::Translate { forward: false } => decision::TRANSLATE,
+        Verdict::Encapsulate => decision::ENCAPSULATE,
         Verdict::Reject(_) => decision::REJECT,
         Verdict::Drop(_) => decision::DROP,
     }
@@ -150,35 +167,39 @@ fn translate(skb: *mut __sk_buff, work: &Work) -> i32 {
 
 /// Sends a packet on without the stack.
 #[inline(always)]
-fn forward(skb: *mut __sk_buff, scratch: &mut Scratch, egress: bool) -> i32 {
-    let Headers { ttl, dont_fragment, .. } = scratch.work.headers;
+fn forward(skb: *mut __sk_buff, scratch: &mut Scratch, egress: bool, direct: bool) -> i32 {
+    let Headers { ttl, dont_fragment, version, .. } = scratch.work.headers;
     // One that the stack has routed has had its hop taken, or came from this node.
     if !egress && ttl <= 1 {
         return answer(skb, scratch, egress, NO_MTU);
     }
-    match find_way(skb, scratch) {
-        way::FOUND => send(skb, scratch, egress),
-        way::NO_NEIGHBOUR => match ready(skb, scratch, egress) {
+    let overhead = if direct { overhead(version) as u32 } else { 0 };
+    match find_way(skb, scratch, overhead) {
+        way::FOUND => send(skb, scratch, egress, direct),
+        way::NO_NEIGHBOUR => match ready(skb, scratch, egress, direct) {
             // SAFETY: a helper that takes numbers, and no parameters.
             Some(()) => unsafe {
                 bpf_redirect_neigh(scratch.ifindex, core::ptr::null_mut(), 0, 0) as i32
             },
             None => failed(Reason::Unwritable),
         },
-        way::TOO_BIG if dont_fragment => {
-            let mtu = scratch.mtu;
+        // Nobody cuts the outer packet into pieces; and a sender that would let others do so
+        // mostly cuts itself, once it is told.
+        way::TOO_BIG if dont_fragment || direct => {
+            let mtu = scratch.mtu.saturating_sub(overhead);
             answer(skb, scratch, egress, mtu)
         }
         way::TOO_BIG => failed(Reason::TooBig),
         // A reply to the node itself: the stack takes it.
-        way::LOCAL if !egress => translate(skb, &scratch.work),
+        way::LOCAL if !egress && !direct => translate(skb, &scratch.work),
         _ => failed(Reason::NoRoute),
     }
 }
 
 #[inline(never)]
-fn find_way(skb: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
-    let length = packet_length(skb, &scratch.work.headers);
+#[allow(clippy::cast_possible_truncation, reason = "two headers at most")]
+fn find_way(skb: *mut __sk_buff, scratch: &mut Scratch, overhead: u32) -> u32 {
+    let length = packet_length(skb, &scratch.work.headers).saturating_add(overhead as u16);
     place(skb).find_way(scratch, length)
 }
 
@@ -188,7 +209,8 @@ fn find_way(skb: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
 fn packet_length(skb: *mut __sk_buff, headers: &Headers) -> u16 {
     // SAFETY: a valid context.
     let (segments, size) = unsafe { ((*skb).gso_segs, (*skb).gso_size) };
-    if segments <= 1 {
+    // Not counted anew since the packet came out of another one.
+    if segments == 1 || size == 0 {
         return headers.length;
     }
     let transport = usize::from(headers.transport) & parse::MAX_TRANSPORT;
@@ -203,8 +225,8 @@ fn packet_length(skb: *mut __sk_buff, headers: &Headers) -> u16 {
 }
 
 #[inline(always)]
-fn send(skb: *mut __sk_buff, scratch: &Scratch, egress: bool) -> i32 {
-    let ready = ready(skb, scratch, egress);
+fn send(skb: *mut __sk_buff, scratch: &Scratch, egress: bool, direct: bool) -> i32 {
+    let ready = ready(skb, scratch, egress, direct);
     if ready.and_then(|()| Skb(skb).store_link_addresses(scratch.ethernet)).is_none() {
         return failed(Reason::Unwritable);
     }
@@ -214,13 +236,16 @@ fn send(skb: *mut __sk_buff, scratch: &Scratch, egress: bool) -> i32 {
 
 /// What both ways to send ask for: the packet as it is to be, with an Ethernet header.
 #[inline(always)]
-fn ready(skb: *mut __sk_buff, scratch: &Scratch, egress: bool) -> Option<()> {
-    change(skb, &scratch.work, egress)?;
+fn ready(skb: *mut __sk_buff, scratch: &Scratch, egress: bool, direct: bool) -> Option<()> {
+    change(skb, &scratch.work, egress, direct)?;
     Skb(skb).ensure_link_header()
 }
 
 #[inline(always)]
-fn change(skb: *mut __sk_buff, work: &Work, egress: bool) -> Option<()> {
+fn change(skb: *mut __sk_buff, work: &Work, egress: bool, direct: bool) -> Option<()> {
+    if direct {
+        return direct::wrap(skb, work).then_some(());
+    }
     if translate(skb, work) != NEXT {
         return None;
     }

@@ -3,12 +3,15 @@
 
 use core::ptr::addr_of;
 
-use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
+use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX};
 use aya_ebpf::bindings::xdp_md;
-use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_ns, bpf_redirect};
+use aya_ebpf::helpers::generated::{
+    bpf_get_prandom_u32, bpf_ktime_get_ns, bpf_redirect, bpf_xdp_adjust_head,
+};
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use proxy_ebpf::device::{self, Arrival, Hook, Work};
+use proxy_ebpf::direct;
 use proxy_ebpf::layout::{Device, Traffic};
 use proxy_ebpf::packet::{Bytes, Packet};
 use proxy_ebpf::parse::{self, Kind};
@@ -69,7 +72,8 @@ pub fn xdp_ingress(context: XdpContext) -> u32 {
         return XDP_PASS;
     }
     match decide(context.ctx, &mut scratch.work) {
-        XDP_TX => forward(context.ctx, scratch),
+        XDP_TX => forward(context.ctx, scratch, false),
+        XDP_REDIRECT => forward(context.ctx, scratch, true),
         verdict => verdict,
     }
 }
@@ -108,17 +112,24 @@ fn traffic(context: *mut xdp_md) -> Traffic {
     Traffic { packets: 1, bytes: frame.end.wrapping_sub(frame.start) as u64 }
 }
 
-/// `XDP_TX`: to be sent on.
+/// `XDP_TX`: to be sent on; `XDP_REDIRECT`: inside another packet.
 #[inline(never)]
 fn decide(context: *mut xdp_md, work: &mut Work) -> u32 {
     // SAFETY: helpers without arguments.
     let (now, random) = unsafe { (bpf_ktime_get_ns(), bpf_get_prandom_u32()) };
     let ifindex = ingress(context);
     let place = Place { context: context.cast(), ifindex };
-    let arrival =
-        Arrival { hook: Hook::Xdp, device: flags(ifindex), now, random, traffic: traffic(context) };
+    let arrival = Arrival {
+        hook: Hook::Xdp,
+        device: flags(ifindex),
+        wrapped: false,
+        now,
+        random,
+        traffic: traffic(context),
+    };
     match device::decide(&Kernel, &place, &arrival, work) {
         Verdict::Translate { forward: true } => XDP_TX,
+        Verdict::Encapsulate => XDP_REDIRECT,
         Verdict::Drop(_) => XDP_DROP,
         Verdict::Pass | Verdict::Translate { .. } | Verdict::Reject(_) => XDP_PASS,
     }
@@ -127,10 +138,12 @@ fn decide(context: *mut xdp_md, work: &mut Work) -> u32 {
 /// What needs an answer, a neighbour or the stack is left to tc, unchanged; and what this
 /// program cannot send without the risk that it is lost on the way.
 #[inline(always)]
-fn forward(context: *mut xdp_md, scratch: &mut Scratch) -> u32 {
+fn forward(context: *mut xdp_md, scratch: &mut Scratch, direct: bool) -> u32 {
+    let version = scratch.work.headers.version;
+    let overhead = if direct { direct::overhead(version) as u32 } else { 0 };
     if scratch.work.headers.ttl <= 1
         || !is_finished(context, &scratch.work)
-        || find_way(context, scratch) != way::FOUND
+        || find_way(context, scratch, overhead) != way::FOUND
     {
         return XDP_PASS;
     }
@@ -141,11 +154,13 @@ fn forward(context: *mut xdp_md, scratch: &mut Scratch) -> u32 {
     if !back && !Device::xdp_may_redirect(flags(came_in), takes) {
         return XDP_PASS;
     }
-    if !change(context, scratch) {
+    let traffic = traffic(context);
+    let changed = if direct { wrap(context, scratch) } else { change(context, scratch) };
+    if !changed {
         Kernel.count_drop(Reason::Unwritable);
         return XDP_DROP;
     }
-    device::count_sent(&Kernel, &scratch.work, traffic(context));
+    device::count_sent(&Kernel, &scratch.work, traffic);
     if back {
         return XDP_TX;
     }
@@ -159,8 +174,9 @@ fn is_finished(context: *mut xdp_md, work: &Work) -> bool {
 }
 
 #[inline(never)]
-fn find_way(context: *mut xdp_md, scratch: &mut Scratch) -> u32 {
-    let length = scratch.work.headers.length;
+#[allow(clippy::cast_possible_truncation, reason = "two headers at most")]
+fn find_way(context: *mut xdp_md, scratch: &mut Scratch, overhead: u32) -> u32 {
+    let length = scratch.work.headers.length.saturating_add(overhead as u16);
     Place { context: context.cast(), ifindex: ingress(context) }.find_way(scratch, length)
 }
 
@@ -171,4 +187,26 @@ fn change(context: *mut xdp_md, scratch: &Scratch) -> bool {
     rewrite::translate(&mut buffer, headers, to).is_some()
         && rewrite::take_hop(&mut buffer, headers).is_some()
         && buffer.store(0, scratch.ethernet).is_some()
+}
+
+/// The packet inside another one.
+#[inline(never)]
+fn wrap(context: *mut xdp_md, scratch: &Scratch) -> bool {
+    let Some(config) = maps::config() else {
+        return false;
+    };
+    let mut buffer = Buffer(context);
+    let Work { headers, to, .. } = &scratch.work;
+    if rewrite::take_hop(&mut buffer, headers).is_none() {
+        return false;
+    }
+    let room = direct::overhead(headers.version) as i32;
+    // SAFETY: a valid context; what points into the packet is made anew at each access.
+    if unsafe { bpf_xdp_adjust_head(context, -room) } != 0 {
+        return false;
+    }
+    buffer.store(0, scratch.ethernet).is_some()
+        && buffer.store(12, direct::ethertype(headers.version)).is_some()
+        && direct::wrap(&mut buffer, to, config.direct_port, headers.version, headers.length)
+            .is_some()
 }

@@ -57,6 +57,7 @@ const CAPACITY: Capacity = Capacity {
     source_ranges: 64,
     devices: 64,
     opt_outs: 64,
+    locals: 64,
     counted_frontends: 128,
     counted_backends: 16,
 };

@@ -7,16 +7,17 @@ use std::collections::{BTreeMap, HashMap};
 use anyhow::{Context as _, Result, ensure};
 use proxy_daemon::dataplane::ebpf::Programs;
 use proxy_ebpf::device::{Arrival, Hook, address_key};
+use proxy_ebpf::direct;
 use proxy_ebpf::fake::Fake;
-use proxy_ebpf::fake::frames::{Frame, check, icmp_error};
+use proxy_ebpf::fake::frames::{DIRECT_PORT, Frame, check, icmp_error};
 use proxy_ebpf::fake::program::{self, Fate, Way};
 use proxy_ebpf::layout::config::client;
 use proxy_ebpf::layout::{
-    Backend, BackendId, Config, Device, Flow, Frontend, FrontendId, FrontendKey, Prefix, RangeData,
-    ServiceId, SlotRange, Timeouts, Traffic, Tuple,
+    Backend, BackendId, Config, Device, Flow, Frontend, FrontendId, FrontendKey, LocalKey, Prefix,
+    RangeData, ServiceId, SlotRange, Timeouts, Traffic, Tuple,
 };
 use proxy_ebpf::order::{Address, Be16};
-use proxy_ebpf::parse::{SCTP, TCP, UDP};
+use proxy_ebpf::parse::{self, ETHERNET, Headers, SCTP, TCP, UDP};
 use proxy_ebpf::verdict::Reason;
 
 use super::{in_netns, load, older_than, run};
@@ -93,8 +94,8 @@ impl Pair {
         };
         config.service_prefixes[0] = Prefix::new(ip("10.96.0.0")?, 96 + 16);
         config.service_prefixes[1] = Prefix::new(ip("fd00:96::")?, 64);
-        self.fake.config = config;
-        self.programs.tables().set_config(config)?;
+        config.direct_port = Be16::from_host(DIRECT_PORT);
+        self.configure(config)?;
         let device = Device { flags: Device::XDP_TX, mac: OWN, ..Device::default() };
         self.programs.tables().set_device(self.ifindex, device)?;
         for (family, names) in FAMILIES.into_iter().enumerate() {
@@ -105,6 +106,17 @@ impl Pair {
         Ok(())
     }
 
+    fn configure(&mut self, config: Config) -> Result<()> {
+        self.fake.config = config;
+        Ok(self.programs.tables().set_config(config)?)
+    }
+
+    /// Packets inside others are sent, taken, both or neither.
+    fn direct(&mut self, features: u32) -> Result<()> {
+        let kept = self.fake.config.features & !(Config::DIRECT_ACCEPT | Config::DIRECT_SEND);
+        self.configure(Config { features: kept | features, ..self.fake.config })
+    }
+
     fn client(&mut self, address: Address, kind: u32) -> Result<()> {
         self.fake.clients.insert(address, kind);
         Ok(self.programs.tables().set_prefix(address, 128, kind)?)
@@ -113,7 +125,7 @@ impl Pair {
     /// Four backends, and a Service of each kind; each on its own last byte.
     fn services(&mut self, family: u32, names: Names) -> Result<()> {
         let base = family * 4;
-        let service = ServiceId::new(family.into());
+        let service = ServiceId::new(u64::from(family) + 1);
         for i in 0..4 {
             let local = if i == 0 { Backend::LOCAL } else { 0 };
             let backend = Backend {
@@ -126,6 +138,11 @@ impl Pair {
             self.fake.slots.push(BackendId(base + i));
             self.programs.tables().set_backend(BackendId(base + i), backend)?;
             self.programs.tables().set_slots(base + i, &[BackendId(base + i)])?;
+            for service in [service, LocalKey::ANY].into_iter().filter(|_| i == 0) {
+                let key = LocalKey { service, address: backend.address };
+                self.fake.locals.insert(key, BackendId(base));
+                self.programs.tables().set_local(&key, BackendId(base))?;
+            }
         }
         let all = SlotRange { base, len: 4 };
         let remote = Frontend::MASQUERADE_REMOTE;
@@ -146,6 +163,12 @@ impl Pair {
                 self.frontend(FrontendKey::new(address, Be16::from_host(80), protocol), value)?;
             }
             self.frontend(address_key(address), Frontend::default())?;
+        }
+        for protocol in [TCP, UDP, SCTP] {
+            let (id, node) = (FrontendId(family * 8), ip(names.node)?);
+            let value =
+                Frontend { node: all, outside: all, id, service, affinity: 0, flags: remote };
+            self.frontend(FrontendKey::new(node, Be16::from_host(80), protocol), value)?;
         }
         let allowed = ip(&format!("{}1", names.clients))?;
         self.fake.source_ranges.insert((service, allowed), 1);
@@ -171,7 +194,7 @@ impl Pair {
         let bytes = u64::try_from(frame.len())?;
         let traffic = Traffic { packets: 1, bytes };
         let device = Device::XDP_TX;
-        let arrival = Arrival { hook, device, now: 1, random: 0, traffic };
+        let arrival = Arrival { hook, device, wrapped: false, now: 1, random: 0, traffic };
         let mut host = frame.to_vec();
         let fate = program::run(&self.fake, &arrival, &way, &mut host);
         let (returned, kernel) = self.programs.test_run(hook, self.ifindex, frame)?;
@@ -281,7 +304,10 @@ impl Random {
             1 => names.node.to_owned(),
             n => format!("{}{n}", names.clients),
         };
-        let destination = format!("{}{}", names.service, 1 + self.below(8));
+        let destination = match self.below(9) {
+            0 => names.node.to_owned(),
+            n => format!("{}{n}", names.service),
+        };
         let port = if self.one_in(12) { 81 } else { 80 };
         let tuple = Tuple {
             source: ip(&source)?,
@@ -307,6 +333,39 @@ impl Random {
             unchecked: v4 && self.one_in(8),
             ..Frame::new(tuple, &payload)
         }
+    }
+
+    /// As another node sends it, to a backend of this one or to one near it; and what is inside.
+    fn inside(&mut self, frame: &Frame) -> Result<Vec<u8>> {
+        let names = self.pick(&FAMILIES);
+        let to = format!("{}{}", names.backends, if self.one_in(6) { 2 } else { 1 });
+        let mut frame = Frame { options: 0, ..frame.clone() };
+        if frame.is_v4() != (names.bits != 0) {
+            return Ok(frame.bytes());
+        }
+        // Another node's node port, whose address is this node's gateway.
+        if self.one_in(3) {
+            frame.tuple.destination = ip(names.gateway)?;
+        }
+        let source = self.pick(&[names.node, names.pod, names.gateway, names.gateway]);
+        let outer = Tuple {
+            source: ip(source)?,
+            destination: ip(&to)?,
+            source_port: direct::source_port(u32::try_from(self.next() >> 32)?),
+            protocol: UDP,
+            ..Tuple::default()
+        };
+        let mut bytes = frame.bytes();
+        let mut headers = Headers::default();
+        if parse::ethernet(&bytes.as_slice(), &mut headers).is_err() {
+            return Ok(bytes);
+        }
+        let room = vec![0; direct::overhead(headers.version)];
+        bytes.splice(ETHERNET..ETHERNET, room);
+        let port = Be16::from_host(DIRECT_PORT);
+        direct::wrap(&mut bytes, &outer, port, headers.version, headers.length)
+            .context("no room")?;
+        Ok(bytes)
     }
 
     /// A few bytes to other values, small ones preferred (they mean something); one frame
@@ -337,12 +396,18 @@ pub fn packets() -> Result<()> {
         let mut random = Random(0x5eed);
         // Translated requests, which can be replied to.
         let mut seen: Vec<Frame> = Vec::new();
+        // Requests that went on inside others, as they came.
+        let mut sent: Vec<Frame> = Vec::new();
         let mut fates: BTreeMap<String, u32> = BTreeMap::new();
         for round in 0..ROUNDS {
             // Before kernel 5.14 a run at XDP cannot be told its device.
             let hooks = [Hook::Ingress, Hook::Ingress, Hook::Egress, Hook::Xdp];
             let hook = random.pick(if older_than(5, 14)? { &hooks[..3] } else { &hooks });
-            for mut frame in next(&mut random, &seen)? {
+            if round % 500 == 0 {
+                let (accept, send) = (Config::DIRECT_ACCEPT, Config::DIRECT_SEND);
+                pair.direct(random.pick(&[0, accept, accept | send, accept | send]))?;
+            }
+            for mut frame in next(&mut random, &seen, &sent)? {
                 if random.one_in(20) {
                     // Another machine's, or everybody's.
                     frame.1[0] = random.pick(&[0, 3]);
@@ -354,10 +419,19 @@ pub fn packets() -> Result<()> {
                 }
                 let (fate, bytes) =
                     pair.run(hook, &frame.1).with_context(|| format!("round {round}"))?;
-                let what = if bytes == frame.1 { "same" } else { "changed" };
+                let what = match (is_wrapped(&frame.1), is_wrapped(&bytes)) {
+                    _ if fate == Fate::Drop => "lost",
+                    (false, true) => "wrapped",
+                    (true, false) => "unwrapped",
+                    _ if bytes == frame.1 => "same",
+                    _ => "changed",
+                };
                 *fates.entry(format!("{} {hook:?} {fate:?} {what}", frame.0)).or_default() += 1;
                 if frame.0 == "request" && !damaged && bytes != before && fate != Fate::Drop {
-                    remember(&mut seen, &bytes);
+                    match what {
+                        "wrapped" => remember(&mut sent, &before),
+                        _ => remember(&mut seen, &bytes),
+                    }
                 }
             }
         }
@@ -376,6 +450,16 @@ pub fn packets() -> Result<()> {
             "error Ingress Redirect changed",
             "error Egress Next changed",
             "fragment Ingress Redirect changed",
+            // Inside other packets, and out of them.
+            "request Ingress Redirect wrapped",
+            "request Xdp Redirect wrapped",
+            "fragment Ingress Redirect wrapped",
+            "error Ingress Redirect wrapped",
+            "inside Ingress Next unwrapped",
+            "inside Ingress Redirect unwrapped",
+            "inside Ingress Drop",
+            "inside Ingress Next same",
+            "inside Xdp Next same",
         ] {
             let count: u32 =
                 fates.iter().filter(|(what, _)| what.starts_with(needed)).map(|(_, n)| n).sum();
@@ -386,18 +470,30 @@ pub fn packets() -> Result<()> {
 }
 
 /// A frame, or the fragments of one, and of what kind.
-fn next(random: &mut Random, seen: &[Frame]) -> Result<Vec<(&'static str, Vec<u8>)>> {
+fn next(
+    random: &mut Random,
+    seen: &[Frame],
+    sent: &[Frame],
+) -> Result<Vec<(&'static str, Vec<u8>)>> {
     let frame = random.request()?;
     let known =
         if seen.is_empty() { frame.clone() } else { seen[random.below(seen.len())].clone() };
-    Ok(match random.below(8) {
+    Ok(match random.below(9) {
         0 | 1 => {
             let reply = random.dress(known.tuple.inverse());
             vec![("reply", reply.bytes())]
         }
         2 | 3 => {
             // About a request as the backend's side knows it, or about a reply.
-            let about = if random.one_in(2) { known } else { frame.with(frame.tuple.inverse()) };
+            let about = match random.below(4) {
+                0 | 1 => known,
+                // What the other node sent to the client.
+                2 if !sent.is_empty() => {
+                    let request = &sent[random.below(sent.len())];
+                    request.with(request.tuple.inverse())
+                }
+                _ => frame.with(frame.tuple.inverse()),
+            };
             let about = Frame { options: 0, ..about };
             let v4 = about.is_v4();
             let kind = if v4 { [3, 4] } else { [2, 0] };
@@ -414,16 +510,29 @@ fn next(random: &mut Random, seen: &[Frame]) -> Result<Vec<(&'static str, Vec<u8
             };
             let (cut, length) = (48, whole.transport_length());
             let part = |from, length| Frame { part: Some((from, length)), ..whole.clone() };
-            vec![("fragment", part(0, cut).bytes()), ("fragment", part(cut, length - cut).bytes())]
+            let parts = [part(0, cut), part(cut, length - cut)];
+            let mut made = Vec::new();
+            for part in parts {
+                made.push(("fragment", part.bytes()));
+                made.push(("inside", random.inside(&part)?));
+            }
+            made
         }
+        5 => vec![("inside", random.inside(&frame)?)],
         _ => vec![("request", frame.bytes())],
     })
 }
 
+fn is_wrapped(frame: &Vec<u8>) -> bool {
+    let mut headers = Headers::default();
+    parse::ethernet(&frame.as_slice(), &mut headers).is_ok()
+        && direct::is_wrapped(frame, &headers, Be16::from_host(DIRECT_PORT))
+}
+
 fn remember(seen: &mut Vec<Frame>, bytes: &Vec<u8>) {
-    let mut headers = proxy_ebpf::parse::Headers::default();
-    let ours = proxy_ebpf::parse::ethernet(&bytes.as_slice(), &mut headers).is_ok()
-        && headers.kind == proxy_ebpf::parse::Kind::Whole;
+    let mut headers = Headers::default();
+    let ours = parse::ethernet(&bytes.as_slice(), &mut headers).is_ok()
+        && headers.kind == parse::Kind::Whole;
     if ours {
         seen.push(Frame::new(headers.tuple, b"payload"));
     }

@@ -10,6 +10,7 @@
 )]
 
 mod connections;
+mod direct;
 #[path = "../guest/pains/frontends.rs"]
 mod frontends;
 mod growth;

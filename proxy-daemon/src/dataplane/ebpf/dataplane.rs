@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use proxy_ebpf::layout::config::client;
 use proxy_ebpf::layout::{Config, Device, OptOut, Timeouts};
-use proxy_ebpf::order::Address;
+use proxy_ebpf::order::{Address, Be16};
 use tracing::{info, warn};
 
 mod devices;
@@ -61,11 +61,21 @@ pub struct EbpfConfig {
     /// Patterns of cgroups below `cgroup` whose sockets are left alone.
     pub opt_outs: Vec<String>,
     pub xdp: Option<XdpMode>,
+    pub direct: DirectReturn,
     pub sysctl_root: PathBuf,
     /// Cookie of the node's network namespace, where it is known.
     pub namespace: Option<u64>,
     /// Connections may go through another proxy's translation.
     pub handing_over: Arc<AtomicBool>,
+}
+
+/// Packets between nodes inside others, so that replies need not come back the same way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DirectReturn {
+    pub accepts: bool,
+    pub sends: bool,
+    /// UDP.
+    pub port: u16,
 }
 
 impl fmt::Debug for EbpfConfig {
@@ -130,7 +140,7 @@ impl EbpfPlane {
     ) -> Self {
         let detect = (config.local_detection)(None);
         Self {
-            table: Table::new(programs, config.capacity),
+            table: Table::new(programs, config.capacity).with_locals(config.direct.accepts),
             lowering: Lowering { masquerade_all: config.masquerade_all, own: BTreeSet::new() },
             pins,
             links,
@@ -197,13 +207,16 @@ impl EbpfPlane {
         let mut config = Config {
             features: Config::TCP_PEER_NAMES
                 | feature(self.opted_out, Config::OPT_OUTS)
-                | feature(handing_over, Config::OTHERS_CONNECTIONS),
+                | feature(handing_over, Config::OTHERS_CONNECTIONS)
+                | feature(self.config.direct.accepts, Config::DIRECT_ACCEPT)
+                | feature(self.config.direct.sends, Config::DIRECT_SEND),
             seed: 0,
             source4: source(true),
             source6: source(false),
             port_low: PORTS.0,
             port_high: PORTS.1,
             timeouts: Timeouts::default(),
+            direct_port: Be16::from_host(self.config.direct.port),
             namespace: self.config.namespace.unwrap_or(0),
             ..Config::default()
         };

@@ -50,7 +50,11 @@ impl FlowTable {
             let Some(flow) = self.get(&key)? else { continue };
             let other_key = flow.to.inverse();
             // What is there may be another flow's.
-            let other = self.get(&other_key)?.filter(|other| other.to == key.inverse());
+            let other = if Flow::is_direct(flow.flags) {
+                None
+            } else {
+                self.get(&other_key)?.filter(|other| other.to == key.inverse())
+            };
             if !self.sweeper.ends(&key, &flow, other.as_ref(), now()) {
                 continue;
             }
@@ -102,7 +106,8 @@ impl Sweeper {
         let by_key: std::collections::HashMap<&Tuple, &Flow> =
             all.iter().map(|(key, flow)| (key, flow)).collect();
         let over = |(key, flow): &&(Tuple, Flow)| {
-            self.is_over(key, flow, by_key.get(&flow.to.inverse()).copied(), now)
+            let other = by_key.get(&flow.to.inverse()).copied();
+            self.is_over(key, flow, other.filter(|_| !Flow::is_direct(flow.flags)), now)
         };
         all.iter().filter(over).map(|(key, _)| *key).collect()
     }
@@ -123,7 +128,9 @@ impl Sweeper {
         if !self.is_over(key, flow, other, now) {
             return false;
         }
-        if other.is_none() && !self.alone.contains(key) {
+        // One whose replies go another way has no other half.
+        let alone = other.is_none() && !Flow::is_direct(flow.flags);
+        if alone && !self.alone.contains(key) {
             self.alone_now.insert(*key);
             return false;
         }
@@ -168,6 +175,21 @@ mod tests {
             .map(|key| key.source_port.to_host().max(key.destination_port.to_host()))
             .collect();
         assert_eq!(ports, [1, 1, 3, 3]);
+    }
+
+    #[test]
+    fn a_flow_without_another_half_ends_by_itself() {
+        let now = 200 * SECOND;
+        let key = Tuple { protocol: UDP, ..Tuple::default() };
+        let to = Tuple { destination_port: Be16::from_host(9), ..key };
+        let direct = |seen| Flow { to, seen, flags: Flow::DIRECT, ..Flow::default() };
+        // Of somebody else, and seen just now.
+        let other = Flow { to: key, seen: now, flags: Flow::REPLY, ..Flow::default() };
+        let mut sweeper = Sweeper::default();
+        let all = [(key, direct(now - 31 * SECOND)), (to.inverse(), other)];
+        assert_eq!(sweeper.candidates(&all, now), [key]);
+        assert!(sweeper.ends(&key, &all[0].1, None, now), "at the first sweep");
+        assert!(!sweeper.ends(&key, &direct(now - 29 * SECOND), None, now));
     }
 
     /// The reply's entry is made first, has no time of its own yet, and was read alone: with it

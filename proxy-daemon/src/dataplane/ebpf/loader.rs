@@ -5,8 +5,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use aya::programs::{
-    CgroupSockAddr, Program, ProgramError, ProgramType, SchedClassifier, TestRun as _,
-    TestRunOptions, TestRunResult, Xdp,
+    Program, ProgramError, ProgramType, SchedClassifier, TestRun as _, TestRunOptions,
+    TestRunResult, Xdp,
 };
 use aya::sys::{BpfHelper, is_helper_supported};
 use aya::{Ebpf, EbpfLoader};
@@ -99,13 +99,7 @@ impl Programs {
                 copy(name, &pins.map(name), &pins.next(name))?;
             }
         }
-        for name in names::CGROUP {
-            load::<CgroupSockAddr>(&mut ebpf, name, CgroupSockAddr::load)?;
-        }
-        for name in [names::TC_INGRESS, names::TC_EGRESS] {
-            load::<SchedClassifier>(&mut ebpf, name, SchedClassifier::load)?;
-        }
-        load::<Xdp>(&mut ebpf, names::XDP_INGRESS, Xdp::load)?;
+        load(&mut ebpf, |_| true)?;
         let tables = Tables::take(&mut ebpf)?;
         let sets_retval = can_set_retval != 0;
         Ok(Self { ebpf, bare: None, tables, made_maps, sets_retval, grown })
@@ -135,9 +129,7 @@ impl Programs {
             .override_global(names::MISSING_HEADER, &all, true)
             .load(object)
             .map_err(|e| LoadError::from_aya("open the eBPF maps", &e))?;
-        for name in [names::TC_INGRESS, names::TC_EGRESS] {
-            load::<SchedClassifier>(&mut bare, name, SchedClassifier::load)?;
-        }
+        load(&mut bare, |name| [names::TC_INGRESS, names::TC_EGRESS].contains(&name))?;
         self.bare = Some(bare);
         Ok(())
     }
@@ -308,15 +300,30 @@ where
     program.try_into().map_err(|e| LoadError::Object(format!("program {name}: {e}")))
 }
 
-fn load<P>(
-    ebpf: &mut Ebpf,
-    name: &str,
-    load: fn(&mut P) -> Result<(), ProgramError>,
-) -> Result<(), LoadError>
-where
-    for<'a> &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
-{
-    load(program(ebpf, name)?).map_err(|e| LoadError::from_program_load(name, &e))
+/// Has the kernel verify programs, all at once: that is most of what a start takes, and each of
+/// tc's and XDP's is a CPU's work for a while.
+fn load(ebpf: &mut Ebpf, wanted: impl Fn(&str) -> bool) -> Result<(), LoadError> {
+    std::thread::scope(|scope| {
+        let mut loading = Vec::new();
+        for (name, program) in ebpf.programs_mut().filter(|(name, _)| wanted(name)) {
+            let thread = std::thread::Builder::new().name(format!("load {name}"));
+            let thread = thread.spawn_scoped(scope, move || load_one(name, program));
+            loading.push(thread.map_err(|e| LoadError::from_aya("start a thread", &e))?);
+        }
+        loading.into_iter().try_for_each(|thread| {
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    })
+}
+
+fn load_one(name: &str, program: &mut Program) -> Result<(), LoadError> {
+    match program {
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::SchedClassifier(program) => program.load(),
+        Program::Xdp(program) => program.load(),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
+    .map_err(|e| LoadError::from_program_load(name, &e))
 }
 
 /// Whether this process may load the programs. Some capabilities are missed by nobody but the

@@ -10,6 +10,7 @@ mod error;
 mod flows;
 pub mod ids;
 mod loader;
+mod locals;
 mod object;
 mod opt_out;
 mod per_cpu;
@@ -28,7 +29,7 @@ mod uplinks;
 pub mod value;
 
 pub use cgroup::cgroup;
-pub use dataplane::{EbpfConfig, EbpfPlane};
+pub use dataplane::{DirectReturn, EbpfConfig, EbpfPlane};
 pub use error::LoadError;
 pub use flows::FlowTable;
 pub use loader::{Attachment, Capacity, Limit, Programs, TcHook, XdpMode, check_capabilities};

@@ -17,6 +17,7 @@ mod adopt;
 
 use super::backends::{Backends, Placed};
 use super::ids::Ranges;
+use super::locals::{Change, Locals};
 use super::store::Store;
 use super::value::{Key, Member, Programmed, Set, Value, map_key};
 use super::{Capacity, TableError};
@@ -37,6 +38,7 @@ pub struct Table<S> {
     sets: HashMap<(ServiceId, Arc<Set>), SharedRange>,
     backends: Backends<HeldBackend>,
     source_ranges: BTreeMap<(ServiceId, IpNetwork), u32>,
+    locals: Locals,
     /// Backends that nothing leads to any more since the operation began.
     freed: Vec<Gone>,
     /// The same of UDP, until somebody asks.
@@ -155,12 +157,19 @@ impl<S: Store> Table<S> {
             sets: HashMap::new(),
             backends: Backends::default(),
             source_ranges: BTreeMap::new(),
+            locals: Locals::default(),
             freed: Vec::new(),
             gone: Vec::new(),
             counting: Counting::default(),
             writes: 0,
             shortage: None,
         }
+    }
+
+    /// Whether `LOCALS` is kept as well.
+    #[must_use]
+    pub fn with_locals(self, kept: bool) -> Self {
+        Self { locals: Locals::new(kept), ..self }
     }
 
     /// A map has no room for what an operation needs.
@@ -392,8 +401,31 @@ impl<S: Store> Table<S> {
                     held.written = held.value(service).flags;
                 }
             }
+            for (id, value) in changed {
+                self.write_local(id, &value).map_err(refused)?;
+            }
         }
         Ok(ids)
+    }
+
+    fn write_local(&mut self, id: BackendId, value: &layout::Backend) -> Result<(), TableError> {
+        let local = value.in_use() && value.has(layout::Backend::LOCAL);
+        let changes = self.locals.note(value.service, value.address.into(), id, local);
+        self.write_locals(changes)
+    }
+
+    fn write_locals(&mut self, changes: Vec<Change>) -> Result<(), TableError> {
+        for (key, id) in changes {
+            self.writes += 1;
+            match id {
+                Some(id) => self.store.set_local(&key, id)?,
+                None => match self.store.remove_local(&key) {
+                    Err(error) if !error.is_missing() => return Err(error),
+                    _ => {}
+                },
+            }
+        }
+        Ok(())
     }
 
     /// The set's range: the one that another frontend has, or a fresh one.
@@ -476,6 +508,8 @@ impl<S: Store> Table<S> {
         let gone = held.cluster + held.local == 0;
         let after = if gone { layout::Backend::default() } else { held.value(service) };
         if after != before && held.id != NO_ID {
+            // What is refused here leads to a backend that is none any more.
+            let _ = self.write_local(held.id, &layout::Backend { flags: after.flags, ..before });
             self.writes += 1;
             let written = self.store.set_backends(&[(held.id, after)]).map_or(0, |()| after.flags);
             if let Some(held) = self.backends.get_mut(&key) {

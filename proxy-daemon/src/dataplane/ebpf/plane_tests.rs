@@ -2,6 +2,7 @@ use std::num::NonZeroU16;
 use std::time::Duration;
 
 use proptest::prelude::*;
+use proxy_ebpf::layout::LocalKey;
 
 use super::super::ids::REST;
 use super::super::readback::Reading;
@@ -25,6 +26,7 @@ const CAPACITY: Capacity = Capacity {
     source_ranges: 32,
     devices: 1,
     opt_outs: 1,
+    locals: 16,
     counted_frontends: 32,
     counted_backends: 32,
 };
@@ -406,4 +408,50 @@ fn an_id_that_counted_for_another_begins_at_zero() {
         (frontends[1..].to_vec(), backends[1..].to_vec()),
         (vec![FrontendId(2)], vec![BackendId(2)])
     );
+}
+
+#[test]
+fn backends_of_this_node_are_found_by_their_addresses_where_somebody_looks() {
+    let locals = |maps: &Memory| {
+        let maps = maps.maps();
+        let mut all: Vec<(IpAddr, bool)> = maps
+            .locals
+            .iter()
+            .map(|(key, id)| {
+                let any = key.service == LocalKey::ANY;
+                let backend = maps.backends[&id.0];
+                assert!(any || backend.has(proxy_ebpf::layout::Backend::LOCAL));
+                assert!(any || (backend.service, backend.address) == (key.service, key.address));
+                (key.address.into(), any)
+            })
+            .collect();
+        all.sort_unstable();
+        all
+    };
+    let entries = |lasts: &[u8]| -> Vec<(IpAddr, bool)> {
+        addresses(lasts).into_iter().flat_map(|it| [(it, false), (it, true)]).collect()
+    };
+    let all = || vec![backend(1, true), backend(2, false), backend(3, true)];
+    let mut off = Plane::new();
+    off.set(key(1), &frontend("a", all())).unwrap();
+    assert_eq!(locals(&off.maps), []);
+
+    let maps = off.maps.clone();
+    maps.maps().taken_over = true;
+    let table = || Table::new(maps.clone(), CAPACITY);
+    let mut on =
+        Plane { table: table().with_locals(true), maps: maps.clone(), now: Instant::now() };
+    on.table.adopt_all().unwrap();
+    assert_eq!(locals(&maps), entries(&[1, 3]), "what was there before is entered");
+    on.set(key(1), &frontend("a", vec![backend(2, true), backend(3, false)])).unwrap();
+    assert_eq!(locals(&maps), entries(&[2]));
+    // By two frontends.
+    on.set(key(2), &frontend("a", vec![backend(2, true)])).unwrap();
+    on.delete(key(1));
+    assert_eq!(locals(&maps), entries(&[2]));
+    on.delete(key(2));
+    assert_eq!(locals(&maps), []);
+    on.set(key(1), &frontend("a", all())).unwrap();
+    table().adopt_all().unwrap();
+    assert_eq!(locals(&maps), [], "nobody looks there any more");
 }

@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 
-use proxy_ebpf::layout::{Backend, BackendId, Frontend, FrontendId, FrontendKey, RangeData};
+use proxy_ebpf::layout::{
+    Backend, BackendId, Frontend, FrontendId, FrontendKey, LocalKey, RangeData,
+};
 
 use super::{Programs, TableError, Tables};
 
@@ -13,6 +15,7 @@ pub trait Read: Send {
     /// As many as there are from this id on.
     fn backends(&self, first: BackendId, count: u32) -> Result<Vec<Backend>, TableError>;
     fn source_ranges(&self) -> Result<Vec<(RangeData, u32)>, TableError>;
+    fn locals(&self) -> Result<Vec<(LocalKey, BackendId)>, TableError>;
 }
 
 /// What the plane does to the maps. The kernel either carries a write out or refuses it; of
@@ -24,6 +27,8 @@ pub trait Store: Read {
     fn set_backends(&mut self, backends: &[(BackendId, Backend)]) -> Result<(), TableError>;
     fn set_source_range(&mut self, range: RangeData, length: u32) -> Result<(), TableError>;
     fn remove_source_range(&mut self, range: RangeData, length: u32) -> Result<(), TableError>;
+    fn set_local(&mut self, key: &LocalKey, id: BackendId) -> Result<(), TableError>;
+    fn remove_local(&mut self, key: &LocalKey) -> Result<(), TableError>;
     /// The counters of an id that is given out.
     fn zero_frontend_counters(&mut self, id: FrontendId) -> Result<(), TableError>;
     fn zero_backend_counters(&mut self, id: BackendId) -> Result<(), TableError>;
@@ -44,6 +49,9 @@ impl Read for Tables {
     fn source_ranges(&self) -> Result<Vec<(RangeData, u32)>, TableError> {
         self.source_ranges()
     }
+    fn locals(&self) -> Result<Vec<(LocalKey, BackendId)>, TableError> {
+        self.locals()
+    }
 }
 
 impl Read for Programs {
@@ -58,6 +66,9 @@ impl Read for Programs {
     }
     fn source_ranges(&self) -> Result<Vec<(RangeData, u32)>, TableError> {
         self.tables_ref().source_ranges()
+    }
+    fn locals(&self) -> Result<Vec<(LocalKey, BackendId)>, TableError> {
+        self.tables_ref().locals()
     }
 }
 
@@ -80,6 +91,12 @@ impl Store for Programs {
     fn remove_source_range(&mut self, range: RangeData, length: u32) -> Result<(), TableError> {
         self.tables().remove_source_range(range, length)
     }
+    fn set_local(&mut self, key: &LocalKey, id: BackendId) -> Result<(), TableError> {
+        self.tables().set_local(key, id)
+    }
+    fn remove_local(&mut self, key: &LocalKey) -> Result<(), TableError> {
+        self.tables().remove_local(key)
+    }
     fn zero_frontend_counters(&mut self, id: FrontendId) -> Result<(), TableError> {
         self.tables().zero_frontend_counters(id)
     }
@@ -101,6 +118,7 @@ pub struct Maps {
     pub slots: HashMap<u32, BackendId>,
     pub backends: HashMap<u32, Backend>,
     pub source_ranges: Vec<(RangeData, u32)>,
+    pub locals: HashMap<LocalKey, BackendId>,
     /// Writes so far, and reads.
     pub writes: u64,
     pub reads: u64,
@@ -147,6 +165,9 @@ impl Read for Memory {
     fn source_ranges(&self) -> Result<Vec<(RangeData, u32)>, TableError> {
         Ok(self.read().source_ranges.clone())
     }
+    fn locals(&self) -> Result<Vec<(LocalKey, BackendId)>, TableError> {
+        Ok(self.maps().locals.iter().map(|(key, id)| (*key, *id)).collect())
+    }
 }
 
 impl Store for Memory {
@@ -174,6 +195,14 @@ impl Store for Memory {
     }
     fn remove_source_range(&mut self, range: RangeData, length: u32) -> Result<(), TableError> {
         self.write().source_ranges.retain(|entry| *entry != (range, length));
+        Ok(())
+    }
+    fn set_local(&mut self, key: &LocalKey, id: BackendId) -> Result<(), TableError> {
+        self.write().locals.insert(*key, id);
+        Ok(())
+    }
+    fn remove_local(&mut self, key: &LocalKey) -> Result<(), TableError> {
+        self.write().locals.remove(key);
         Ok(())
     }
     fn zero_frontend_counters(&mut self, id: FrontendId) -> Result<(), TableError> {

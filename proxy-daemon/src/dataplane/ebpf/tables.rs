@@ -11,8 +11,8 @@ use aya::sys::SyscallError;
 use aya::util::nr_cpus;
 use proxy_ebpf::layout::{
     Affinity, AffinityKey, Backend, BackendCounters, BackendId, Config, Device, Flow, Frontend,
-    FrontendCounters, FrontendId, FrontendKey, OptOut, RangeData, SocketKey, SocketPeer, Tuple,
-    names,
+    FrontendCounters, FrontendId, FrontendKey, LocalKey, OptOut, RangeData, SocketKey, SocketPeer,
+    Tuple, names,
 };
 use proxy_ebpf::order::Address;
 use proxy_ebpf::verdict::Reason;
@@ -92,6 +92,7 @@ pub struct Tables {
     source_ranges: LpmTrie<MapData, RangeData, u32>,
     devices: HashMap<MapData, u32, Device>,
     opt_outs: HashMap<MapData, OptOut, u32>,
+    locals: HashMap<MapData, LocalKey, BackendId>,
 }
 
 impl fmt::Debug for Tables {
@@ -149,6 +150,7 @@ impl Tables {
             source_ranges: typed(map, names::SOURCE_RANGES)?,
             devices: typed(map, names::DEVICES)?,
             opt_outs: typed(map, names::OPT_OUTS)?,
+            locals: typed(map, names::LOCALS)?,
         })
     }
 
@@ -226,6 +228,27 @@ impl Tables {
     /// It is not there, or the kernel refuses.
     pub fn remove_opt_out(&mut self, who: &OptOut) -> Result<(), TableError> {
         self.opt_outs.remove(who).map_err(failed(names::OPT_OUTS, "remove"))
+    }
+
+    /// All of them.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn locals(&self) -> Result<Vec<(LocalKey, BackendId)>, TableError> {
+        let all: Result<_, _> = self.locals.iter().collect();
+        all.map_err(failed(names::LOCALS, "read"))
+    }
+
+    /// # Errors
+    /// The map is full, or the kernel refuses.
+    pub fn set_local(&mut self, key: &LocalKey, id: BackendId) -> Result<(), TableError> {
+        self.locals.insert(key, id, 0).map_err(failed(names::LOCALS, "insert"))
+    }
+
+    /// # Errors
+    /// It is not there, or the kernel refuses.
+    pub fn remove_local(&mut self, key: &LocalKey) -> Result<(), TableError> {
+        self.locals.remove(key).map_err(failed(names::LOCALS, "remove"))
     }
 
     /// All entries of the flow table, both directions; those that come or go meanwhile may

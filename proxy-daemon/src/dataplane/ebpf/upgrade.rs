@@ -43,6 +43,9 @@ pub const CONVERTERS: &[Converter] = &[];
 const SERVICE_TABLE: [&str; 4] =
     [names::FRONTENDS, names::SLOTS, names::BACKENDS, names::SOURCE_RANGES];
 
+/// Names ids of that table as well, but can be made again from it: older versions have none.
+const DERIVED: &str = names::LOCALS;
+
 /// What the programs remember.
 const MEMORY: [&str; 4] = [names::FLOWS, names::FRAGMENTS, names::AFFINITY, names::SOCKETS];
 
@@ -62,7 +65,8 @@ pub fn take_over(pins: &Pins) -> Result<(), LoadError> {
     for name in names::PINNED {
         // Of a daemon that died before it attached anything.
         pins.forget(name)?;
-        if same_looks(other, name) && (table || !SERVICE_TABLE.contains(&name)) {
+        let of_table = SERVICE_TABLE.contains(&name) || name == DERIVED;
+        if same_looks(other, name) && (table || !of_table) {
             pins.share(other, name)?;
             taken.push(name);
         } else {

@@ -93,13 +93,18 @@ impl Stage {
 
     /// Makes `shop/web` of this spec, or changes it, with endpoints on these pods.
     pub fn web(&self, spec: &Value, balancer: &[Value], endpoints: &[(usize, usize)]) {
+        self.web_without_endpoints(spec, balancer);
+        self.endpoints(endpoints);
+    }
+
+    /// The same, for tests that have endpoints of their own.
+    pub fn web_without_endpoints(&self, spec: &Value, balancer: &[Value]) {
         let service = json!({
             "apiVersion": "v1", "kind": "Service",
             "metadata": {"name": "web", "namespace": "shop"},
             "spec": spec, "status": {"loadBalancer": {"ingress": balancer}},
         });
         self.bed.apply(service).expect("a Service");
-        self.endpoints(endpoints);
     }
 
     /// Gives `shop/web` other endpoints.

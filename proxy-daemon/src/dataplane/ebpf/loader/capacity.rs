@@ -28,6 +28,7 @@ pub struct Capacity {
     pub source_ranges: u32,
     pub devices: u32,
     pub opt_outs: u32,
+    pub locals: u32,
     /// As many of each, the lowest, have counters at most: they cannot be exchanged while
     /// programs count.
     pub counted_frontends: u32,
@@ -49,6 +50,7 @@ impl Default for Capacity {
             source_ranges: 1 << 20,
             devices: 1 << 14,
             opt_outs: 1 << 14,
+            locals: 1 << 16,
             counted_frontends: Self::LIMIT.frontends,
             counted_backends: Self::LIMIT.backends,
         }
@@ -132,7 +134,7 @@ impl Capacity {
     }
 
     /// Entries of the maps in the kernel.
-    pub(super) fn entries(&self) -> Result<[(&'static str, u32); 13], LoadError> {
+    pub(super) fn entries(&self) -> Result<[(&'static str, u32); 14], LoadError> {
         let counted_frontends = self.counted_frontends.max(self.frontends);
         let counted_backends = self.counted_backends.max(self.backends);
         Ok([
@@ -149,12 +151,13 @@ impl Capacity {
             (names::SOURCE_RANGES, self.source_ranges),
             (names::DEVICES, self.devices),
             (names::OPT_OUTS, self.opt_outs),
+            (names::LOCALS, self.locals),
         ])
     }
 }
 
 /// Maps that only the daemon writes, so that larger ones can take their place.
-pub(super) const GROWING: [&str; 7] = [
+pub(super) const GROWING: [&str; 8] = [
     names::FRONTENDS,
     names::SLOTS,
     names::BACKENDS,
@@ -162,6 +165,7 @@ pub(super) const GROWING: [&str; 7] = [
     names::SOURCE_RANGES,
     names::DEVICES,
     names::OPT_OUTS,
+    names::LOCALS,
 ];
 
 #[cfg(test)]

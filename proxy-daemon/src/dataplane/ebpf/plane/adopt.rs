@@ -27,10 +27,15 @@ impl<S: Store> Table<S> {
         for (id, backend) in reading.backends.into_iter().filter(|(_, b)| b.in_use()) {
             self.backend_ids.claim(id.0, 1);
             let member = member_of(&backend);
+            if member.local {
+                self.locals.note(backend.service, member.address, id, true);
+            }
             self.backends.entry((backend.service, member.address, member.port)).or_insert(
                 HeldBackend { id, member, cluster: 0, local: 0, written: backend.flags },
             );
         }
+        let stale = self.locals.differences(&self.store.locals()?);
+        self.write_locals(stale)?;
         let mut objects = Vec::with_capacity(all.len());
         for Found { key, value, in_map } in all {
             let held = match &value {
