@@ -229,7 +229,8 @@ pub fn daemon() -> Result<()> {
 pub fn bare_daemon() -> Result<()> {
     in_netns(|| {
         let bed = Bed::new(Namespaces::with_tunnels(&[CLIENT.link, REMOTE.link])?)?;
-        let daemon = bed.start_with(&["--ebpf-map-sizes=frontends=2,backends=1,slots=1"])?;
+        // Once: each growth has the kernel verify five programs, which takes an emulated one 20 s.
+        let daemon = bed.start_with(&["--ebpf-map-sizes=frontends=8"])?;
         bed.endpoints(&[("pod", "node-a")])?;
         bed.settles(&daemon, &["pod"])?;
         let log = daemon.log();
