@@ -151,12 +151,12 @@ const fn left_out(kernel: Kernel) -> &'static [&'static str] {
             "conformance_2_ipv6",
             "conformance_4_ebpf",
             "conformance_5_ebpf",
+            "conformance_6_ebpf",
         ],
         Kernel::V6_12 => &[
             "conformance_1_ipv4",
             "conformance_3_dual",
             "conformance_5_ebpf",
-            "conformance_6_ebpf",
         ],
     }
 }
