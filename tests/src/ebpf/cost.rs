@@ -98,7 +98,7 @@ pub fn map_update(services: u32, count: u32) -> Result<Vec<f64>> {
 /// Nanoseconds of a packet in the kernel's test run.
 #[derive(Debug, Default)]
 pub struct Packets {
-    /// To a node port whose endpoint is on another node, of a known flow: translated, with the
+    /// To a load-balancer address whose endpoint is on another node, of a known flow: translated, with the
     /// next hop's address, and sent on.
     pub forwarded: Vec<f64>,
     /// To no Service: looked at and let through.
@@ -125,7 +125,9 @@ pub fn packets(hook: Hook, services: u32, count: u32) -> Result<Packets> {
         let device = Device { flags: Device::XDP_TX, ..Device::default() };
         programs.tables().set_device(ifindex, device)?;
         let outside = Ipv4Addr::new(203, 0, 113, 7);
-        let request = tuple((outside.into(), 40_000), (node, 30_080));
+        // Of a load balancer: what becomes of the packet must be for another machine both times.
+        let frontend = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 80));
+        let request = tuple((outside.into(), 40_000), (frontend, 80));
         let translated = tuple((node, 50_001), (Ipv4Addr::new(10, 244, 1, 5).into(), 8080));
         // The packet stays translated between two runs: the one flow makes the other's.
         for (from, to) in [(request, translated), (translated, request)] {

@@ -153,10 +153,6 @@ const fn left_out(kernel: Kernel) -> &'static [&'static str] {
             "conformance_5_ebpf",
             "conformance_6_ebpf",
         ],
-        Kernel::V6_12 => &[
-            "conformance_1_ipv4",
-            "conformance_3_dual",
-            "conformance_5_ebpf",
-        ],
+        Kernel::V6_12 => &["conformance_1_ipv4", "conformance_3_dual", "conformance_5_ebpf"],
     }
 }
