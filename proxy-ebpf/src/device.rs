@@ -567,4 +567,4 @@ pub fn unmatched(tables: &impl Tables, config: &Config, destination: &Address) -
 }
 
 #[cfg(test)]
-mod tests;
+pub mod tests;

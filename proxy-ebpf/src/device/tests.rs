@@ -28,7 +28,7 @@ fn ip(text: &str) -> Address {
     text.parse::<IpAddr>().unwrap().into()
 }
 
-fn tuple(protocol: u8, source: (&str, u16), destination: (&str, u16)) -> Tuple {
+pub fn tuple(protocol: u8, source: (&str, u16), destination: (&str, u16)) -> Tuple {
     Tuple {
         source: ip(source.0),
         destination: ip(destination.0),

@@ -1,30 +1,14 @@
-use core::net::IpAddr;
 use std::vec::Vec;
 
 use proptest::prelude::*;
 
 use super::*;
+use crate::device::tests::tuple;
 use crate::fake::frames::{DIRECT_PORT, Frame, check};
 use crate::fake::strategy::frame;
-use crate::order::Address;
 use crate::parse::{self, TCP};
 
 const PORT: Be16 = Be16::from_host(DIRECT_PORT);
-
-fn ip(text: &str) -> Address {
-    text.parse::<IpAddr>().unwrap().into()
-}
-
-fn tuple(protocol: u8, source: (&str, u16), destination: (&str, u16)) -> Tuple {
-    Tuple {
-        source: ip(source.0),
-        destination: ip(destination.0),
-        source_port: Be16::from_host(source.1),
-        destination_port: Be16::from_host(destination.1),
-        protocol,
-        pad: [0; 3],
-    }
-}
 
 fn headers(bytes: &[u8]) -> Headers {
     let mut headers = Headers::default();
