@@ -1,15 +1,18 @@
 //! The daemon beside kube-proxy's iptables rules: in a guest, or on this machine's own kernel.
 
 use std::fs;
+use std::io::Read as _;
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use nix::libc::linger;
+use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::network::{Bed, Namespace, server};
 use crate::peer::{self, Iptables, LAST, MIDDLE, Ours, PATIENCE, Peer};
-use crate::record::{Connects, Cost, Mode, Peers, Run, Sent, Size, Summary};
+use crate::record::{Connects, Cost, Mode, Peers, Rates, Run, Sent, Size, Summary};
 
 /// What to measure.
 #[derive(Debug, clap::Args)]
@@ -32,6 +35,9 @@ pub struct Plan {
     /// TCP connects to each target
     #[arg(long, default_value_t = 300)]
     connects: usize,
+    /// Blocks of 500 short connections to each target
+    #[arg(long, default_value_t = 20)]
+    blocks: usize,
     /// Directory for `results.json`
     #[arg(long)]
     out: PathBuf,
@@ -116,8 +122,16 @@ fn size(plan: &Plan, services: usize) -> Result<Size> {
             "  connect: {name} {last:.0} us last, {middle:.0} us middle, {direct:.0} us direct"
         );
     }
+    let rate = rates(&[&bed_a.client, &bed_b.client], plan.blocks)?;
+    for (name, found) in [("iptables", &rate.iptables), (name, &rate.ours)] {
+        let median = |samples: &[f64]| Summary::of(samples.iter().copied()).median;
+        let [direct, middle, last] = [&found.direct, &found.middle, &found.last].map(|s| median(s));
+        println!(
+            "  short connections/s: {name} {last:.0} last, {middle:.0} middle, {direct:.0} direct"
+        );
+    }
     fs::write(plan.out.join(format!("daemon-{services}.log")), b.log())?;
-    Ok(Size { services, load, update, sent, connect })
+    Ok(Size { services, load, update, sent, connect, rate })
 }
 
 /// Takes the Service's endpoint away, then measures how long a new one takes.
@@ -196,6 +210,45 @@ fn connects(clients: &[&Namespace; 2], count: usize) -> Result<Peers<Connects>> 
     }
     let [iptables, ours] = found;
     Ok(Peers { iptables, ours })
+}
+
+/// Short connections of one client to one target before it is the next one's turn. Their ports
+/// (28,000 by default) come around again during a run, as on a busy client.
+const SHORT: usize = 500;
+
+/// Blocks of short connections from both clients in turn to each target in turn.
+fn rates(clients: &[&Namespace; 2], blocks: usize) -> Result<Peers<Rates>> {
+    let direct = server(0)?;
+    let mut found = [Rates::default(), Rates::default()];
+    // The first block warms up.
+    for nth in 0..=blocks {
+        for (client, found) in clients.iter().zip(&mut found) {
+            for (target, samples) in
+                [(direct, &mut found.direct), (MIDDLE, &mut found.middle), (LAST, &mut found.last)]
+            {
+                let block = move || {
+                    let start = Instant::now();
+                    (0..SHORT).try_for_each(|_| short(target.into()))?;
+                    std::io::Result::Ok(start.elapsed())
+                };
+                let took = client.run(block)?.with_context(|| format!("connecting to {target}"))?;
+                if nth > 0 {
+                    // Exact up to 2^53.
+                    samples.push((SHORT as f64 / took.as_secs_f64()).round());
+                }
+            }
+        }
+    }
+    let [iptables, ours] = found;
+    Ok(Peers { iptables, ours })
+}
+
+/// Connects, reads the server's byte, and closes by a reset, which leaves no port behind that
+/// has to wait.
+fn short(to: SocketAddr) -> std::io::Result<()> {
+    let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(10))?;
+    setsockopt(&stream, sockopt::Linger, &linger { l_onoff: 1, l_linger: 0 })?;
+    stream.read_exact(&mut [0])
 }
 
 fn connect(to: SocketAddr) -> std::io::Result<Duration> {

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Write as _;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
 use std::os::fd::AsRawFd as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -171,11 +171,13 @@ impl Bed {
         self.cgroup.path()
     }
 
-    /// Accepts and closes, until the process ends.
+    /// Accepts, sends a byte and closes, until the process ends.
     fn serve(&self) -> Result<()> {
         self.server.run(|| {
             let listener = TcpListener::bind(SocketAddr::from(([0, 0, 0, 0], SERVER_PORT)))?;
-            thread::spawn(move || listener.incoming().for_each(drop));
+            // A client that wants only to connect may be gone by then.
+            let answer = |mut stream: TcpStream| drop(stream.write_all(b"."));
+            thread::spawn(move || listener.incoming().flatten().for_each(answer));
             anyhow::Ok(())
         })?
     }

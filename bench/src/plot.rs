@@ -49,7 +49,25 @@ const CONNECT: [Line; 3] = [
     },
 ];
 
-/// Writes `update.svg` and `connect.svg` into `dir`.
+const RATE: [Line; 3] = [
+    Line {
+        name: "iptables, last Service",
+        colour: IPTABLES,
+        samples: |size| size.rate.iptables.last.clone(),
+    },
+    Line {
+        name: "this daemon, last Service",
+        colour: OURS,
+        samples: |size| size.rate.ours.last.clone(),
+    },
+    Line {
+        name: "straight to the pod",
+        colour: DIRECT,
+        samples: |size| [&size.rate.iptables.direct[..], &size.rate.ours.direct].concat(),
+    },
+];
+
+/// Writes `update.svg`, `connect.svg` and `rate.svg` into `dir`.
 ///
 /// # Errors
 /// When there is nothing to plot, or a file cannot be written.
@@ -58,7 +76,9 @@ pub fn draw(run: &Run, dir: &Path) -> Result<()> {
     let update = format!("One endpoint change: time until it takes effect ({name})");
     chart(run, &dir.join("update.svg"), (&update, "ms (median, min to worst)"), &UPDATE)?;
     let connect = format!("TCP connect through a ClusterIP ({name})");
-    chart(run, &dir.join("connect.svg"), (&connect, "us (median, min to p99)"), &CONNECT)
+    chart(run, &dir.join("connect.svg"), (&connect, "us (median, min to p99)"), &CONNECT)?;
+    let rate = format!("Short TCP connections through a ClusterIP ({name})");
+    chart(run, &dir.join("rate.svg"), (&rate, "connections/s (median, min to p99)"), &RATE)
 }
 
 /// Of one size: Services, least, median, p99.

@@ -69,6 +69,9 @@ pub struct Size {
     pub sent: Vec<Sent>,
     /// TCP connects.
     pub connect: Peers<Connects>,
+    /// Short connections.
+    #[serde(default)]
+    pub rate: Peers<Rates>,
 }
 
 /// Of the daemon's own counters, what a change added.
@@ -92,6 +95,17 @@ pub struct Cost {
 /// Microseconds of each connect.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Connects {
+    /// To the pod itself, without a Service.
+    pub direct: Vec<f64>,
+    /// Through the Service with 62 of 100 others before it.
+    pub middle: Vec<f64>,
+    /// Through the Service that comes last.
+    pub last: Vec<f64>,
+}
+
+/// Short connections a second, one after the other: connect, a byte, close. A sample is a block.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Rates {
     /// To the pod itself, without a Service.
     pub direct: Vec<f64>,
     /// Through the Service with 62 of 100 others before it.

@@ -55,6 +55,40 @@ fn updates(run: &Run, text: &mut String) {
     }
 }
 
+fn rates(run: &Run, text: &mut String) {
+    let name = run.mode.name();
+    // Writing to a String cannot fail, here and below.
+    let _ = writeln!(
+        text,
+        "\n| short connections a second | Services | iptables median (min to max) | {name} median \
+         (min to max) | {name} / iptables | blocks |\n|---|---|---|---|---|---|"
+    );
+    for size in run.sizes.iter().filter(|size| !size.rate.ours.last.is_empty()) {
+        let (a, b) = (&size.rate.iptables, &size.rate.ours);
+        let rows = [
+            ("Service at the end", &a.last, &b.last),
+            ("Service at 62 % of the list", &a.middle, &b.middle),
+            ("straight to the pod", &a.direct, &b.direct),
+        ];
+        for (what, a, b) in rows {
+            let count = b.len();
+            let (a, b) = (Summary::of(a.iter().copied()), Summary::of(b.iter().copied()));
+            let _ = writeln!(
+                text,
+                "| {what} | {} | {:.0} ({:.0} to {:.0}) | {:.0} ({:.0} to {:.0}) | {} | {count} |",
+                size.services,
+                a.median,
+                a.min,
+                a.max,
+                b.median,
+                b.min,
+                b.max,
+                ratio(b.median, a.median),
+            );
+        }
+    }
+}
+
 /// Tables of everything measured.
 #[must_use]
 pub fn table(run: &Run) -> String {
@@ -97,6 +131,7 @@ pub fn table(run: &Run) -> String {
             );
         }
     }
+    rates(run, &mut text);
     let _ = writeln!(
         text,
         "\n| programming everything from nothing | Services | iptables | {name} |\n|---|---|---|---|"
@@ -123,11 +158,12 @@ fn ratio(a: f64, b: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{Connects, Peers};
+    use crate::record::{Connects, Peers, Rates};
 
     #[test]
     fn the_table_has_medians_and_their_ratio() {
         let cost = |ms| Cost { ms, cpu_ms: ms / 2.0 };
+        let rates = |most| Rates { last: vec![most - 200.0, most], ..Rates::default() };
         let connects = |us| Connects { last: vec![us; 200], ..Connects::default() };
         let run = Run {
             sizes: vec![Size {
@@ -137,6 +173,7 @@ mod tests {
                     ours: vec![cost(5.0), cost(6.0), cost(4.0)],
                 },
                 connect: Peers { iptables: connects(300.0), ours: connects(200.0) },
+                rate: Peers { iptables: rates(5_000.0), ours: rates(9_000.0) },
                 ..Size::default()
             }],
             ..Run::default()
@@ -148,5 +185,7 @@ mod tests {
             text.contains("| 300.0 / 300.0 / 300.0 | 200.0 / 200.0 / 200.0 | 1.50 | 200 |"),
             "{text}"
         );
+        let rate = "| 10 | 4900 (4800 to 5000) | 8900 (8800 to 9000) | 1.82 | 2 |";
+        assert!(text.contains(rate), "{text}");
     }
 }

@@ -14,8 +14,8 @@ use crate::{ebpf, place, setup, shell};
 /// Measure the daemon against kube-proxy's iptables rules in a guest, or ebpf mode here
 ///
 /// In ipvs mode: builds with optimisations, boots one guest, measures both in turn, and writes
-/// results.json, results.md, update.svg and connect.svg. The guest is emulated: compare the
-/// two, not a number with hardware's.
+/// results.json, results.md, update.svg, connect.svg and rate.svg. The guest is emulated: compare
+/// the two, not a number with hardware's.
 ///
 /// In ebpf mode: on this machine's own kernel, as root, in network namespaces. The same comparison
 /// first, then what a connect, a packet and a change of the maps cost, in ebpf.json and ebpf.md.
@@ -25,7 +25,7 @@ pub struct Args {
     /// Data plane to measure
     #[arg(long, value_enum, default_value_t = Mode::Ipvs)]
     proxy_mode: Mode,
-    /// Numbers of Services [default: 10,1000,5000; 1,100,1000,10000 in ebpf mode]
+    /// Numbers of Services [default: 10,1000,5000; 1,100,1000,10000,30000 in ebpf mode]
     #[arg(long, value_name = "N,...")]
     sizes: Option<String>,
     /// Endpoints of each Service
@@ -73,7 +73,7 @@ fn here(args: &Args, out: &Path) -> Result<ExitCode> {
         bail!("the measurement failed")
     };
     let bench = || Command::new(programs.join("bench"));
-    run(bench().args(comparison(args, &programs, "ebpf", "1,100,1000,10000", out)))?;
+    run(bench().args(comparison(args, &programs, "ebpf", "1,100,1000,10000,30000", out)))?;
     run(bench().arg("report").arg(out))?;
     run(bench().arg("ebpf").arg("--out").arg(out))?;
     println!("results: {}", out.display());

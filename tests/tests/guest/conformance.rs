@@ -6,27 +6,19 @@ use proxy_tests::cluster::Sockets;
 use proxy_tests::conformance::{Settings, Variant, run};
 use proxy_tests::traffic::Protocol;
 
-fn in_mode(mode: &'static str, variant: Variant, sockets: Sockets, protocols: &[Protocol]) {
-    some_in_mode(mode, variant, sockets, protocols, None);
-}
-
-/// The cases that `filter` picks, unless the environment does.
-fn some_in_mode(
-    mode: &'static str,
-    variant: Variant,
-    sockets: Sockets,
-    protocols: &[Protocol],
-    filter: Option<&str>,
-) {
-    let settings = Settings {
+fn settings(mode: &'static str, sockets: Sockets, protocols: &[Protocol]) -> Settings {
+    Settings {
         daemon: binary("proxy-daemon"),
         mode,
         sockets,
         xdp: None,
         protocols: protocols.to_vec(),
-        filter: std::env::var("PROXY_CASE").ok().or_else(|| filter.map(str::to_owned)),
-    };
-    if let Err(error) = run(variant, &settings) {
+        filter: std::env::var("PROXY_CASE").ok(),
+    }
+}
+
+fn conforms(variant: Variant, settings: &Settings) {
+    if let Err(error) = run(variant, settings) {
         panic!("{error:#}");
     }
 }
@@ -34,7 +26,11 @@ fn some_in_mode(
 const ALL: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
 
 fn ipvs(variant: Variant) {
-    in_mode("ipvs", variant, Sockets::Nobodys, &ALL);
+    conforms(variant, &settings("ipvs", Sockets::Nobodys, &ALL));
+}
+
+fn ebpf(sockets: Sockets) -> Settings {
+    settings("ebpf", sockets, &[Protocol::Tcp, Protocol::Udp])
 }
 
 #[test]
@@ -59,14 +55,14 @@ fn conformance_3_dual_stack() {
 #[test]
 #[ignore = "needs a guest kernel: cargo xtask vm"]
 fn conformance_4_ebpf_ipv4() {
-    in_mode("ebpf", Variant::Ipv4, Sockets::Everybodys, &[Protocol::Tcp, Protocol::Udp]);
+    conforms(Variant::Ipv4, &ebpf(Sockets::Everybodys));
 }
 
 /// Pods' packets at the devices: clsact before kernel 6.6.
 #[test]
 #[ignore = "needs a guest kernel: cargo xtask vm"]
 fn conformance_5_ebpf_ipv6_by_devices() {
-    in_mode("ebpf", Variant::Ipv6, Sockets::OfNodes, &[Protocol::Tcp, Protocol::Udp]);
+    conforms(Variant::Ipv6, &ebpf(Sockets::OfNodes));
 }
 
 /// SCTP, whose target port differs from the Service's: who sees whom. Not all cases: a socket of
@@ -74,5 +70,20 @@ fn conformance_5_ebpf_ipv6_by_devices() {
 #[test]
 #[ignore = "needs a guest kernel: cargo xtask vm"]
 fn conformance_6_ebpf_sctp() {
-    some_in_mode("ebpf", Variant::Ipv6, Sockets::OfNodes, &ALL, Some("addresses"));
+    let all = settings("ebpf", Sockets::OfNodes, &ALL);
+    let filter = all.filter.clone().or_else(|| Some("addresses".to_owned()));
+    conforms(Variant::Ipv6, &Settings { filter, ..all });
+}
+
+#[test]
+#[ignore = "needs a guest kernel: cargo xtask vm"]
+fn conformance_7_ebpf_dual_stack() {
+    conforms(Variant::Dual, &ebpf(Sockets::Everybodys));
+}
+
+/// With a program at XDP where packets of other machines come in.
+#[test]
+#[ignore = "needs a guest kernel: cargo xtask vm"]
+fn conformance_8_ebpf_xdp() {
+    conforms(Variant::Dual, &Settings { xdp: Some("native"), ..ebpf(Sockets::OfNodes) });
 }

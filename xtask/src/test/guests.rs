@@ -152,7 +152,15 @@ const fn left_out(kernel: Kernel) -> &'static [&'static str] {
             "conformance_4_ebpf",
             "conformance_5_ebpf",
             "conformance_6_ebpf",
+            "conformance_7_ebpf",
+            "conformance_8_ebpf",
         ],
-        Kernel::V6_12 => &["conformance_1_ipv4", "conformance_3_dual", "conformance_5_ebpf"],
+        Kernel::V6_12 => &[
+            "conformance_1_ipv4",
+            "conformance_3_dual",
+            "conformance_5_ebpf",
+            "conformance_7_ebpf",
+            "conformance_8_ebpf",
+        ],
     }
 }
