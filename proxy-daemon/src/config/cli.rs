@@ -12,19 +12,25 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _};
 
 use super::build::{self, Problems};
-use super::fields::{self, Target};
+use super::fields::{self, Field, Target};
 use super::file::{self, Contents, Setting};
 use super::flags::{Command, ConfigCommand, Flags};
 use super::{Config, Usage, check, inert, value};
 
-/// Flags that go before the file, or that the file has no field for.
-const BEFORE_THE_FILE: [&str; 23] = [
+/// Flags that stand in no file: they stay in force beside one.
+const OF_NO_FILE: [&str; 8] = [
     "config",
     "dataplane-config",
     "write-config-to",
     "cleanup",
     "init-only",
+    "version",
+    "help",
     "master",
+];
+
+/// Flags that go before their field.
+const BEFORE_THE_FILE: [&str; 10] = [
     "hostname-override",
     "v",
     "vmodule",
@@ -34,15 +40,11 @@ const BEFORE_THE_FILE: [&str; 23] = [
     "log-text-info-buffer-size",
     "log-json-split-stream",
     "log-json-info-buffer-size",
-    "manifests",
-    "drain-timeout",
-    "cgroup-root",
-    "sysctl-root",
-    "service-metrics-limit",
-    "endpoint-metrics",
-    "endpoint-metrics-limit",
     "proxy-mode",
 ];
+
+/// The file's addresses say what these do.
+const PORTS: [&str; 2] = ["healthz-port", "metrics-port"];
 
 /// kube-proxy's log flags without a field, and those of no use at all: nobody has to be told
 /// that the file goes before them.
@@ -61,6 +63,39 @@ const WITHOUT_FIELD: [&str; 13] = [
     "boot-id-file",
     "machine-id-file",
 ];
+
+/// What becomes of a flag beside a file of kube-proxy's kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Class {
+    OfNoFile,
+    BeforeTheFile,
+    /// Of this daemon alone: that file cannot say it.
+    Ours,
+    /// The file goes before it.
+    Overridden,
+    WithoutField,
+}
+
+/// By name without dashes. Each flag is in one, which a test sees to.
+pub(super) fn classes(id: &str) -> impl Iterator<Item = Class> {
+    let of = |fields: &'static [Field]| {
+        let is = |field: &Field| matches!(field.target, Target::Flag(flag) if &flag[2..] == id);
+        !BEFORE_THE_FILE.contains(&id) && fields.iter().any(is)
+    };
+    [
+        (Class::OfNoFile, OF_NO_FILE.contains(&id)),
+        (Class::BeforeTheFile, BEFORE_THE_FILE.contains(&id)),
+        (Class::Ours, of(fields::OWN)),
+        (Class::Overridden, of(fields::KUBE_PROXY) || PORTS.contains(&id)),
+        (Class::WithoutField, WITHOUT_FIELD.contains(&id)),
+    ]
+    .into_iter()
+    .filter_map(|(class, is)| is.then_some(class))
+}
+
+fn class(flag: &str) -> Option<Class> {
+    classes(flag.trim_start_matches('-')).next()
+}
 
 /// The command line with everything it takes, for parsing, manual page and completions.
 #[must_use]
@@ -131,12 +166,13 @@ fn resolve(
     let settings = settings(&given, files, &mut notes, &mut warnings);
     let mut arguments = vec!["proxy-daemon".to_owned()];
     for (flag, value) in &given.0 {
-        let id = flag.trim_start_matches('-');
-        if files.kube_proxy.is_none() || BEFORE_THE_FILE.contains(&id) {
-            arguments.push(format!("{flag}={value}"));
-        } else if !WITHOUT_FIELD.contains(&id) {
-            let file = &flags.mode.config;
-            warnings.push(format!("{flag}={value} is ignored: --config={file} goes before it"));
+        match class(flag) {
+            Some(Class::Overridden) if files.kube_proxy.is_some() => {
+                let file = &flags.mode.config;
+                warnings.push(format!("{flag}={value} is ignored: --config={file} goes before it"));
+            }
+            Some(Class::WithoutField) if files.kube_proxy.is_some() => {}
+            _ => arguments.push(format!("{flag}={value}")),
         }
     }
     // The last of a flag counts, except of lists, which no flag kept above is.
@@ -253,8 +289,9 @@ fn settings(
     settings.extend(own().cloned());
     for setting in &settings {
         let Setting { flag, field, value } = setting;
-        let of_file = BEFORE_THE_FILE.contains(&flag.trim_start_matches('-'));
-        if let Some(other) = given.get(flag).filter(|other| of_file && *other != value) {
+        // Of all others the file was said to go before them.
+        let stays = class(flag) != Some(Class::Overridden) || files.kube_proxy.is_none();
+        if let Some(other) = given.get(flag).filter(|other| stays && *other != value) {
             warnings.push(format!("{flag}={other} is ignored: {field}={value} goes before it"));
         }
     }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::file::{API_VERSION, KIND, OWN_API_VERSION, OWN_KIND};
 use super::value::format_duration;
-use super::{Config, DetectLocal, LogFormat, NodePortAddresses, Source};
+use super::{Config, DetectLocal, LogFormat, MapSizes, NodePortAddresses, Source};
 
 /// Both kinds beside each other, as JSON.
 #[must_use]
@@ -50,7 +50,22 @@ fn own(config: &Config) -> Value {
             "endpoints": config.series.endpoints,
             "endpointLimit": config.series.endpoint_limit,
         },
+        "ebpf": {
+            "bpfRoot": config.bpf_root,
+            "devices": config.devices,
+            "socketOptOut": config.socket_opt_outs,
+            "xdp": config.xdp.to_string(),
+            "directServerReturn": config.direct_server_return.to_string(),
+            "directServerReturnPort": config.direct_server_return_port,
+            "mapSizes": map_sizes(config.map_sizes),
+            "mapLimits": map_sizes(config.map_limits),
+        },
     })
+}
+
+fn map_sizes(sizes: MapSizes) -> Value {
+    let MapSizes { frontends, backends, slots } = sizes;
+    json!({ "frontends": frontends, "backends": backends, "slots": slots })
 }
 
 /// With kube-proxy's defaults where this daemon has no use for a field.

@@ -32,6 +32,11 @@ pub enum Shape {
     /// Text or an integer.
     Quantity,
     TextList,
+    /// A word of a choice. `on` and `off` are taken for what they look like, and for what other
+    /// readers of YAML make of them, which is true and false.
+    Word,
+    /// Of names to whole numbers.
+    Numbers,
     /// Of names to booleans.
     Gates,
     /// A list of `filePattern` and `verbosity`.
@@ -165,6 +170,14 @@ pub const OWN: &[Field] = &[
     pointer("metrics.serviceLimit", Shape::Integer, "--service-metrics-limit"),
     pointer("metrics.endpoints", Shape::Bool, "--endpoint-metrics"),
     pointer("metrics.endpointLimit", Shape::Integer, "--endpoint-metrics-limit"),
+    pointer("ebpf.bpfRoot", Shape::Text, "--bpf-root"),
+    pointer("ebpf.devices", Shape::TextList, "--devices"),
+    pointer("ebpf.socketOptOut", Shape::TextList, "--socket-opt-out"),
+    pointer("ebpf.xdp", Shape::Word, "--xdp"),
+    pointer("ebpf.directServerReturn", Shape::Word, "--direct-server-return"),
+    pointer("ebpf.directServerReturnPort", Shape::Integer, "--direct-server-return-port"),
+    pointer("ebpf.mapSizes", Shape::Numbers, "--ebpf-map-sizes"),
+    pointer("ebpf.mapLimits", Shape::Numbers, "--ebpf-map-limits"),
 ];
 
 /// The field that is meant most probably by an unknown one.

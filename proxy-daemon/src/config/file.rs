@@ -259,7 +259,14 @@ fn render(shape: Shape, node: &Node) -> Result<(String, bool), Expected> {
             Ok((value.to_string(), *value == 0))
         }
         (Shape::Float, Node::Float(value)) => Ok((value.to_string(), *value == 0.0)),
-        (Shape::Text, Node::Text(value)) => Ok((value.clone(), value.is_empty())),
+        (Shape::Word, Node::Bool(value)) => {
+            Ok((if *value { "on" } else { "off" }.to_owned(), false))
+        }
+        (Shape::Numbers, Node::Map(numbers)) => {
+            let whole = numbers.iter().all(|(_, value)| matches!(value, Node::Integer(_)));
+            if whole { Ok((node.to_string(), numbers.is_empty())) } else { Err(expected(shape)) }
+        }
+        (Shape::Text | Shape::Word, Node::Text(value)) => Ok((value.clone(), value.is_empty())),
         (Shape::Quantity, Node::Text(value)) => Ok((value.clone(), value == "0")),
         (Shape::Duration | Shape::Flush, Node::Text(value)) => {
             Ok((value.clone(), zero_duration(value)))
@@ -303,6 +310,8 @@ fn expected(shape: Shape) -> Expected {
         Shape::Bool => "must be true or false, without quotes",
         Shape::Integer => "must be a whole number, without quotes",
         Shape::Float => "must be a number, without quotes",
+        Shape::Word => "must be a word",
+        Shape::Numbers => "must be names with whole numbers",
         Shape::Text => "must be text; quote it if it looks like something else",
         Shape::Duration => "must be a duration with units, for example 30s or 1m0s",
         Shape::Flush => "must be a duration with units, or a number of nanoseconds",

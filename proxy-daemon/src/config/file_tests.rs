@@ -3,15 +3,17 @@
 use std::io::Write as _;
 use std::time::Duration;
 
-use super::fields::{Field, KUBE_PROXY, OWN, Target};
+use super::fields::{Field, KUBE_PROXY, Target};
 use super::*;
 
-const HEAD: &str = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
-const OWN_HEAD: &str = "apiVersion: node-dataplane/v1alpha1\nkind: NodeDataplaneConfiguration\n";
-const KUBEADM: &str = include_str!("fixtures/kubeadm.yaml");
-const EVERY_FIELD: &str = include_str!("fixtures/every-field.yaml");
+pub(super) const HEAD: &str =
+    "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
+pub(super) const OWN_HEAD: &str =
+    "apiVersion: node-dataplane/v1alpha1\nkind: NodeDataplaneConfiguration\n";
+pub(super) const KUBEADM: &str = include_str!("fixtures/kubeadm.yaml");
+pub(super) const EVERY_FIELD: &str = include_str!("fixtures/every-field.yaml");
 
-fn written(text: &str) -> tempfile::NamedTempFile {
+pub(super) fn written(text: &str) -> tempfile::NamedTempFile {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(text.as_bytes()).unwrap();
     file
@@ -33,11 +35,11 @@ fn load(text: &str, arguments: &[&str]) -> Result<Config, Usage> {
     loaded
 }
 
-fn good(text: &str, arguments: &[&str]) -> Config {
+pub(super) fn good(text: &str, arguments: &[&str]) -> Config {
     load(text, arguments).unwrap_or_else(|usage| panic!("{text}\n{usage}"))
 }
 
-fn refused(text: &str, arguments: &[&str]) -> String {
+pub(super) fn refused(text: &str, arguments: &[&str]) -> String {
     load(text, arguments).expect_err("must be refused").to_string()
 }
 
@@ -51,7 +53,7 @@ fn with(path: &str, value: &str) -> String {
 }
 
 /// One field as YAML.
-fn field(path: &str, value: &str) -> String {
+pub(super) fn field(path: &str, value: &str) -> String {
     let mut text = String::new();
     let keys: Vec<&str> = path.split('.').collect();
     for (depth, key) in keys.iter().enumerate() {
@@ -61,9 +63,9 @@ fn field(path: &str, value: &str) -> String {
     text + value + "\n"
 }
 
-type Effect = (&'static str, &'static str, fn(&Config) -> bool);
+pub(super) type Effect = (&'static str, &'static str, fn(&Config) -> bool);
 
-fn secs(seconds: u64) -> Option<Duration> {
+pub(super) fn secs(seconds: u64) -> Option<Duration> {
     Some(Duration::from_secs(seconds))
 }
 
@@ -106,18 +108,6 @@ const EFFECTS: &[Effect] = &[
     ("conntrack.tcpBeLiberal", "true", |c| c.conntrack.tcp_be_liberal),
     ("conntrack.udpTimeout", "30s", |c| c.conntrack.udp_timeout == secs(30)),
     ("conntrack.udpStreamTimeout", "2m", |c| c.conntrack.udp_stream_timeout == secs(120)),
-];
-
-/// Of our own kind, in a second document.
-const OWN_EFFECTS: &[Effect] = &[
-    ("mode", "ebpf", |c| c.proxy_mode == ProxyMode::Ebpf),
-    ("manifests", "/m", |c| c.source == Source::Manifests("/m".into())),
-    ("drainTimeout", "0s", |c| c.drain_timeout.is_zero()),
-    ("cgroupRoot", "/c", |c| c.cgroup_root == Some("/c".into())),
-    ("sysctlRoot", "/s", |c| c.sysctl_root.as_os_str() == "/s"),
-    ("metrics.serviceLimit", "7", |c| c.series.service_ports == 7),
-    ("metrics.endpoints", "true", |c| c.series.endpoints),
-    ("metrics.endpointLimit", "0", |c| c.series.endpoint_limit == 0),
 ];
 
 /// Fields without an effect, each with a value that is not kube-proxy's default.
@@ -178,33 +168,17 @@ fn every_field_has_its_effect_or_is_said_to_have_none() {
 }
 
 #[test]
-fn every_field_of_our_own_kind_has_its_effect() {
-    let first = HEAD.to_owned() + "mode: ipvs\n";
-    let base = good(&first, &[]);
-    for (path, value, effect) in OWN_EFFECTS {
-        assert!(!effect(&base), "{path}: the test would not notice");
-        let document = OWN_HEAD.to_owned() + &field(path, value);
-        assert!(effect(&good(&format!("{first}---\n{document}"), &[])), "{path}: second document");
-        let own = written(&document);
-        let own = format!("--dataplane-config={}", own.path().display());
-        let config = Config::from_args(["proxy-daemon", &own], "host").unwrap();
-        assert!(effect(&config), "{path}: file of its own");
-    }
-    assert_eq!(OWN.len(), OWN_EFFECTS.len());
-}
-
-#[test]
 fn zero_values_stand_for_the_default_except_where_go_has_a_pointer() {
     let base = good(&(HEAD.to_owned() + "mode: ipvs\n"), &[]);
     for field in KUBE_PROXY.iter().filter(|field| field.path != "mode") {
         let zeros = match field.shape {
             fields::Shape::Bool => ["false", "null"],
             fields::Shape::Integer | fields::Shape::Float => ["0", "null"],
-            fields::Shape::Text => ["''", "null"],
+            fields::Shape::Text | fields::Shape::Word => ["''", "null"],
             fields::Shape::Duration => ["0s", "null"],
             fields::Shape::Flush | fields::Shape::Quantity => ["0", "'0'"],
             fields::Shape::TextList | fields::Shape::Vmodule => ["[]", "null"],
-            fields::Shape::Gates => ["{}", "null"],
+            fields::Shape::Gates | fields::Shape::Numbers => ["{}", "null"],
         };
         for zero in zeros.into_iter().filter(|zero| !field.zero_counts || *zero == "null") {
             let config = good(&with(field.path, zero), &[]);

@@ -23,6 +23,8 @@ mod flags;
 mod generated_tests;
 mod inert;
 #[cfg(test)]
+mod own_tests;
+#[cfg(test)]
 mod tests;
 mod tree;
 pub mod value;
