@@ -7,38 +7,34 @@ use std::time::Duration;
 
 use tracing::warn;
 
-use crate::kernel::links::{AddressMonitor, Links, NetlinkLinks};
+use crate::dataplane::ipvs::LINK;
+use crate::kernel::links::{AddressMonitor, Links, LinksError, NetlinkLinks};
 use crate::kernel::netlink::{Socket, Subsystem};
 use crate::sync::Input;
 
 /// A lost notice is made up for after this time.
 const POLL: Duration = Duration::from_secs(60);
 
-/// Starts the thread. Addresses of `own_link` are ours and not the node's.
-pub fn watch(own_link: u32, inputs: SyncSender<Input>) -> Result<(), String> {
+/// Starts the thread. Addresses of [`LINK`] are Services' and not the node's: in ipvs mode
+/// we put them there, in ebpf mode a proxy before us may have.
+pub fn watch(inputs: SyncSender<Input>) -> Result<(), String> {
     let cannot = |error: &dyn std::fmt::Display| format!("cannot watch addresses: {error}");
     // Before the first dump, so that no change falls in between.
-    let monitor = AddressMonitor::open(own_link).map_err(|error| cannot(&error))?;
+    let monitor = AddressMonitor::open().map_err(|error| cannot(&error))?;
     let socket = Socket::open(Subsystem::Route).map_err(|error| cannot(&error))?;
     std::thread::Builder::new()
         .name("addresses".into())
-        .spawn(move || run(NetlinkLinks::new(socket), monitor, own_link, &inputs))
+        .spawn(move || run(NetlinkLinks::new(socket), monitor, &inputs))
         .map(|_| ())
         .map_err(|error| cannot(&error))
 }
 
-fn run(
-    mut links: NetlinkLinks<Socket>,
-    mut monitor: AddressMonitor,
-    own_link: u32,
-    inputs: &SyncSender<Input>,
-) {
+fn run(mut links: impl Links, mut monitor: AddressMonitor, inputs: &SyncSender<Input>) {
     let mut last: Option<BTreeSet<IpAddr>> = None;
     loop {
-        match links.addresses() {
-            Ok(all) => {
-                let addresses: BTreeSet<IpAddr> =
-                    all.into_iter().filter(|a| a.link != own_link).map(|a| a.address).collect();
+        match list(&mut links) {
+            Ok(Listing { addresses, services_link }) => {
+                monitor.ignore(services_link);
                 if last.as_ref() != Some(&addresses) {
                     let list = addresses.iter().copied().collect();
                     if inputs.send(Input::Addresses(list)).is_err() {
@@ -54,5 +50,126 @@ fn run(
             warn!(%error, "cannot wait for address changes; polling");
             std::thread::sleep(POLL);
         }
+    }
+}
+
+struct Listing {
+    /// Of the node itself.
+    addresses: BTreeSet<IpAddr>,
+    /// The index of [`LINK`], when it is there.
+    services_link: Option<u32>,
+}
+
+/// The link is looked for each time: whoever deletes it (kube-proxy does when it starts in
+/// another mode) makes the next resync create another, with another index. Before the dump
+/// and after it, so that one which is replaced meanwhile counts under both.
+fn list(links: &mut impl Links) -> Result<Listing, LinksError> {
+    let before = links.index(LINK)?;
+    let all = links.addresses()?;
+    let services_link = links.index(LINK)?;
+    let of_services = [before, services_link];
+    let own = all.into_iter().filter(|held| !of_services.contains(&Some(held.link)));
+    Ok(Listing { addresses: own.map(|held| held.address).collect(), services_link })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+    use std::sync::mpsc::sync_channel;
+
+    use super::*;
+    use crate::kernel::links::{AddressChange, Device, LinkAddress};
+    use crate::kernel::netlink::{Counters, Errno};
+
+    /// Answers each look for the link with the next of these.
+    struct Replaced(Vec<Option<u32>>);
+
+    impl Links for Replaced {
+        fn index(&mut self, name: &str) -> Result<Option<u32>, LinksError> {
+            assert_eq!(name, "kube-ipvs0");
+            Ok(self.0.remove(0))
+        }
+
+        fn addresses(&mut self) -> Result<Vec<LinkAddress>, LinksError> {
+            let held = |link, last| LinkAddress { link, address: [10, 96, 0, last].into() };
+            Ok(vec![held(1, 1), held(7, 7), held(8, 8)])
+        }
+
+        fn ensure_dummy(&mut self, _: &str) -> Result<u32, LinksError> {
+            unimplemented!()
+        }
+
+        fn devices(&mut self) -> Result<Vec<Device>, LinksError> {
+            unimplemented!()
+        }
+
+        fn change_addresses(
+            &mut self,
+            _: u32,
+            _: &[AddressChange],
+        ) -> Result<Vec<Result<(), Errno>>, LinksError> {
+            unimplemented!()
+        }
+
+        fn delete_dummy(&mut self, _: &str) -> Result<(), LinksError> {
+            unimplemented!()
+        }
+
+        fn counters(&self) -> Counters {
+            Counters::default()
+        }
+    }
+
+    #[test]
+    fn addresses_of_a_link_that_is_replaced_during_the_dump_are_services_under_both_indices() {
+        let looked = |answers: [Option<u32>; 2]| {
+            let Listing { addresses, services_link } =
+                list(&mut Replaced(answers.to_vec())).unwrap();
+            assert_eq!(services_link, answers[1]);
+            addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(looked([Some(7), Some(8)]), "10.96.0.1");
+        assert_eq!(looked([Some(7), None]), "10.96.0.1 10.96.0.8");
+        assert_eq!(looked([None, Some(8)]), "10.96.0.1 10.96.0.7");
+        assert_eq!(looked([None, None]), "10.96.0.1 10.96.0.7 10.96.0.8");
+    }
+
+    fn ip(arguments: &str) {
+        let status = Command::new("ip").args(arguments.split(' ')).status().unwrap();
+        assert!(status.success(), "ip {arguments}");
+    }
+
+    /// On the running kernel, in a network namespace of the test's own (needs root). The link
+    /// is no dummy link here: not every kernel that builds the project has them.
+    #[test]
+    fn a_link_that_is_made_anew_brings_the_node_no_address() {
+        std::thread::spawn(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("needs root");
+            let make_link = || {
+                ip("link add kube-ipvs0 type veth peer name other");
+                for last in 1..=20 {
+                    ip(&format!("addr add 10.96.0.{last}/32 dev kube-ipvs0"));
+                }
+            };
+            make_link();
+            let (inputs, received) = sync_channel(100);
+            watch(inputs).unwrap();
+            let expect = |wanted: &[&str]| {
+                let wanted: BTreeSet<IpAddr> = wanted.iter().map(|a| a.parse().unwrap()).collect();
+                let input = received.recv_timeout(Duration::from_secs(20)).expect("addresses");
+                let Input::Addresses(list) = input else { panic!("{input:?}") };
+                assert_eq!(list.into_iter().collect::<BTreeSet<_>>(), wanted);
+            };
+            expect(&[]);
+            for round in 1..=3 {
+                ip("link del kube-ipvs0");
+                make_link();
+                // The next list that comes has this and nothing else that is new.
+                ip(&format!("addr add 192.0.2.{round}/32 dev lo"));
+                expect(&["192.0.2.1", "192.0.2.2", "192.0.2.3"][..round]);
+            }
+        })
+        .join()
+        .expect("the test in its namespace");
     }
 }

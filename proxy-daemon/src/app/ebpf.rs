@@ -8,7 +8,7 @@ use std::time::Duration;
 use tracing::{info, warn};
 
 use super::kubeproxy::{handover, leftovers, rival};
-use super::{Fatal, NO_LINK, Parts};
+use super::{Fatal, Parts};
 use crate::config::{Config, DirectServerReturn, Xdp};
 use crate::dataplane::ebpf::pins::Pins;
 use crate::dataplane::ebpf::upgrade::{self, CONVERTERS, Upgrade};
@@ -17,10 +17,9 @@ use crate::dataplane::ebpf::{
     LoadError, Programs, SocketRelease, Tables, TcHook, XdpMode, cgroup, check_capabilities,
     object,
 };
-use crate::dataplane::ipvs::LINK;
 use crate::dataplane::kubeproxy::Takeover;
 use crate::kernel::capabilities::{Capability, has};
-use crate::kernel::links::{Links as _, NetlinkLinks};
+use crate::kernel::links::NetlinkLinks;
 use crate::kernel::namespace::own_cookie;
 use crate::kernel::netdev::GenericNetdev;
 use crate::kernel::netlink::{Socket, Subsystem};
@@ -34,14 +33,6 @@ const SWEEP: Duration = Duration::from_secs(30);
 pub fn check(config: &Config) -> Result<(), Fatal> {
     check_capabilities().map_err(|error| error.to_string())?;
     cgroup(config.cgroup_root.as_deref()).map(drop).map_err(|error| error.to_string())
-}
-
-/// The link whose addresses are not the node's: a proxy on IPVS may have left one.
-pub fn foreign_link() -> Result<u32, Fatal> {
-    let text = |error: &dyn std::fmt::Display| error.to_string();
-    let mut links = NetlinkLinks::new(Socket::open(Subsystem::Route).map_err(|e| text(&e))?);
-    let devices = links.devices().map_err(|e| text(&e))?;
-    Ok(devices.iter().find(|device| device.name == LINK).map_or(NO_LINK, |device| device.index))
 }
 
 /// The plane with all that belongs to it.

@@ -20,11 +20,11 @@ use super::kubeproxy::{leftovers, rival};
 /// Of the reading thread itself, so that it is the table of the right network namespace.
 const TABLE: &str = "/proc/thread-self/net/ip_vs";
 
-/// The plane, checked to be able to work, and the index of its dummy link.
-pub fn plane(config: &Config, families: &[Family]) -> Result<(IpvsPlane<Socket>, u32), Fatal> {
+/// The plane, checked to be able to work.
+pub fn plane(config: &Config, families: &[Family]) -> Result<IpvsPlane<Socket>, Fatal> {
     let mut plane = open(config, families)?;
-    let link = plane.check().map_err(|error| error.to_string())?;
-    Ok((plane, link))
+    plane.check().map_err(|error| error.to_string())?;
+    Ok(plane)
 }
 
 /// What reads the counters, on sockets of its own.

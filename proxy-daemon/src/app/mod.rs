@@ -97,30 +97,24 @@ fn run(start: &Start<'_>) -> Result<(), Fatal> {
         ProxyMode::Ipvs if config.cleanup => ipvs::cleanup(config),
         ProxyMode::Ebpf if config.cleanup => ebpf::cleanup(config),
         ProxyMode::Ipvs => {
-            let (plane, link) = ipvs::plane(config, &families)?;
+            let plane = ipvs::plane(config, &families)?;
             conntrack::apply(config);
             let traffic = Box::new(ipvs::traffic()?);
             let parts = Parts { plane, traffic, features: Vec::new() };
-            drive(start, || Ok(parts), link, families)
+            drive(start, || Ok(parts), families)
         }
         ProxyMode::Ebpf => {
             ebpf::check(config)?;
-            let link = ebpf::foreign_link()?;
             let of_plane = config.clone();
-            drive(start, move || ebpf::plane(&of_plane), link, families)
+            drive(start, move || ebpf::plane(&of_plane), families)
         }
     }
 }
 
-/// No link has this index: all addresses are the node's own.
-const NO_LINK: u32 = 0;
-
-/// Runs until stopped. Addresses of `link` are not the node's. `parts` are made while the first
-/// lists come in.
+/// Runs until stopped. `parts` are made while the first lists come in.
 fn drive<D>(
     start: &Start<'_>,
     parts: impl FnOnce() -> Result<Parts<D>, Fatal> + Send + 'static,
-    link: u32,
     families: Vec<Family>,
 ) -> Result<(), Fatal>
 where
@@ -153,7 +147,7 @@ where
             Err(fatal) => drop(refused.send(fatal)),
         })
         .map_err(|error| format!("cannot start the engine's thread: {error}"))?;
-    addresses::watch(link, inputs.clone())?;
+    addresses::watch(inputs.clone())?;
 
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

@@ -261,18 +261,16 @@ impl<N: Netlink + 'static> IpvsPlane<N> {
     }
 
     /// Everything that must be there for this plane to work at all: to be called at start,
-    /// so that the process ends with a sentence instead of failing later. Returns the
-    /// index of the dummy link.
+    /// so that the process ends with a sentence instead of failing later.
     ///
     /// # Errors
     /// Names the missing module or sysctl and what to do.
-    pub fn check(&mut self) -> Result<u32, PlaneError> {
+    pub fn check(&mut self) -> Result<(), PlaneError> {
         let requests = self.requests()?;
         self.open_link()?;
         self.set_sysctls()?;
         self.check_scheduler()?;
-        self.set_timeouts(requests)?;
-        Ok(self.link)
+        self.set_timeouts(requests)
     }
 
     fn open_link(&mut self) -> Result<(), PlaneError> {

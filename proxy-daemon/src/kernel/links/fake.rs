@@ -40,6 +40,11 @@ impl Links for FakeLinks {
         Ok(DUMMY)
     }
 
+    fn index(&mut self, name: &str) -> Result<Option<u32>, LinksError> {
+        let inner = self.inner();
+        Ok(inner.devices.iter().find(|device| device.name == name).map(|device| device.index))
+    }
+
     fn addresses(&mut self) -> Result<Vec<LinkAddress>, LinksError> {
         let mut inner = self.inner();
         inner.dumps += 1;

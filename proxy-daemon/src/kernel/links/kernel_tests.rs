@@ -10,8 +10,6 @@ use crate::kernel::netlink::{Socket, Subsystem};
 
 /// The loopback device, the only link of a new namespace.
 const LOOPBACK: u32 = 1;
-/// No link has this index.
-const NONE: u32 = 0;
 
 fn in_namespace(test: impl FnOnce() + Send + 'static) {
     std::thread::spawn(move || {
@@ -74,7 +72,7 @@ fn addresses_are_added_listed_and_deleted() {
 #[test]
 fn the_monitor_hears_each_burst_once() {
     in_namespace(|| {
-        let (mut links, mut monitor) = (links(), AddressMonitor::open(NONE).unwrap());
+        let (mut links, mut monitor) = (links(), AddressMonitor::open().unwrap());
         let (soon, long) = (Duration::from_millis(1), Duration::from_secs(10));
         assert!(!monitor.wait(soon).unwrap(), "nothing happened yet");
         for (family, address) in addresses(1).into_iter().enumerate() {
@@ -88,7 +86,8 @@ fn the_monitor_hears_each_burst_once() {
 #[test]
 fn the_monitor_is_deaf_to_the_link_it_is_told_to_ignore() {
     in_namespace(|| {
-        let (mut links, mut monitor) = (links(), AddressMonitor::open(LOOPBACK).unwrap());
+        let (mut links, mut monitor) = (links(), AddressMonitor::open().unwrap());
+        monitor.ignore(Some(LOOPBACK));
         links.change_addresses(LOOPBACK, &changes(AddressChange::Add, &addresses(20))).unwrap();
         assert!(!monitor.wait(Duration::from_millis(50)).unwrap());
     });
@@ -97,7 +96,7 @@ fn the_monitor_is_deaf_to_the_link_it_is_told_to_ignore() {
 #[test]
 fn link_local_addresses_of_pods_interfaces_are_no_news() {
     in_namespace(|| {
-        let mut monitor = AddressMonitor::open(NONE).unwrap();
+        let mut monitor = AddressMonitor::open().unwrap();
         let add = |address: &str, scope: &str| {
             let arguments = ["addr", "add", address, "dev", "lo", "scope", scope];
             assert!(std::process::Command::new("ip").args(arguments).status().unwrap().success());
@@ -113,7 +112,7 @@ fn link_local_addresses_of_pods_interfaces_are_no_news() {
 #[test]
 fn the_monitor_survives_an_overflow() {
     in_namespace(|| {
-        let (mut links, mut monitor) = (links(), AddressMonitor::open(NONE).unwrap());
+        let (mut links, mut monitor) = (links(), AddressMonitor::open().unwrap());
         let all = addresses(2000);
         links.change_addresses(LOOPBACK, &changes(AddressChange::Add, &all)).unwrap();
         assert!(monitor.wait(Duration::from_secs(10)).unwrap());

@@ -146,6 +146,12 @@ pub trait Links: Send {
     /// [`LinksError::NotDummy`] when the name is taken.
     fn ensure_dummy(&mut self, name: &str) -> Result<u32, LinksError>;
 
+    /// The index of the link `name` as things are now, of whatever kind it is.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    fn index(&mut self, name: &str) -> Result<Option<u32>, LinksError>;
+
     /// Every address of the network namespace, in one dump.
     fn addresses(&mut self) -> Result<Vec<LinkAddress>, LinksError>;
 
@@ -233,6 +239,10 @@ impl<N: Netlink> Links for NetlinkLinks<N> {
         self.find(name)?
             .map(|(index, _)| index)
             .ok_or_else(|| refused("find again", name, Errno(libc::ENODEV)))
+    }
+
+    fn index(&mut self, name: &str) -> Result<Option<u32>, LinksError> {
+        Ok(self.find(name)?.map(|(index, _)| index))
     }
 
     fn addresses(&mut self) -> Result<Vec<LinkAddress>, LinksError> {

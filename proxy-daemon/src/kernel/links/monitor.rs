@@ -27,7 +27,7 @@ const LONGEST_BURST: Duration = Duration::from_millis(200);
 pub struct AddressMonitor {
     socket: Socket,
     /// Changes on this link are not news: we make them ourselves, by the thousand.
-    ignore: u32,
+    ignore: Option<u32>,
 }
 
 impl AddressMonitor {
@@ -36,11 +36,17 @@ impl AddressMonitor {
     ///
     /// # Errors
     /// When the socket cannot be made.
-    pub fn open(ignore: u32) -> io::Result<Self> {
+    pub fn open() -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind(&SocketAddr::new(0, GROUPS))?;
         socket.set_non_blocking(true)?;
-        Ok(Self { socket, ignore })
+        Ok(Self { socket, ignore: None })
+    }
+
+    /// From here on, changes on this link are no news. One that is made anew has another
+    /// index: it is news until this is called again.
+    pub const fn ignore(&mut self, link: Option<u32>) {
+        self.ignore = link;
     }
 
     /// Waits until something changed (true) or the time is over (false). A burst is one
@@ -87,7 +93,9 @@ impl AddressMonitor {
     /// to list 10,000 addresses of Services for it would be waste.
     const fn is_news(&self, notice: Option<Notice>) -> bool {
         match notice {
-            Some(Notice { link, scope }) => link != self.ignore && scope != RT_SCOPE_LINK,
+            Some(Notice { link, scope }) => {
+                !matches!(self.ignore, Some(ignored) if ignored == link) && scope != RT_SCOPE_LINK
+            }
             None => true,
         }
     }
