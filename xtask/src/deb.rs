@@ -91,6 +91,12 @@ impl Tree {
             &read(&deploy.join("systemd").join(unit))?,
             0o644,
         )?;
+        // An example: which mode runs is for the node's administrator to say.
+        self.add(
+            &format!("usr/share/doc/{PACKAGE}/examples/ebpf.conf"),
+            &read(&deploy.join("systemd/ebpf.conf"))?,
+            0o644,
+        )?;
         for page in files(&deploy.join("man"))? {
             let mut packed = GzBuilder::new().mtime(0).write(Vec::new(), Compression::best());
             packed.write_all(&read(&page)?)?;
@@ -196,6 +202,7 @@ mod tests {
         for wanted in [
             " 1970-01-01 00:00 ./usr/bin/proxy-daemon",
             "./lib/systemd/system/node-dataplane.service",
+            "./usr/share/doc/node-dataplane/examples/ebpf.conf",
             "./usr/share/man/man8/proxy-daemon.8.gz",
             "./usr/share/zsh/vendor-completions/_proxy-daemon",
             "./etc/node-dataplane/environment",

@@ -23,7 +23,7 @@ use crate::kernel::capabilities::check_net_admin;
 use crate::kernel::memory;
 use crate::model::{Event, Family, NodeName};
 use crate::serve::{self, Status};
-use crate::sync::{self, Engine, EngineConfig, Input, NodePortAddresses};
+use crate::sync::{self, Engine, EngineConfig, Input, NodePortAddresses, Observer};
 use crate::watch::announce::{Announced, Announcement, Announcer, Regarding};
 use crate::watch::manifests::Manifests;
 use crate::watch::{self, Outlet, SourceStats};
@@ -129,13 +129,13 @@ where
     adjust_oom_score(config.oom_score_adj);
     let status = Status::new(config, &families);
     let (inputs, engine_inputs) = sync_channel(QUEUE);
-    let (observer, of_engine) = (status.observer(), engine_config(config, families));
-    let told = Arc::clone(&status);
+    let (mut observer, of_engine) = (status.observer(), engine_config(config, families));
+    let (told, watched) = (Arc::clone(&status), Arc::clone(&status));
     let min_interval = config.ipvs.min_sync_period;
     let (refused, mut refusal) = oneshot::channel();
     let engine = std::thread::Builder::new()
         .name("engine".into())
-        .spawn(move || match parts() {
+        .spawn(move || match prepared(parts, &mut observer) {
             Ok(Parts { plane, traffic, features }) => {
                 told.watch_traffic(traffic);
                 told.chose(features);
@@ -163,12 +163,28 @@ where
     });
     // Others may notice that the engine is gone before its reason is heard.
     let ended = refusal.try_recv().map_or(ended, Err);
+    if watched.is_stuck() {
+        // Nobody can wait for its thread; it ends with the process.
+        runtime.shutdown_background();
+        return ended;
+    }
     // What was programmed stays; the next start takes it over.
     if inputs.send(Input::Stop).is_ok() && engine.join().is_err() {
         return Err("the engine ended in a panic".to_owned());
     }
     runtime.shutdown_background();
     ended
+}
+
+/// The parts, whose making is work that may not come to an end either.
+fn prepared<D>(
+    parts: impl FnOnce() -> Result<Parts<D>, Fatal>,
+    observer: &mut impl Observer,
+) -> Result<Parts<D>, Fatal> {
+    observer.busy(Some(Instant::now()));
+    let parts = parts();
+    observer.busy(None);
+    parts
 }
 
 /// kube-proxy's.
@@ -229,11 +245,13 @@ async fn serve_until_stopped(
     status.announce_through(announcer.clone());
     announcer.announce(starting(&config.node_name));
     let source = source(config, Outlet { events, stats, announcer }, announced);
+    let stuck = serve::stuck(Arc::clone(&status), serve::WATCH);
     let servers = serve::run(status, config.serving);
     let read = || Config::from_args(std::env::args_os(), hostname);
     tokio::select! {
         ended = source => ended,
         ended = servers => ended.map_err(|error| error.to_string()),
+        reason = stuck => Err(reason),
         changed = reload::changed(config, read, verbosity, reload::POLL) => Err(format!(
             "{} changed: ending, to be started again with it; what is programmed stays",
             changed.display()

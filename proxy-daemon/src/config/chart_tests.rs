@@ -5,12 +5,14 @@
 //! `cargo xtask generate` renders them again.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use k8s_openapi::api::apps::v1::DaemonSet;
-use k8s_openapi::api::core::v1::{ConfigMap, ServiceAccount};
+use k8s_openapi::api::core::v1::{ConfigMap, Service, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde::Deserialize as _;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -19,6 +21,7 @@ use super::deploy_tests::{daemonset, daemonset_for_ebpf};
 use super::{Config, ProxyMode, Source};
 
 const CLUSTERS: [&str; 4] = ["plain", "kubeadm", "eks", "ebpf"];
+const RENDERED: [&str; 5] = ["plain", "kubeadm", "eks", "ebpf", "monitored"];
 const KUBEADM: &str = include_str!("fixtures/kubeadm.yaml");
 /// As EKS has it in the ConfigMap kube-proxy-config, shortened.
 const EKS: &str = "\
@@ -75,7 +78,7 @@ fn rendered(cluster: &str) -> String {
 
 #[test]
 fn what_is_rendered_is_of_this_chart() {
-    for cluster in CLUSTERS {
+    for cluster in RENDERED {
         let values = format!("values/{cluster}.yaml");
         let head = format!("# helm template, {values}, chart {}\n", digest(cluster));
         let place = ["--namespace", "kube-system", "-f", &values];
@@ -134,7 +137,6 @@ fn chart_and_kustomization_give_the_same_permissions() {
         let pod = "/spec/template/spec";
         for part in [
             "containers/0/securityContext",
-            "containers/0/livenessProbe",
             "containers/0/readinessProbe",
             "containers/0/resources",
             "volumes/0",
@@ -159,6 +161,98 @@ fn chart_and_kustomization_give_the_same_permissions() {
         };
         assert_eq!(volumes(&objects["DaemonSet"]), volumes(&kustomized), "{cluster}");
     }
+}
+
+#[test]
+fn the_probe_asks_where_the_daemon_answers() {
+    let text = super::file::in_config_map(KUBEADM).unwrap().unwrap().1;
+    for (cluster, existing) in [
+        ("plain", None),
+        ("monitored", None),
+        ("kubeadm", Some(("/var/lib/kube-proxy/config.conf", &*text))),
+    ] {
+        let served = config(cluster, existing).serving.healthz.unwrap();
+        let objects = documents(&rendered(cluster));
+        let pod = typed::<DaemonSet>(&objects["DaemonSet"]).spec.unwrap().template.spec.unwrap();
+        assert!(pod.containers[0].liveness_probe.is_none(), "{cluster}");
+        let probe = pod.containers[0].readiness_probe.clone().unwrap().http_get.unwrap();
+        let host: IpAddr = probe.host.unwrap().parse().unwrap();
+        assert!(host.is_loopback() && host.is_ipv4() == served.is_ipv4(), "{cluster}: {host}");
+        assert_eq!(probe.port, IntOrString::Int(served.port().into()), "{cluster}");
+    }
+}
+
+/// Those that only helm can tell.
+#[test]
+fn values_that_decide_about_the_probe_and_the_security_modules() {
+    let with = |arguments: &[&str]| {
+        let template = ["template", "node-dataplane", "node-dataplane"];
+        let text = helm(&[&template[..], arguments].concat())?;
+        let daemonset = documents(&text).remove("DaemonSet").unwrap();
+        Some(daemonset["spec"]["template"].clone())
+    };
+    let probe = |address: &str| {
+        let value = format!("probeAddress={address}");
+        let pod = with(&["-f", "values/kubeadm.yaml", "--set-string", &value])?;
+        Some(pod["spec"]["containers"][0].get("readinessProbe").cloned())
+    };
+    // No helm.
+    let Some(left_out) = probe("none") else { return };
+    assert_eq!(left_out, None);
+    for (address, host, port) in [
+        ("0.0.0.0", "127.0.0.1", 10256),
+        ("[::]:10999", "::1", 10999),
+        ("192.0.2.1:1", "192.0.2.1", 1),
+        ("2001:db8::1", "2001:db8::1", 10256),
+        ("[2001:db8::1]:80", "2001:db8::1", 80),
+    ] {
+        let get = probe(address).unwrap().unwrap()["httpGet"].clone();
+        let expected = serde_json::json!({"host": host, "path": "/healthz", "port": port});
+        assert_eq!(get, expected, "{address}");
+    }
+    // API servers before 1.30 do not know the field.
+    let old = with(&["-f", "values/ebpf.yaml", "--kube-version", "1.29.0"]).unwrap();
+    let annotation = "container.apparmor.security.beta.kubernetes.io/proxy";
+    assert_eq!(old["metadata"]["annotations"][annotation], "unconfined");
+    let security = &old["spec"]["containers"][0]["securityContext"];
+    assert_eq!(
+        (security.get("appArmorProfile"), &security["seLinuxOptions"]["type"]),
+        (None, &"spc_t".into())
+    );
+    let own = "appArmorProfile.type=RuntimeDefault";
+    let own = with(&["-f", "values/ebpf.yaml", "--set", own]).unwrap();
+    let security = &own["spec"]["containers"][0]["securityContext"];
+    assert_eq!(security["appArmorProfile"]["type"], "RuntimeDefault");
+}
+
+#[test]
+fn metrics_are_found_under_the_job_of_kube_proxy() {
+    let objects = documents(&rendered("monitored"));
+    let labels = &objects["DaemonSet"]["spec"]["template"]["metadata"]["labels"];
+    let served = config("monitored", None).serving.metrics.unwrap();
+    assert!(!served.ip().is_loopback(), "{served}");
+    let monitor = &objects["PodMonitor"];
+    assert_eq!(monitor["apiVersion"], "monitoring.coreos.com/v1");
+    assert_eq!(monitor["metadata"]["labels"]["release"], "prometheus");
+    let selector = monitor["spec"]["selector"]["matchLabels"].as_object().unwrap();
+    assert!(selector.iter().all(|(name, value)| labels[name] == *value), "{selector:?}");
+    let [endpoint] = &monitor["spec"]["podMetricsEndpoints"].as_array().unwrap()[..] else {
+        panic!("{monitor}")
+    };
+    assert_eq!((&endpoint["path"], &endpoint["honorLabels"]), (&"/metrics".into(), &true.into()));
+    let relabelings = endpoint["relabelings"].as_array().unwrap();
+    let to = |label: &str| -> Vec<&str> {
+        let of = relabelings.iter().filter(|rule| rule["targetLabel"] == label);
+        of.filter_map(|rule| rule["replacement"].as_str()).collect()
+    };
+    assert_eq!(to("job"), ["kube-proxy"]);
+    assert_eq!(to("__address__"), ["$1:10249", "[$1]:10249"]);
+
+    let service = typed::<Service>(&objects["Service"]).spec.unwrap();
+    assert_eq!(service.cluster_ip.as_deref(), Some("None"));
+    assert!(service.selector.unwrap().iter().all(|(name, value)| labels[name] == **value));
+    let port = IntOrString::Int(served.port().into());
+    assert_eq!(service.ports.unwrap()[0].target_port, Some(port));
 }
 
 /// The daemon's configuration in the Pod: its files are where the manifests mount them.

@@ -1,7 +1,9 @@
 //! What `deploy/` runs is a command line that this daemon accepts.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::process::Command;
 
+use k8s_openapi::api::apps::v1::DaemonSet;
 use serde_json::Value as Json;
 use serde_yaml_ng::Value;
 
@@ -11,6 +13,8 @@ const DAEMONSET: &str = include_str!("../../../deploy/daemonset.yaml");
 /// JSON patches, as kustomize applies them.
 const FOR_EBPF: &str = include_str!("../../../deploy/ebpf/daemonset.yaml");
 const RBAC: &str = include_str!("../../../deploy/rbac.yaml");
+const UNIT: &str = include_str!("../../../deploy/systemd/node-dataplane.service");
+const UNIT_FOR_EBPF: &str = include_str!("../../../deploy/systemd/ebpf.conf");
 const ENVIRONMENT: &str = include_str!("../../../deploy/daemon.env");
 
 fn pod() -> Value {
@@ -99,9 +103,78 @@ fn the_daemonset_mounts_what_it_names_and_is_not_privileged() {
         .unwrap();
     assert_eq!(mounted, format!("{root}/net"), "settings live below {root}/net");
     assert_eq!(pod["volumes"][0]["hostPath"]["path"], Value::from("/proc/sys/net"));
-    for (probe, path) in [("livenessProbe", "/livez"), ("readinessProbe", "/healthz")] {
-        assert_eq!(container[probe]["httpGet"]["path"], Value::from(path));
-        assert_eq!(container[probe]["httpGet"]["port"], Value::from(10256));
+    let probe = &container["readinessProbe"]["httpGet"];
+    assert_eq!(probe["path"], Value::from("/healthz"));
+    assert_eq!(probe["port"], Value::from(10256));
+    // /livez fails when an object does; to end the daemon then would leave all others unprogrammed.
+    assert!(container.get("livenessProbe").is_none());
+}
+
+/// What a profile for containers would forbid, and the type of the API knows the fields.
+#[test]
+fn security_modules_let_ebpf_mode_write_its_pins() {
+    let security = |daemonset: &Json| {
+        let typed: DaemonSet = serde_json::from_value(daemonset.clone()).unwrap();
+        assert_eq!(&serde_json::to_value(&typed).unwrap(), daemonset, "unknown fields");
+        let mut pod = typed.spec.unwrap().template.spec.unwrap();
+        pod.containers.remove(0).security_context.unwrap()
+    };
+    let ebpf = security(&daemonset_for_ebpf());
+    assert_eq!(ebpf.app_armor_profile.unwrap().type_, "Unconfined");
+    assert_eq!(ebpf.se_linux_options.unwrap().type_.as_deref(), Some("spc_t"));
+    let ipvs = security(&daemonset());
+    assert!(ipvs.app_armor_profile.is_none() && ipvs.se_linux_options.is_none());
+    // The runtimes' AppArmor profile denies to write below /proc/sys; ipvs mode has it elsewhere.
+    let root = config_of(&daemonset(), "ipvs").sysctl_root;
+    assert!(!root.starts_with("/proc"), "{}", root.display());
+}
+
+/// The values of a setting, all lines of it together.
+fn unit_values<'a>(unit: &'a str, name: &str) -> Vec<&'a str> {
+    let lines = unit.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+    lines.flat_map(str::split_whitespace).collect()
+}
+
+#[test]
+fn the_systemd_unit_gives_each_mode_what_its_pod_has() {
+    let capabilities = |daemonset: &Json| -> BTreeSet<String> {
+        let add =
+            daemonset.pointer("/spec/template/spec/containers/0/securityContext/capabilities/add");
+        let add = add.unwrap().as_array().unwrap().iter();
+        add.map(|name| format!("CAP_{}", name.as_str().unwrap())).collect()
+    };
+    let of = |units: &[&str]| -> BTreeSet<String> {
+        let all = units.iter().flat_map(|unit| unit_values(unit, "CapabilityBoundingSet"));
+        all.map(str::to_owned).collect()
+    };
+    assert_eq!(of(&[UNIT]), capabilities(&daemonset()));
+    assert_eq!(of(&[UNIT, UNIT_FOR_EBPF]), capabilities(&daemonset_for_ebpf()));
+    assert_eq!(unit_values(UNIT_FOR_EBPF, "SystemCallFilter"), ["bpf", "setns"]);
+    // Else five quick ends are the last ones.
+    assert_eq!(unit_values(UNIT, "StartLimitIntervalSec"), ["0"]);
+    assert_eq!(unit_values(UNIT, "Restart"), ["always"]);
+}
+
+/// As systemd reads it, where there is one: it tells what it does not know and goes on.
+#[test]
+fn systemd_knows_every_setting_of_the_unit() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("node-dataplane.service");
+    // Neither the daemon nor its manual page is installed here.
+    let unit = UNIT.replace("/usr/bin/proxy-daemon", "/bin/true");
+    let unit: Vec<&str> = unit.lines().filter(|line| !line.starts_with("Documentation=")).collect();
+    std::fs::write(&path, unit.join("\n")).unwrap();
+    let drop_ins = directory.path().join("node-dataplane.service.d");
+    std::fs::create_dir(&drop_ins).unwrap();
+    std::fs::write(drop_ins.join("ebpf.conf"), UNIT_FOR_EBPF).unwrap();
+    let mut verify = Command::new("systemd-analyze");
+    let path_of_units = format!("{}:", directory.path().display());
+    verify.arg("verify").arg(&path).env("SYSTEMD_UNIT_PATH", path_of_units);
+    if let Ok(output) = verify.output() {
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let about: Vec<&str> =
+            said.lines().filter(|line| line.contains("node-dataplane.service")).collect();
+        assert!(output.status.success() && about.is_empty(), "{said}");
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use serde::{Serialize, Serializer};
 
 use crate::model::Family;
-use crate::sync::{Failing, SyncReport};
+use crate::sync::{Failing, SyncKind, SyncReport};
 
 /// One moment on both clocks: intervals are measured on the first, which no
 /// administrator can set, and shown on the second.
@@ -36,11 +36,28 @@ impl Now {
 /// A failure shorter than this is nobody's business.
 const PASSING: Duration = Duration::from_secs(5);
 
+/// A round takes seconds at most, and a start in which the eBPF programs are loaded some more. An
+/// engine that does not come back for this long will not.
+const STUCK: Duration = Duration::from_secs(300);
+
+/// How far the daemon has come since its start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Phase {
+    /// These were not seen once yet.
+    Awaiting(Vec<&'static str>),
+    /// All were listed; the first comparison of everything with the kernel is not over.
+    Programming,
+    InService,
+}
+
 /// What health depends on.
 #[derive(Debug)]
 pub struct Health {
     families: Vec<Family>,
     timeout: Duration,
+    phase: Phase,
+    /// When the engine went to work, while it has not come back.
+    busy_since: Option<Instant>,
     /// When the oldest change arrived that is not yet programmed.
     oldest_pending: Option<Instant>,
     last_updated: Option<Instant>,
@@ -59,6 +76,8 @@ impl Health {
         Self {
             families: families.to_vec(),
             timeout,
+            phase: Phase::Awaiting(vec!["the data plane"]),
+            busy_since: None,
             oldest_pending: None,
             last_updated: None,
             failing: Vec::new(),
@@ -67,11 +86,52 @@ impl Health {
         }
     }
 
+    /// What has to be seen before the first round; nothing: it is under way.
+    pub fn awaiting(&mut self, missing: &[&'static str], at: Instant) {
+        if !missing.is_empty() {
+            self.phase = Phase::Awaiting(missing.to_vec());
+        } else if matches!(self.phase, Phase::Awaiting(_)) {
+            self.phase = Phase::Programming;
+            self.oldest_pending = Some(at);
+        }
+    }
+
+    /// What is waited for until the node is fit for traffic.
+    #[must_use]
+    pub fn awaits(&self) -> Option<String> {
+        match &self.phase {
+            Phase::Awaiting(missing) => Some(missing.join(", ")),
+            Phase::Programming => Some("the first full round of programming".to_owned()),
+            Phase::InService => None,
+        }
+    }
+
+    pub(super) fn enter_service(&mut self) {
+        self.phase = Phase::InService;
+    }
+
+    pub fn busy(&mut self, since: Option<Instant>) {
+        self.busy_since = since;
+    }
+
+    /// How long the engine has been at one piece of work, when that is too long.
+    #[must_use]
+    pub fn stuck(&self, now: Now) -> Option<Duration> {
+        let busy = now.monotonic.saturating_duration_since(self.busy_since?);
+        (busy >= STUCK).then_some(busy)
+    }
+
     pub fn queued(&mut self, at: Instant) {
-        self.oldest_pending.get_or_insert(at);
+        // What cannot be programmed before something else is listed is not late.
+        if !matches!(self.phase, Phase::Awaiting(_)) {
+            self.oldest_pending.get_or_insert(at);
+        }
     }
 
     pub fn synced(&mut self, report: &SyncReport) {
+        if report.kind == SyncKind::Full {
+            self.enter_service();
+        }
         if report.pending == 0 {
             self.oldest_pending = None;
         }
@@ -115,12 +175,15 @@ impl Health {
         self.answer(now, Some(self.node_eligible))
     }
 
+    /// `node_eligible` where traffic depends on the answer: a daemon that has programmed nothing
+    /// yet is alive, but nothing should be sent to its node.
     fn answer(&self, now: Now, node_eligible: Option<bool>) -> Answer {
-        let keeping_up = self.is_keeping_up(now);
-        let healthy = keeping_up && node_eligible.unwrap_or(true);
+        let programmed = node_eligible.is_none() || self.phase == Phase::InService;
+        let well = programmed && self.is_keeping_up(now);
+        let healthy = well && node_eligible.unwrap_or(true);
         let last_updated = self.last_updated.map(|at| now.wall_of(at));
-        let status = || FamilyStatus { last_updated: Stamp(last_updated), healthy: keeping_up };
-        let known = self.last_updated.is_some() || !keeping_up;
+        let status = || FamilyStatus { last_updated: Stamp(last_updated), healthy: well };
+        let known = self.last_updated.is_some() || !well;
         let families = if known { self.families.as_slice() } else { &[] };
         let failing = self.failing.iter().map(|failing| FailingObject {
             object: failing.object.clone(),

@@ -28,7 +28,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tracing::{info, warn};
 
-use crate::config::{Config, ProxyMode, Serving};
+use crate::config::{Config, NodePortAddresses, ProxyMode, Serving};
 use crate::dataplane::traffic::TrafficSource;
 use crate::model::{Family, NodeName};
 use crate::watch::SourceStats;
@@ -41,6 +41,15 @@ pub use observer::StatusObserver;
 
 /// kube-proxy tries again this often too.
 const BIND_RETRY: Duration = Duration::from_secs(5);
+
+/// A start that takes no longer needs no explanation.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What is still waited for is said this often, at most.
+const REMINDER: Duration = Duration::from_secs(300);
+
+/// How often it is looked whether the engine comes round.
+pub const WATCH: Duration = Duration::from_secs(10);
 
 type Clock = Box<dyn Fn() -> Now + Send + Sync>;
 
@@ -77,7 +86,7 @@ impl Status {
             configz: crate::config::document(config),
             health: Mutex::new(Health::new(families, config.health_timeout())),
             metrics: Metrics::new(families, config, started),
-            checks: Checks::default(),
+            checks: Checks::new(config.node_port_addresses == NodePortAddresses::All),
             announcer: OnceLock::new(),
             clock,
         })
@@ -114,6 +123,12 @@ impl Status {
         let _ = self.announcer.set(announcer);
     }
 
+    /// Whether the engine does not come back from its work.
+    #[must_use]
+    pub fn is_stuck(&self) -> bool {
+        self.health().stuck(self.now()).is_some()
+    }
+
     fn announce(&self, announcement: Announcement) {
         if let Some(announcer) = self.announcer.get() {
             announcer.announce(announcement);
@@ -128,6 +143,34 @@ impl Status {
         // Every update leaves `Health` whole at each step, so a panic elsewhere in the
         // process does not make it unusable.
         self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Says what the start waits for, as long as it does.
+async fn remind(status: &Status, first: Duration) {
+    let mut pause = first;
+    loop {
+        tokio::time::sleep(pause).await;
+        let Some(awaited) = status.health().awaits() else { return };
+        warn!(awaited, "not in service yet: /healthz says 503");
+        pause = (pause * 2).min(REMINDER);
+    }
+}
+
+/// Ends, with the reason, when the engine does not come back from its work: only a new process
+/// helps then. No probe can tell without ending daemons that are well, since another process may
+/// answer it while kube-proxy still has the port, and since `/livez` is about objects as well.
+pub async fn stuck(status: Arc<Status>, every: Duration) -> String {
+    loop {
+        tokio::time::sleep(every).await;
+        let busy = status.health().stuck(status.now());
+        if let Some(busy) = busy {
+            return format!(
+                "the engine has been at one piece of work for {} s: ending, to be started again; \
+                 what is programmed stays",
+                busy.as_secs()
+            );
+        }
     }
 }
 
@@ -161,7 +204,11 @@ pub async fn run(status: Arc<Status>, serving: Serving) -> Result<(), ServeError
         serving.hard_fail,
         http::metrics_router(Arc::clone(&status)),
     );
-    tokio::try_join!(health, metrics, checks::run(status))?;
+    let reminder = async {
+        remind(&status, PATIENCE).await;
+        Ok(())
+    };
+    tokio::try_join!(health, metrics, checks::run(Arc::clone(&status)), reminder)?;
     Ok(())
 }
 

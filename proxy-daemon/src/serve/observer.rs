@@ -1,10 +1,11 @@
 //! The engine's reports, passed on to health and metrics.
 
+use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::Instant;
 
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::Status;
 use super::traffic::ServicePort;
@@ -18,6 +19,14 @@ use crate::watch::announce::{Announcement, Regarding};
 pub struct StatusObserver(pub(super) Arc<Status>);
 
 impl Observer for StatusObserver {
+    fn awaiting(&mut self, missing: &[&'static str], at: Instant) {
+        self.0.health().awaiting(missing, at);
+    }
+
+    fn busy(&mut self, since: Option<Instant>) {
+        self.0.health().busy(since);
+    }
+
     fn queued(&mut self, at: Instant, service_changes: usize, slice_changes: usize) {
         self.0.health().queued(at);
         self.0.metrics.queued(self.0.now().wall, service_changes, slice_changes);
@@ -25,11 +34,19 @@ impl Observer for StatusObserver {
 
     fn synced(&mut self, report: &SyncReport) {
         let now = self.0.now();
-        let lasting = {
+        let (lasting, entered) = {
             let mut health = self.0.health();
+            let waited = health.awaits().is_some();
             health.synced(report);
-            health.lasting(now)
+            (health.lasting(now), waited && health.awaits().is_none())
         };
+        if entered {
+            info!(
+                services = report.totals.services,
+                failing = report.failing_total,
+                "all Services are programmed: in service"
+            );
+        }
         self.0.metrics.synced(report, now.wall);
         for Failing { object, error, .. } in lasting {
             self.0.announce(Announcement {
@@ -72,6 +89,10 @@ impl Observer for StatusObserver {
         }
         self.0.health().node(eligible);
         self.0.metrics.node(eligible.unwrap_or(false));
+    }
+
+    fn node_port_addresses(&mut self, addresses: &[IpAddr]) {
+        self.0.checks.listen_on(addresses);
     }
 
     fn health_check(&mut self, service: &ObjectName, check: Option<HealthCheck>) {

@@ -17,7 +17,9 @@ use crate::model::{ObjectName, Protocol};
 use crate::policy::{FrontendKey, LocalReady};
 use crate::sync::{Failing, HealthCheck, Observer as _, SyncKind, SyncReport, Totals, Work};
 
+mod checks;
 mod pages;
+mod start;
 
 pub use self::pages::full_page;
 
@@ -34,10 +36,17 @@ struct Bed {
 
 impl Bed {
     fn new() -> Self {
-        Self::with(&[])
+        Self::with(&["--nodeport-addresses=primary"])
     }
 
+    /// In service.
     fn with(arguments: &[&str]) -> Self {
+        let bed = Self::starting(arguments);
+        bed.status.health().enter_service();
+        bed
+    }
+
+    fn starting(arguments: &[&str]) -> Self {
         let start = Instant::now();
         let elapsed = Arc::new(Mutex::new(Duration::ZERO));
         let clock = {
@@ -50,8 +59,8 @@ impl Bed {
                 }
             }
         };
-        let usual = ["proxy-daemon", "--nodeport-addresses=primary"];
-        let config = Config::from_args([&usual[..], arguments].concat(), "node-a").unwrap();
+        let arguments = [&["proxy-daemon"], arguments].concat();
+        let config = Config::from_args(arguments, "node-a").unwrap();
         let status = Status::with_clock(&config, &Family::ALL, Box::new(clock));
         Self { observer: status.observer(), status, elapsed, start }
     }
@@ -174,7 +183,7 @@ async fn healthy_answers_are_those_of_kube_proxy() {
 }
 
 #[tokio::test]
-async fn healthy_before_the_first_change() {
+async fn healthy_without_a_change() {
     let bed = Bed::new();
     bed.at(3_600_000);
     let reply = bed.healthz().await;
@@ -339,61 +348,6 @@ async fn binding_is_retried_unless_it_must_not_fail() {
     assert!(!retried.is_finished(), "the port is still held");
     drop(held);
     retried.await.unwrap().expect("bound after the port became free");
-}
-
-#[tokio::test]
-async fn health_check_node_port_follows_the_endpoints() {
-    let mut bed = Bed::new();
-    let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
-    let address = SocketAddr::from(([127, 0, 0, 1], port));
-    let serving = Serving { healthz: None, metrics: None, hard_fail: false };
-    tokio::spawn(run(Arc::clone(&bed.status), serving));
-    let web = ObjectName::new("shop", "web");
-
-    bed.observer.health_check(
-        &web,
-        Some(HealthCheck { port, local_endpoints: LocalReady { v4: Some(1), v6: Some(3) } }),
-    );
-    until(async || TcpStream::connect(address).await.is_ok()).await;
-    let reply = get(address, "/any/path", "").await;
-    assert_eq!(reply.code, 200);
-    assert_eq!(reply.header("content-type"), Some("application/json"));
-    assert_eq!(reply.header("x-content-type-options"), Some("nosniff"));
-    assert_eq!(reply.header("x-load-balancing-endpoint-weight"), Some("1"));
-    assert_eq!(
-        reply.body,
-        "{\n\t\"service\": {\n\t\t\"namespace\": \"shop\",\n\t\t\"name\": \"web\"\n\t},\n\
-         \t\"localEndpoints\": 1,\n\t\"serviceProxyHealthy\": true\n}"
-    );
-
-    bed.observer.health_check(
-        &web,
-        Some(HealthCheck { port, local_endpoints: LocalReady { v4: Some(0), v6: Some(3) } }),
-    );
-    until(async || get(address, "/", "").await.code == 503).await;
-    let over_v6 = SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, port));
-    assert_eq!(get(over_v6, "/", "").await.json()["localEndpoints"], 3, "of that family");
-    assert_eq!(get(address, "/", "").await.json()["localEndpoints"], 0);
-
-    // The port passes to another Service; the proxy falls behind.
-    bed.observer.health_check(&web, None);
-    let other = ObjectName::new("shop", "other");
-    bed.observer.health_check(
-        &other,
-        Some(HealthCheck { port, local_endpoints: LocalReady { v4: Some(2), v6: Some(3) } }),
-    );
-    until(async || {
-        TcpStream::connect(address).await.is_ok()
-            && get(address, "/", "").await.json()["service"]["name"] == "other"
-    })
-    .await;
-    bed.queued(0, 1, 0);
-    bed.at(60_000);
-    let reply = get(address, "/", "").await;
-    assert_eq!((reply.code, &reply.json()["serviceProxyHealthy"]), (503, &Value::Bool(false)));
-
-    bed.observer.health_check(&other, None);
-    until(async || TcpStream::connect(address).await.is_err()).await;
 }
 
 /// Waits at most 5 s for something another task does.

@@ -72,12 +72,17 @@ impl Default for State {
 }
 
 impl State {
-    /// Both lists and the Node (or its absence) were seen once: nothing may be written to
-    /// the kernel before, or Services would be deleted that merely were not listed yet,
+    /// What of both lists and the Node (or its absence) was not seen once yet: nothing may be
+    /// written to the kernel before, or Services would be deleted that merely were not listed yet,
     /// and endpoints drained whose zone hints could not be read.
     #[must_use]
-    pub fn is_complete(&self) -> bool {
-        self.services_listed && self.slices_listed && self.node_seen
+    pub fn missing(&self) -> Vec<&'static str> {
+        let seen = [
+            ("the Node", self.node_seen),
+            ("the list of Services", self.services_listed),
+            ("the list of EndpointSlices", self.slices_listed),
+        ];
+        seen.into_iter().filter_map(|(what, seen)| (!seen).then_some(what)).collect()
     }
 
     #[must_use]
@@ -141,11 +146,10 @@ impl State {
                 Event::Services(change) => self.apply_services(change, &mut dirty),
                 Event::Slices(change) => self.apply_slices(change, &mut dirty),
                 Event::Node(node) => {
+                    // That there is none is news at first, too.
+                    dirty.node_changed |= !self.node_seen || self.node != node;
                     self.node_seen = true;
-                    if self.node != node {
-                        self.node = node;
-                        dirty.node_changed = true;
-                    }
+                    self.node = node;
                 }
                 Event::ServiceCidrs(change) => self.apply_service_cidrs(change),
                 Event::Rejected(_) => {}

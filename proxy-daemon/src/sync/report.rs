@@ -2,6 +2,7 @@
 //!
 //! The engine knows nothing of HTTP or Prometheus: it tells an [`Observer`].
 
+use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -88,6 +89,11 @@ pub struct Failing {
 
 /// Hears what the engine does. Called on the engine's thread: must not block.
 pub trait Observer: Send {
+    /// What was not seen once yet, so that nothing is programmed; empty when all was. Told when it
+    /// changes.
+    fn awaiting(&mut self, _missing: &[&'static str], _at: Instant) {}
+    /// Work began at that time, and has ended when there is none.
+    fn busy(&mut self, _since: Option<Instant>) {}
     /// Changes arrived and wait to be programmed.
     fn queued(&mut self, at: Instant, service_changes: usize, slice_changes: usize);
     /// A round ended. With `pending == 0` and nothing failing the proxy is up to date.
@@ -101,6 +107,8 @@ pub trait Observer: Send {
     /// The Node object as last seen: `None` when it is gone; else whether it is
     /// eligible for load balancers (not deleting, not scaling down).
     fn node(&mut self, eligible: Option<bool>);
+    /// On which addresses of the node its node ports listen from now on.
+    fn node_port_addresses(&mut self, _addresses: &[IpAddr]) {}
     /// Local ready endpoints of a Service with a health-check node port; `None`: gone.
     fn health_check(&mut self, service: &ObjectName, check: Option<HealthCheck>);
 }

@@ -19,9 +19,19 @@ use crate::policy::FrontendKey;
 pub struct Seen {
     pub reports: Arc<Mutex<Vec<SyncReport>>>,
     conflicts: Arc<Mutex<Vec<String>>>,
+    awaited: Arc<Mutex<Vec<String>>>,
+    busy: Arc<Mutex<Vec<bool>>>,
+    nodes: Arc<Mutex<Vec<Option<bool>>>>,
+    node_port_addresses: Arc<Mutex<Vec<Vec<IpAddr>>>>,
 }
 
 impl Observer for Seen {
+    fn awaiting(&mut self, missing: &[&'static str], _: Instant) {
+        self.awaited.lock().unwrap().push(missing.join(", "));
+    }
+    fn busy(&mut self, since: Option<Instant>) {
+        self.busy.lock().unwrap().push(since.is_some());
+    }
     fn queued(&mut self, _: Instant, _: usize, _: usize) {}
     fn synced(&mut self, report: &SyncReport) {
         self.reports.lock().unwrap().push(report.clone());
@@ -30,7 +40,12 @@ impl Observer for Seen {
     fn conflict(&mut self, loser: &ObjectName, holder: &ObjectName, frontend: &FrontendKey) {
         self.conflicts.lock().unwrap().push(format!("{loser} {holder} {frontend}"));
     }
-    fn node(&mut self, _: Option<bool>) {}
+    fn node_port_addresses(&mut self, addresses: &[IpAddr]) {
+        self.node_port_addresses.lock().unwrap().push(addresses.to_vec());
+    }
+    fn node(&mut self, eligible: Option<bool>) {
+        self.nodes.lock().unwrap().push(eligible);
+    }
     fn health_check(&mut self, _: &ObjectName, _: Option<HealthCheck>) {}
 }
 
@@ -189,6 +204,29 @@ fn nothing_is_written_before_all_lists_are_in() {
     }
     bed.settle(web());
     assert_eq!(bed.keys().len(), 4, "address, server, two backends: {:?}", bed.keys());
+}
+
+#[test]
+fn it_tells_what_it_waits_for_and_that_it_works() {
+    let mut bed = Bed::new();
+    bed.step(vec![]);
+    for input in web() {
+        bed.step(vec![input]);
+    }
+    let awaited = std::mem::take(&mut *bed.seen.awaited.lock().unwrap());
+    let [all, no_addresses, no_node, slices, nothing] = &awaited[..] else { panic!("{awaited:?}") };
+    let both = "the list of Services, the list of EndpointSlices";
+    assert_eq!(*all, format!("the Node, {both}, the node's addresses"));
+    assert_eq!((no_addresses, &**no_node), (&format!("the Node, {both}"), both));
+    assert_eq!((&**slices, &**nothing), ("the list of EndpointSlices", ""));
+    assert_eq!(*bed.seen.nodes.lock().unwrap(), [None], "there is no such Node");
+    bed.settle(vec![]);
+    assert_eq!(bed.seen.last().kind, SyncKind::Full);
+    bed.settle(web());
+    assert!(bed.seen.awaited.lock().unwrap().is_empty(), "told once");
+    assert_eq!(bed.seen.nodes.lock().unwrap().len(), 1, "no news");
+    let busy = bed.seen.busy.lock().unwrap();
+    assert!(busy.len() > 10 && busy.chunks(2).all(|step| step == [true, false]), "{busy:?}");
 }
 
 #[test]
@@ -532,4 +570,7 @@ fn a_new_node_address_gets_the_node_ports() {
     ])]);
     assert!(bed.keys().contains(&node_port([192, 0, 2, 1])));
     assert!(!bed.keys().contains(&node_port([127, 0, 0, 1])), "loopback is left out");
+    // Where health-check node ports listen, too.
+    let [one, other] = [[10, 99, 0, 2], [192, 0, 2, 1]].map(IpAddr::from);
+    assert_eq!(*bed.seen.node_port_addresses.lock().unwrap(), [vec![one], vec![one, other]]);
 }

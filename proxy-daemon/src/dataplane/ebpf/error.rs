@@ -2,7 +2,7 @@
 
 use std::error::Error;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use aya::maps::MapError;
 use aya::programs::{ProgramError, tc::TcError};
@@ -31,6 +31,14 @@ pub enum LoadError {
     Layout { found: Mark },
     #[error("{operation}: {errno}; {}", permission_hint(missing))]
     Permission { operation: String, missing: Vec<&'static str>, errno: Errno },
+    #[error(
+        "{}: {errno}; it is not the owner, or a security module of the node forbids it: AppArmor \
+         (the profile of container runtimes denies writing below /sys/fs/bpf) or SELinux. \
+         deploy/ebpf and the Helm chart set what lets it: appArmorProfile Unconfined and \
+         seLinuxOptions type spc_t",
+        path.display()
+    )]
+    Denied { path: PathBuf, errno: Errno },
     #[error("the kernel's verifier rejects program {program}: {errno}\n{log}")]
     Verifier { program: String, errno: Errno, log: String },
     #[error("{operation}: {errno}{hint}")]
@@ -57,6 +65,7 @@ impl LoadError {
     pub fn errno(&self) -> Option<Errno> {
         match self {
             Self::Permission { errno, .. }
+            | Self::Denied { errno, .. }
             | Self::Verifier { errno, .. }
             | Self::Kernel { errno, .. } => Some(*errno),
             Self::Read { source, .. } => source.raw_os_error().map(Errno),
@@ -66,6 +75,16 @@ impl LoadError {
             | Self::Other { .. }
             | Self::NoCgroup2
             | Self::NotCgroup2 { .. } => None,
+        }
+    }
+
+    /// Sorts an error at a file below the BPF file system's root.
+    pub(super) fn from_pin(path: &Path, source: io::Error) -> Self {
+        match source.raw_os_error() {
+            Some(errno @ (number::EPERM | number::EACCES)) => {
+                Self::Denied { path: path.to_owned(), errno: Errno(errno) }
+            }
+            _ => Self::Read { path: path.to_owned(), source },
         }
     }
 
@@ -236,6 +255,22 @@ mod tests {
             errno: Errno(number::EPERM),
         };
         assert!(error.to_string().contains("lacks CAP_BPF and CAP_NET_ADMIN"), "{error}");
+    }
+
+    #[test]
+    fn a_pin_that_may_not_be_made_names_the_security_modules() {
+        let path = Path::new("/sys/fs/bpf/proxy-daemon/v6/maps");
+        for errno in [number::EACCES, number::EPERM] {
+            let error = LoadError::from_pin(path, refused(errno));
+            assert_eq!(error.errno(), Some(Errno(errno)));
+            let said = error.to_string();
+            assert!(said.starts_with("/sys/fs/bpf/proxy-daemon/v6/maps: "), "{said}");
+            for word in ["AppArmor", "SELinux", "appArmorProfile", "spc_t"] {
+                assert!(said.contains(word), "no {word}: {said}");
+            }
+        }
+        let error = LoadError::from_pin(path, refused(number::ENODEV));
+        assert!(!error.to_string().contains("AppArmor"), "{error}");
     }
 
     #[test]

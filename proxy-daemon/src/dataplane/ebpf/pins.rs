@@ -116,7 +116,7 @@ pub struct Pins {
 }
 
 fn failed(path: &Path) -> impl FnOnce(io::Error) -> LoadError {
-    move |source| LoadError::Read { path: path.to_owned(), source }
+    move |source| LoadError::from_pin(path, source)
 }
 
 impl Pins {

@@ -107,7 +107,7 @@ impl Bed {
 
 #[tokio::test]
 async fn traffic_is_that_of_service_ports() {
-    let mut bed = Bed::with(&["--endpoint-metrics"]);
+    let mut bed = Bed::with(&["--endpoint-metrics", "--nodeport-addresses=primary"]);
     let reads = bed.count_traffic();
     let page = bed.metrics().await;
     let port = "namespace=\"shop\",service=\"web\",port=\"80\",protocol=\"TCP\"";
@@ -199,7 +199,7 @@ async fn no_traffic_is_read_where_nobody_asks_for_it() {
 
 /// A page with a sample of everything that can be on it.
 pub async fn full_page() -> String {
-    let mut bed = Bed::with(&["--endpoint-metrics"]);
+    let mut bed = Bed::with(&["--endpoint-metrics", "--nodeport-addresses=primary"]);
     bed.count_traffic();
     bed.status.chose(vec![("tc", "tcx".to_owned()), ("map_reads", "batch".to_owned())]);
     bed.status.watch_source(Arc::new(SourceStats::default()));

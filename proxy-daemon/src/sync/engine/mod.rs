@@ -103,6 +103,8 @@ pub struct Engine<D: Dataplane, O> {
     readback_due: Option<Instant>,
     readback_attempts: u32,
     reading: Option<Reading<D::Key>>,
+    /// What has to be seen once before anything is programmed, as last told.
+    awaited: Option<Vec<&'static str>>,
     /// The kernel has been read back once.
     was_read: bool,
     /// Every object is being compared with what was read back.
@@ -152,6 +154,7 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
             background: Box::new(Threads),
             readback_attempts: 0,
             reading: None,
+            awaited: None,
             was_read: false,
             sweep: None,
             reported_work: WorkDone::default(),
@@ -172,8 +175,15 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
     /// Takes in a batch and does one round. Returns when to be called next if nothing
     /// arrives before; `None` when only an input can give it work.
     pub fn step(&mut self, now: Instant, inputs: Vec<Input>) -> Option<Instant> {
+        self.observer.busy(Some(now));
+        let next = self.advance(now, inputs);
+        self.observer.busy(None);
+        next
+    }
+
+    fn advance(&mut self, now: Instant, inputs: Vec<Input>) -> Option<Instant> {
         self.take_in(inputs, now);
-        if !self.state.is_complete() || self.local_addresses.is_none() {
+        if !self.has_seen_all(now) {
             return None;
         }
         self.start_readback(now);
@@ -182,6 +192,23 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
             self.round(now);
         }
         self.next_wake(now)
+    }
+
+    /// What it needs before it may write was seen once.
+    fn has_seen_all(&mut self, now: Instant) -> bool {
+        if self.awaited.as_ref().is_some_and(Vec::is_empty) {
+            return true;
+        }
+        let mut missing = self.state.missing();
+        if self.local_addresses.is_none() {
+            missing.push("the node's addresses");
+        }
+        let all = missing.is_empty();
+        if self.awaited.as_ref() != Some(&missing) {
+            self.observer.awaiting(&missing, now);
+            self.awaited = Some(missing);
+        }
+        all
     }
 
     /// Much memory was freed since the last call of this.
@@ -258,6 +285,9 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
             return;
         }
         debug!(?view, "the node changed");
+        if view.node_port_addresses != self.node.node_port_addresses {
+            self.observer.node_port_addresses(&view.node_port_addresses);
+        }
         self.node = view;
         for name in self.state.service_names() {
             self.queue.push(name.clone(), Urgency::Compared);
