@@ -25,6 +25,7 @@ use crate::model::{Event, Family, NodeName};
 use crate::serve::{self, Status};
 use crate::sync::{self, Engine, EngineConfig, Input, NodePortAddresses};
 use crate::watch::announce::{Announced, Announcement, Announcer, Regarding};
+use crate::watch::kube::Access;
 use crate::watch::manifests::Manifests;
 use crate::watch::{self, Outlet, SourceStats};
 use logging::Verbosity;
@@ -255,10 +256,9 @@ async fn source(config: &Config, outlet: Outlet, announced: Announced) -> Result
     let node = config.node_name.clone();
     match &config.source {
         Source::Api { kubeconfig, master } => {
-            let client = watch::kube::client(kubeconfig.as_deref(), master.as_deref())
-                .await
+            let access = Access::open(kubeconfig.as_deref(), master.as_deref())
                 .map_err(|error| error.to_string())?;
-            watch::kube::run(client, node, outlet, announced).await;
+            watch::kube::run(access, node, outlet, announced).await;
         }
         Source::Manifests(directory) => {
             let manifests = Manifests::open(directory, node, outlet.stats)
