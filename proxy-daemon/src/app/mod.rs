@@ -4,6 +4,7 @@ mod addresses;
 mod conntrack;
 mod ebpf;
 mod ipvs;
+mod klog;
 mod kubeproxy;
 mod logging;
 mod reload;
@@ -238,10 +239,11 @@ async fn serve_until_stopped(
     let source = source(config, Outlet { events, stats, announcer }, announced);
     let servers = serve::run(status, config.serving);
     let read = || Config::from_args(std::env::args_os(), hostname);
+    let log = |logging| verbosity(logging);
     tokio::select! {
         ended = source => ended,
         ended = servers => ended.map_err(|error| error.to_string()),
-        changed = reload::changed(config, read, verbosity, reload::POLL) => Err(format!(
+        changed = reload::changed(config, read, log, reload::POLL) => Err(format!(
             "{} changed: ending, to be started again with it; what is programmed stays",
             changed.display()
         )),
