@@ -14,10 +14,11 @@ use std::time::{Duration, Instant};
 use proxy_daemon::model::{Change, Event, Node, NodeName, Rejected, Service};
 use proxy_daemon::watch::Outlet;
 use proxy_daemon::watch::announce::Announcer;
-use proxy_daemon::watch::kube::{client, run};
+use proxy_daemon::watch::kube::{Access, run};
 use proxy_daemon::watch::stats::{Cause, KindStats, ObjectKind, SourceStats};
 use proxy_tests::apiserver::{ApiServer, Options, Resource, Verb};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
@@ -52,13 +53,17 @@ impl Source {
     async fn start(server: &ApiServer) -> Self {
         let kubeconfig = tempfile::NamedTempFile::new().unwrap();
         server.write_kubeconfig(kubeconfig.path(), None).unwrap();
-        let client = client(Some(kubeconfig.path()), None).await.unwrap();
+        Self::by(kubeconfig)
+    }
+
+    fn by(kubeconfig: tempfile::NamedTempFile) -> Self {
+        let access = Access::open(Some(kubeconfig.path()), None).unwrap();
         let stats = Arc::new(SourceStats::default());
         let (sender, events) = mpsc::channel(16);
         let node = NodeName::new("node-a");
         let (announcer, announced) = Announcer::new();
         let outlet = Outlet { events: sender, stats: Arc::clone(&stats), announcer };
-        tokio::spawn(run(client, node, outlet, announced));
+        tokio::spawn(run(access, node, outlet, announced));
         Self {
             events,
             stats,
@@ -426,4 +431,163 @@ async fn one_undecodable_or_impossible_object_costs_no_other_its_place() {
     source.until("web is back", |source| source.services.contains_key("shop/web")).await;
     assert!(source.services.contains_key("shop/api"), "its last good version stays");
     assert_eq!(source.service_stats().rejected(), 2);
+}
+
+/// A kubeconfig with paths, in a directory that holds what they name.
+struct Files {
+    directory: tempfile::TempDir,
+    server: String,
+}
+
+impl Files {
+    fn new(server: &ApiServer) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let files = Self { directory, server: server.url() };
+        files.write("ca.crt", server.ca_pem().unwrap());
+        files.rotate(server);
+        files
+    }
+
+    /// As certificates are replaced: by a rename.
+    fn write(&self, name: &str, text: &str) {
+        let new = self.directory.path().join("new");
+        std::fs::write(&new, text).unwrap();
+        std::fs::rename(&new, self.directory.path().join(name)).unwrap();
+    }
+
+    /// One file after the other, so that for a moment they do not fit.
+    fn rotate(&self, server: &ApiServer) {
+        let (certificate, key) = server.issue_client().unwrap();
+        self.write("client.crt", &certificate);
+        self.write("client.key", &key);
+    }
+
+    fn kubeconfig(&self) -> tempfile::NamedTempFile {
+        let at = |name: &str| self.directory.path().join(name);
+        let config = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "test",
+            "clusters": [{"name": "test", "cluster":
+                {"server": self.server, "certificate-authority": at("ca.crt")}}],
+            "users": [{"name": "test", "user":
+                {"client-certificate": at("client.crt"), "client-key": at("client.key")}}],
+            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
+        });
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), config.to_string()).unwrap();
+        file
+    }
+}
+
+fn start_with_client_certificates() -> Arc<ApiServer> {
+    let options = Options { token: None, client_certificates: true, ..Options::default() };
+    Arc::new(start_server(options))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_certificate_that_was_replaced_before_its_end_is_used_without_an_outage() {
+    let server = start_with_client_certificates();
+    let files = Files::new(&server);
+    let mut source = Source::by(files.kubeconfig());
+    source.until_listed().await;
+    watching(&server).await;
+    let watches = |source: &Source| source.service_stats().watches();
+    assert_eq!(watches(&source), 1);
+    files.rotate(&server);
+    source.until("a watch of the new client", |source| watches(source) >= 2).await;
+    server.store().delete("Service", "shop", "web").unwrap();
+    source.until("web is gone", |source| !source.services.contains_key("shop/web")).await;
+    assert_eq!(source.resets, 2, "resumed, not listed anew");
+    for cause in Cause::ALL {
+        assert_eq!(source.service_stats().failures(cause), 0, "{cause:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_certificate_that_ended_is_an_outage_until_there_is_another() {
+    let server = start_with_client_certificates();
+    let files = Files::new(&server);
+    let mut source = Source::by(files.kubeconfig());
+    source.until_listed().await;
+    watching(&server).await;
+    server.expire_clients();
+    server.faults().disconnect_all();
+    let failures = |source: &Source| source.service_stats().failures(Cause::Unreachable);
+    source.until("refusals", |source| failures(source) >= 3).await;
+    server.store().delete("Service", "shop", "web").unwrap();
+    server.store().apply(make_service("fresh")).unwrap();
+    assert!(source.services.contains_key("shop/web"), "kept meanwhile");
+    files.rotate(&server);
+    source
+        .until("what was missed", |source| {
+            !source.services.contains_key("shop/web") && source.services.contains_key("shop/fresh")
+        })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_authority_that_was_replaced_is_believed() {
+    let server = start_with_client_certificates();
+    let files = Files::new(&server);
+    let other = ApiServer::start(Options::default()).unwrap();
+    files.write("ca.crt", other.ca_pem().unwrap());
+    let mut source = Source::by(files.kubeconfig());
+    source
+        .until("a refusal", |source| source.service_stats().failures(Cause::Unreachable) >= 1)
+        .await;
+    files.write("ca.crt", server.ca_pem().unwrap());
+    source.until_listed().await;
+    assert_eq!(source.names(), SERVICES);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_without_a_scheme_is_spoken_to_over_tls() {
+    let server = start_server(Options::default());
+    let kubeconfig = tempfile::NamedTempFile::new().unwrap();
+    server.write_kubeconfig(kubeconfig.path(), Some(&server.address().to_string())).unwrap();
+    let mut source = Source::by(kubeconfig);
+    source.until_listed().await;
+    assert_eq!(source.names(), SERVICES);
+}
+
+/// An HTTP proxy that tells what it was asked to connect to.
+async fn proxy() -> (std::net::SocketAddr, mpsc::UnboundedReceiver<String>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (asked, told) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let asked = asked.clone();
+            tokio::spawn(async move {
+                let mut request = Vec::new();
+                while !request.ends_with(b"\r\n\r\n") {
+                    request.push(client.read_u8().await?);
+                }
+                let request = String::from_utf8_lossy(&request).into_owned();
+                let target = request.split(' ').nth(1).unwrap_or_default().to_owned();
+                let mut server = tokio::net::TcpStream::connect(&target).await?;
+                // The test may have ended.
+                let _ = asked.send(request);
+                client.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await?;
+                tokio::io::copy_bidirectional(&mut client, &mut server).await
+            });
+        }
+    });
+    (address, told)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kubeconfigs_proxy_is_the_way_to_the_server() {
+    let server = start_server(Options::default());
+    let (address, mut told) = proxy().await;
+    let kubeconfig = tempfile::NamedTempFile::new().unwrap();
+    server.write_kubeconfig(kubeconfig.path(), None).unwrap();
+    let text = std::fs::read_to_string(kubeconfig.path()).unwrap();
+    let mut config: Value = serde_yaml_ng::from_str(&text).unwrap();
+    config["clusters"][0]["cluster"]["proxy-url"] = json!(format!("http://{address}"));
+    std::fs::write(kubeconfig.path(), config.to_string()).unwrap();
+    let mut source = Source::by(kubeconfig);
+    source.until_listed().await;
+    assert_eq!(source.names(), SERVICES);
+    let request = told.recv().await.unwrap();
+    assert!(request.starts_with(&format!("CONNECT {} ", server.address())), "{request}");
 }

@@ -4,6 +4,7 @@ mod addresses;
 mod conntrack;
 mod ebpf;
 mod ipvs;
+mod klog;
 mod kubeproxy;
 mod logging;
 mod reload;
@@ -25,6 +26,7 @@ use crate::model::{Event, Family, NodeName};
 use crate::serve::{self, Status};
 use crate::sync::{self, Engine, EngineConfig, Input, NodePortAddresses, Observer};
 use crate::watch::announce::{Announced, Announcement, Announcer, Regarding};
+use crate::watch::kube::Access;
 use crate::watch::manifests::Manifests;
 use crate::watch::{self, Outlet, SourceStats};
 use logging::Verbosity;
@@ -248,11 +250,12 @@ async fn serve_until_stopped(
     let stuck = serve::stuck(Arc::clone(&status), serve::WATCH);
     let servers = serve::run(status, config.serving);
     let read = || Config::from_args(std::env::args_os(), hostname);
+    let log = |logging| verbosity(logging);
     tokio::select! {
         ended = source => ended,
         ended = servers => ended.map_err(|error| error.to_string()),
         reason = stuck => Err(reason),
-        changed = reload::changed(config, read, verbosity, reload::POLL) => Err(format!(
+        changed = reload::changed(config, read, log, reload::POLL) => Err(format!(
             "{} changed: ending, to be started again with it; what is programmed stays",
             changed.display()
         )),
@@ -267,10 +270,9 @@ async fn source(config: &Config, outlet: Outlet, announced: Announced) -> Result
     let node = config.node_name.clone();
     match &config.source {
         Source::Api { kubeconfig, master } => {
-            let client = watch::kube::client(kubeconfig.as_deref(), master.as_deref())
-                .await
+            let access = Access::open(kubeconfig.as_deref(), master.as_deref())
                 .map_err(|error| error.to_string())?;
-            watch::kube::run(client, node, outlet, announced).await;
+            watch::kube::run(access, node, outlet, announced).await;
         }
         Source::Manifests(directory) => {
             let manifests = Manifests::open(directory, node, outlet.stats)

@@ -48,7 +48,7 @@ pub async fn changed(
             }
             Ok(now) if now.logging != logging && log(now.logging) => {
                 logging = now.logging;
-                info!(file = %path.display(), v = logging.verbosity, "changed: the log follows");
+                info!(file = %path.display(), verbosity = logging.verbosity, "changed: the log follows");
             }
             // At first this makes up for a change between the start and now.
             Ok(_) if first => {}

@@ -65,6 +65,8 @@ pub struct Options {
     pub token: Option<String>,
     /// Whether it speaks TLS (HTTP/1.1 and HTTP/2 either way).
     pub tls: bool,
+    /// Whether clients must have a certificate of [`ApiServer::issue_client`].
+    pub client_certificates: bool,
     /// Addresses besides `listen` that clients reach it at, for its certificate.
     pub extra_addresses: Vec<IpAddr>,
     /// Service ranges, the default family's first.
@@ -85,6 +87,7 @@ impl Default for Options {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             token: Some("test-token".to_owned()),
             tls: true,
+            client_certificates: false,
             extra_addresses: Vec::new(),
             service_ranges: SERVICE_RANGES.to_vec(),
             managed_fields: true,
@@ -119,6 +122,7 @@ impl Shared {
 pub struct ApiServer {
     shared: Arc<Shared>,
     ca_pem: Option<String>,
+    clients: Option<Arc<tls::Clients>>,
     runtime: Option<Runtime>,
 }
 
@@ -127,7 +131,10 @@ impl ApiServer {
     pub fn start(options: Options) -> anyhow::Result<Self> {
         let mut addresses = options.extra_addresses.clone();
         addresses.push(options.listen.ip());
-        let tls = options.tls.then(|| tls::generate(&addresses)).transpose()?;
+        let tls = options
+            .tls
+            .then(|| tls::generate(&addresses, options.client_certificates))
+            .transpose()?;
         let listener = serve::bind(options.listen)
             .with_context(|| format!("listening on {}", options.listen))?;
         let address = listener.local_addr()?;
@@ -147,9 +154,10 @@ impl ApiServer {
             .thread_name("test-apiserver")
             .enable_all()
             .build()?;
+        let clients = tls.as_ref().map(|tls| tls.clients.clone());
         let (ca_pem, config) = tls.map(|tls| (tls.ca_pem, tls.config)).unzip();
         runtime.spawn(serve::accept_loop(shared.clone(), listener, config));
-        Ok(Self { shared, ca_pem, runtime: Some(runtime) })
+        Ok(Self { shared, ca_pem, clients, runtime: Some(runtime) })
     }
 
     /// Where it listens.
@@ -166,6 +174,19 @@ impl ApiServer {
     /// The certificate authority that signed its certificate, if it speaks TLS.
     pub fn ca_pem(&self) -> Option<&str> {
         self.ca_pem.as_deref()
+    }
+
+    /// A client's certificate and key, as PEM.
+    pub fn issue_client(&self) -> anyhow::Result<(String, String)> {
+        self.clients.as_ref().context("the server speaks no TLS")?.issue()
+    }
+
+    /// Clients' certificates that were issued so far are refused from now on. Connections that
+    /// are open stay.
+    pub fn expire_clients(&self) {
+        if let Some(clients) = &self.clients {
+            clients.expire();
+        }
     }
 
     /// The token that clients must send.

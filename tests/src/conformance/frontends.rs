@@ -135,7 +135,7 @@ fn conflict(cx: &mut Context<'_>) -> Result<()> {
         Ok(())
     })?;
     let warned =
-        cx.bed.log(0).lines().any(|line| line.contains("WARN") && line.contains("a-younger"));
+        cx.bed.log(0).lines().any(|line| line.starts_with('W') && line.contains("a-younger"));
     ensure!(warned, "no warning names the Service that lost");
     cx.delete("Service", "b-older")?;
     cx.settle()?;

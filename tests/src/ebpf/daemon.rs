@@ -240,7 +240,7 @@ pub fn bare_daemon() -> Result<()> {
             thread::sleep(Duration::from_millis(100));
         }
         let log = daemon.log();
-        ensure!(log.contains("frames=Bare port=false replaced=true"), "{log}");
+        ensure!(log.contains(r#"frames="Bare" port=false replaced=true"#), "{log}");
         from_start_to_end(&bed, daemon)
     })
 }

@@ -136,7 +136,7 @@ fn maps_grow_under_traffic_and_nothing_is_lost() {
     let connections = load.end();
     println!("grown {then:?} times, {connections} new connections, none lost");
     let log = stage.bed.log(0);
-    log.lines().filter(|line| line.contains("grown map=")).for_each(|line| println!("{line}"));
+    log.lines().filter(|line| line.contains("\"grown\" map=")).for_each(|line| println!("{line}"));
 }
 
 /// Killed at any moment of a growth, the daemon leaves maps that the next one takes over.
@@ -149,7 +149,7 @@ fn a_kill_in_the_middle_of_a_growth_cuts_nothing() {
     let mut interrupted = 0;
     let mut open = 0;
     for number in 1..=10 {
-        let begun = |stage: &Stage| stage.bed.log(0).matches("growing map=").count();
+        let begun = |stage: &Stage| stage.bed.log(0).matches("\"growing\" map=").count();
         let before = begun(&stage);
         // More than twice as many as there are so far.
         add(&stage, number, 12 << number.min(4));
@@ -161,7 +161,7 @@ fn a_kill_in_the_middle_of_a_growth_cuts_nothing() {
         std::thread::sleep(Duration::from_millis(30) * u32::try_from(number).unwrap());
         stage.bed.kill_daemon(0).expect("running until killed");
         let log = stage.bed.log(0);
-        let ended = log.matches("grown map=").count();
+        let ended = log.matches("\"grown\" map=").count();
         interrupted += usize::from(begun(&stage) - ended > open);
         open = begun(&stage) - ended;
         load.probe(&stage, 10);

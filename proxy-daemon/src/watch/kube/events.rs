@@ -6,10 +6,11 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use kube::Api;
 use kube::api::PostParams;
-use kube::{Api, Client};
 use tracing::{debug, warn};
 
+use super::access::Clients;
 use crate::model::NodeName;
 use crate::watch::announce::{Announced, Announcement};
 
@@ -28,7 +29,7 @@ const REFILL: Duration = Duration::from_secs(12);
 
 /// Publishes until nobody announces any more. What cannot be published is in the log, and
 /// not tried again.
-pub(super) async fn publish(client: Client, node: NodeName, mut announced: Announced) {
+pub(super) async fn publish(mut clients: Clients, node: NodeName, mut announced: Announced) {
     let mut limit = Limit::new(Instant::now());
     let mut failing = false;
     while let Some(announcement) = announced.recv().await {
@@ -38,9 +39,11 @@ pub(super) async fn publish(client: Client, node: NodeName, mut announced: Annou
         }
         let event = event(&announcement, &node, Timestamp::now());
         let namespace = event.metadata.namespace.clone().unwrap_or_default();
-        let api: Api<Event> = Api::namespaced(client.clone(), &namespace);
-        let options = PostParams::default();
-        let outcome = tokio::time::timeout(ANSWER, api.create(&options, &event));
+        let asked = clients.ask(|client| async move {
+            let api: Api<Event> = Api::namespaced(client, &namespace);
+            api.create(&PostParams::default(), &event).await
+        });
+        let outcome = tokio::time::timeout(ANSWER, asked);
         let error = match outcome.await {
             Ok(Ok(_)) => None,
             Ok(Err(error)) => Some(error.to_string()),

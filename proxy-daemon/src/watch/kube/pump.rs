@@ -9,12 +9,12 @@ use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use futures::{Stream, StreamExt};
-use kube::Client;
 use kube::api::{ListParams, ObjectList, WatchEvent, WatchParams};
 use kube::core::Request;
 use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
+use super::access::Clients;
 use super::failure::{Failure, Halt};
 use super::lenient::Lenient;
 use crate::watch::intake::{Intake, Kind, Listing, Outlet};
@@ -58,7 +58,7 @@ impl Selectors {
 }
 
 pub(super) struct Pump<K: Kind> {
-    client: Client,
+    clients: Clients,
     request: Request,
     selectors: Selectors,
     intake: Intake<K>,
@@ -76,9 +76,9 @@ pub(super) struct Pump<K: Kind> {
 type Item<K> = Lenient<<K as Kind>::Object>;
 
 impl<K: Kind> Pump<K> {
-    pub(super) fn new(client: Client, selectors: Selectors, outlet: Outlet) -> Self {
+    pub(super) fn new(clients: Clients, selectors: Selectors, outlet: Outlet) -> Self {
         Self {
-            client,
+            clients,
             request: Request::new(K::Object::PATH),
             selectors,
             intake: Intake::new(outlet),
@@ -128,13 +128,14 @@ impl<K: Kind> Pump<K> {
         } else if let Some(line) = self.outage.failed(Instant::now(), failure.cause, message) {
             warn!(
                 %kind,
+                server = %self.clients.server(),
                 cause = failure.cause.label(),
                 "cannot {doing}: {line}; what is programmed stays, next attempt in {delay:.1?}"
             );
         } else {
             debug!(%kind, "cannot {doing}: {message}; next attempt in {delay:.1?}");
         }
-        tokio::time::sleep(delay).await;
+        self.clients.pause(delay).await;
     }
 
     /// No trouble: what it has told before stays, and it may never have told anything.
@@ -146,7 +147,7 @@ impl<K: Kind> Pump<K> {
         self.intake.stats().absent();
         // Between a half and the whole, so that nodes do not ask in step.
         let jitter = Duration::from_millis(random() % 150_000);
-        tokio::time::sleep(PROBE - jitter).await;
+        self.clients.pause(PROBE - jitter).await;
     }
 
     fn well(&mut self) {
@@ -193,19 +194,21 @@ impl<K: Kind> Pump<K> {
         }
     }
 
-    async fn page(&self, params: &ListParams) -> Result<ObjectList<Item<K>>, kube::Error> {
+    async fn page(&mut self, params: &ListParams) -> Result<ObjectList<Item<K>>, kube::Error> {
         let request = self.request.list(params).map_err(kube::Error::BuildRequest)?;
-        self.client.request(request).await
+        self.clients.ask(|client| async move { client.request(request).await }).await
     }
 
     async fn events(
-        &self,
+        &mut self,
         params: &WatchParams,
         version: &str,
     ) -> Result<impl Stream<Item = Result<WatchEvent<Item<K>>, kube::Error>> + use<K>, kube::Error>
     {
         let request = self.request.watch(params, version).map_err(kube::Error::BuildRequest)?;
-        self.client.request_events::<Item<K>>(request).await
+        self.clients
+            .ask(|client| async move { client.request_events::<Item<K>>(request).await })
+            .await
     }
 
     fn list_failed(&mut self, error: kube::Error) -> Failure {
@@ -235,7 +238,12 @@ impl<K: Kind> Pump<K> {
         let mut heard = false;
         loop {
             let patience = if self.outage.is_out() { SETTLE } else { SILENCE };
-            match timeout(patience, stream.next()).await {
+            let next = tokio::select! {
+                next = timeout(patience, stream.next()) => next,
+                // Other credentials or another server: go on there from what was seen.
+                () = self.clients.replaced() => return Ok(()),
+            };
+            match next {
                 Err(_) if self.outage.is_out() => self.well(),
                 Err(_) => return Ok(()),
                 Ok(Some(event)) => {

@@ -124,12 +124,12 @@ struct Run {
 
 async fn start(script: impl Fn(&str, usize) -> Reply + Send + Sync + 'static) -> Run {
     let (server, url) = Server::start(Box::new(script)).await;
-    let client = client(None, Some(&url)).await.expect("a client");
+    let access = Access::open(None, Some(&url)).expect("a client");
     let (sender, events) = mpsc::channel(64);
     let stats = Arc::new(SourceStats::default());
     let (announcer, announced) = Announcer::new();
     let outlet = Outlet { events: sender, stats: Arc::clone(&stats), announcer };
-    tokio::spawn(run(client, NodeName::new("node-a"), outlet, announced));
+    tokio::spawn(run(access, NodeName::new("node-a"), outlet, announced));
     Run { server, events, stats }
 }
 
@@ -435,12 +435,12 @@ async fn the_source_ends_when_nobody_listens() {
             },
         ))
         .await;
-    let client = client(None, Some(&url)).await.expect("a client");
+    let access = Access::open(None, Some(&url)).expect("a client");
     let (sender, events) = mpsc::channel(64);
     drop(events);
     let stats = Arc::new(SourceStats::default());
     let (announcer, announced) = Announcer::new();
     let outlet = Outlet { events: sender, stats, announcer };
-    let done = run(client, NodeName::new("node-a"), outlet, announced);
+    let done = run(access, NodeName::new("node-a"), outlet, announced);
     timeout(Duration::from_secs(20), done).await.expect("an end");
 }
