@@ -8,7 +8,8 @@ use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{Dataplane, OpError, Piece, PlaneError, Reader, Surroundings, WorkDone};
-use crate::plan::{ObjectKey, Op};
+use crate::model::{HostPort, Protocol};
+use crate::plan::{ObjectKey, Op, Standing};
 use crate::policy::{Backend, Frontend, FrontendKey};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -39,8 +40,27 @@ impl ObjectKey for Key {
         2 - self.create_phase()
     }
 
-    fn retired(&self, _: &u32) -> Option<u32> {
-        matches!(self, Self::Backend(..)).then_some(0)
+    fn retired(&self, _: &u32, standing: Standing) -> Option<u32> {
+        match self {
+            Self::Backend(frontend, _) if frontend.protocol == Protocol::Udp => {
+                (standing == Standing::Serving).then_some(0)
+            }
+            Self::Backend(..) => Some(0),
+            _ => None,
+        }
+    }
+
+    fn leads_to(&self) -> Option<(FrontendKey, HostPort)> {
+        match self {
+            Self::Backend(frontend, backend) => {
+                Some((*frontend, HostPort::new(backend.address, backend.port.get())))
+            }
+            _ => None,
+        }
+    }
+
+    fn server_of(frontend: &FrontendKey) -> Option<Self> {
+        Some(Self::Server(*frontend))
     }
 
     fn parent(&self) -> Option<Self> {

@@ -2,7 +2,7 @@
 //! which no moment in between breaks traffic.
 
 use super::ledger::Ledger;
-use super::objects::ObjectKey;
+use super::objects::{ObjectKey, Standing};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Op<K: ObjectKey> {
@@ -35,12 +35,14 @@ impl<K: ObjectKey> Op<K> {
 }
 
 /// Operations that bring `keys` to what is wanted of them. An object that is not wanted
-/// but already retired is left to [`super::Drain`].
+/// but already retired is left to [`super::Drain`]. How endpoints stand is asked for those only
+/// that frontends do not lead to any more.
 pub fn diff<'k, K: ObjectKey>(
     keys: impl IntoIterator<Item = &'k K>,
     ledger: &Ledger<K>,
+    mut standing: impl FnMut(&K) -> Standing,
 ) -> Vec<Op<K>> {
-    let ops = keys.into_iter().filter_map(|key| difference(key, ledger)).collect();
+    let ops = keys.into_iter().filter_map(|key| difference(key, ledger, &mut standing)).collect();
     in_order(ops)
 }
 
@@ -58,14 +60,18 @@ fn in_order<K: ObjectKey>(mut ops: Vec<Op<K>>) -> Vec<Op<K>> {
     ops
 }
 
-fn difference<K: ObjectKey>(key: &K, ledger: &Ledger<K>) -> Option<Op<K>> {
+fn difference<K: ObjectKey>(
+    key: &K,
+    ledger: &Ledger<K>,
+    standing: &mut impl FnMut(&K) -> Standing,
+) -> Option<Op<K>> {
     match (ledger.wanted(key), ledger.held(key)) {
         (Some(value), None) => Some(Op::Create(key.clone(), value.clone())),
         (Some(value), Some(held)) if value != held => Some(Op::Update(key.clone(), value.clone())),
         (Some(_), Some(_)) | (None, None) => None,
         (None, Some(held)) => {
             let orphaned = key.parent().is_some_and(|parent| ledger.wanted(&parent).is_none());
-            match key.retired(held) {
+            match key.retired(held, standing(key)) {
                 Some(_) if orphaned => Some(Op::Delete(key.clone())),
                 Some(retired) if retired != *held => Some(Op::Retire(key.clone(), retired)),
                 Some(_) => None,

@@ -1,4 +1,5 @@
-//! Retired objects, waiting for their last connection or their deadline.
+//! Retired objects, waiting for their last connection or their deadline. The deadline is for
+//! endpoints that are gone: one that only is in no set that clients reach keeps what it has.
 //!
 //! Nothing of this is stored: after a restart a retired object is found in the kernel
 //! (weight 0, not wanted) and starts a new wait.
@@ -6,11 +7,11 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use super::objects::ObjectKey;
+use super::objects::{ObjectKey, Standing};
 
 #[derive(Debug)]
 pub struct Drain<K: ObjectKey> {
-    deadlines: HashMap<K, Instant>,
+    deadlines: HashMap<K, Option<Instant>>,
     timeout: Duration,
 }
 
@@ -20,9 +21,14 @@ impl<K: ObjectKey> Drain<K> {
         Self { deadlines: HashMap::new(), timeout }
     }
 
-    /// Starts the wait of `key`; a wait under way keeps its deadline.
-    pub fn begin(&mut self, key: K, now: Instant) {
-        self.deadlines.entry(key).or_insert(now + self.timeout);
+    /// Starts the wait of `key`, or goes on with it: its deadline is counted from when its
+    /// endpoint was first said to be gone.
+    pub fn begin(&mut self, key: K, standing: Standing, now: Instant) {
+        let deadline = self.deadlines.entry(key).or_default();
+        *deadline = match standing {
+            Standing::Gone => deadline.or(Some(now + self.timeout)),
+            Standing::Present | Standing::Serving => None,
+        };
     }
 
     /// The object is wanted again, or gone.
@@ -44,18 +50,24 @@ impl<K: ObjectKey> Drain<K> {
         self.deadlines.is_empty()
     }
 
+    pub fn keys(&self) -> impl Iterator<Item = &K> {
+        self.deadlines.keys()
+    }
+
     /// Objects whose wait is over by the clock.
     pub fn expired(&self, now: Instant) -> impl Iterator<Item = &K> {
-        self.deadlines.iter().filter(move |(_, deadline)| **deadline <= now).map(|(key, _)| key)
+        let over = move |deadline: &Option<Instant>| deadline.is_some_and(|at| at <= now);
+        self.deadlines.iter().filter(move |(_, deadline)| over(deadline)).map(|(key, _)| key)
     }
 
     /// Objects that may still have connections.
     pub fn waiting(&self, now: Instant) -> impl Iterator<Item = &K> {
-        self.deadlines.iter().filter(move |(_, deadline)| **deadline > now).map(|(key, _)| key)
+        let over = move |deadline: &Option<Instant>| deadline.is_some_and(|at| at <= now);
+        self.deadlines.iter().filter(move |(_, deadline)| !over(deadline)).map(|(key, _)| key)
     }
 
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.deadlines.values().min().copied()
+        self.deadlines.values().copied().flatten().min()
     }
 }

@@ -198,6 +198,13 @@ impl<K: ObjectKey> Ledger<K> {
         self.entries.get(key).is_none_or(|entry| matches!(entry.sides, Sides::Same(_)))
     }
 
+    /// The kernel holds something inside the object.
+    #[must_use]
+    pub fn holds_children(&self, key: &K) -> bool {
+        let mut children = key.children().into_iter().flat_map(|range| self.entries.range(range));
+        children.any(|(_, entry)| entry.sides.held().is_some())
+    }
+
     /// Every object with what is wanted and what is held.
     pub fn iter(&self) -> impl Iterator<Item = (&K, Option<&K::Value>, Option<&K::Value>)> {
         self.entries.iter().map(|(key, entry)| (key, entry.sides.wanted(), entry.sides.held()))

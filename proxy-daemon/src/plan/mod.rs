@@ -18,7 +18,7 @@ pub use claims::{Claims, Conflict, Replaced};
 pub use diff::{Op, deletions, diff};
 pub use drain::Drain;
 pub use ledger::{Ledger, Sweep};
-pub use objects::ObjectKey;
+pub use objects::{ObjectKey, Standing};
 
 #[cfg(test)]
 mod prop_tests;

@@ -4,6 +4,21 @@ use std::fmt;
 use std::hash::Hash;
 use std::ops::RangeInclusive;
 
+use crate::model::HostPort;
+use crate::policy::FrontendKey;
+
+/// What an endpoint that a frontend does not lead to is to the Service: an endpoint may be out of
+/// every set that clients reach, and be there all the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Standing {
+    /// In no slice.
+    Gone,
+    /// In a slice, and serves nobody.
+    Present,
+    /// It serves those who reach it: it is terminating, or others are nearer.
+    Serving,
+}
+
 /// A kernel object of a data plane: identity, with a value that can be updated in place.
 pub trait ObjectKey: Clone + Eq + Hash + Ord + fmt::Debug + fmt::Display + Send + 'static {
     type Value: Clone + PartialEq + fmt::Debug + Send + 'static;
@@ -21,8 +36,18 @@ pub trait ObjectKey: Clone + Eq + Hash + Ord + fmt::Debug + fmt::Display + Send 
     }
 
     /// The value under which the object takes no new connection but keeps those it has;
-    /// `None` for objects that are deleted at once.
-    fn retired(&self, value: &Self::Value) -> Option<Self::Value>;
+    /// `None` for objects that are deleted at once, as the endpoint stands.
+    fn retired(&self, value: &Self::Value, standing: Standing) -> Option<Self::Value>;
+
+    /// The frontend and the endpoint whose connections go through the object.
+    fn leads_to(&self) -> Option<(FrontendKey, HostPort)> {
+        None
+    }
+
+    /// The object that those of a frontend are the children of, where there is such a one.
+    fn server_of(_frontend: &FrontendKey) -> Option<Self> {
+        None
+    }
 
     /// The object that this one lives in: when that goes, there is nothing to keep.
     fn parent(&self) -> Option<Self>;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::{Claims, Ledger, ObjectKey, Op, Sweep, diff};
+use super::{Claims, Ledger, ObjectKey, Op, Standing, Sweep, diff};
 use crate::dataplane::Dataplane;
 use crate::dataplane::fake::{Fake, Key};
 use crate::model::{ObjectName, Protocol};
@@ -53,6 +53,7 @@ fn frontend(service: &ObjectName, backends: &BTreeSet<u8>) -> Frontend {
             })
             .collect(),
         local_only: false,
+        endpoints: Arc::default(),
         short_circuit_set: None,
         short_circuit: None,
         shared: None,
@@ -105,15 +106,20 @@ fn keys(ledger: &Ledger<Key>) -> Vec<Key> {
 /// A kernel that holds all of `a` while all of `b` is wanted.
 fn from_to(a: &Wants, b: &Wants) -> (Ledger<Key>, BTreeSet<Key>) {
     let mut ledger = wanting(a);
-    let ops = diff(&keys(&ledger), &ledger);
+    let ops = diff(&keys(&ledger), &ledger, gone);
     ops.iter().for_each(|op| ledger.applied(op));
     let touched = want(&mut ledger, a, b);
     (ledger, touched)
 }
 
+fn gone(_: &Key) -> Standing {
+    Standing::Gone
+}
+
 fn without_retired(ledger: &Ledger<Key>) -> Map {
-    let retired =
-        |key: &Key, value: &u32| ledger.wanted(key).is_none() && key.retired(value) == Some(*value);
+    let retired = |key: &Key, value: &u32| {
+        ledger.wanted(key).is_none() && key.retired(value, Standing::Gone) == Some(*value)
+    };
     held(ledger).into_iter().filter(|(key, value)| !retired(key, value)).collect()
 }
 
@@ -122,13 +128,13 @@ proptest! {
     fn diff_of_equal_sets_is_empty(wants in wants()) {
         let (ledger, touched) = from_to(&wants, &wants);
         prop_assert_eq!(touched.len(), 0);
-        prop_assert_eq!(diff(&keys(&ledger), &ledger), vec![]);
+        prop_assert_eq!(diff(&keys(&ledger), &ledger, gone), vec![]);
     }
 
     #[test]
     fn applying_the_diff_gives_the_target_once_drained(a in wants(), b in wants()) {
         let (mut ledger, _) = from_to(&a, &b);
-        let ops = diff(&keys(&ledger), &ledger);
+        let ops = diff(&keys(&ledger), &ledger, gone);
         ops.iter().for_each(|op| ledger.applied(op));
         prop_assert_eq!(without_retired(&ledger), wanted(&wanting(&b)));
     }
@@ -136,7 +142,7 @@ proptest! {
     #[test]
     fn no_backend_is_taken_away_before_all_new_ones_are_there(a in wants(), b in wants()) {
         let (ledger, _) = from_to(&a, &b);
-        let ops = diff(&keys(&ledger), &ledger);
+        let ops = diff(&keys(&ledger), &ledger, gone);
         let first_removal =
             ops.iter().position(|op| matches!(op, Op::Retire(..) | Op::Delete(_)));
         let last_creation =
@@ -149,7 +155,7 @@ proptest! {
     #[test]
     fn a_child_comes_after_its_parent_and_goes_before_it(a in wants(), b in wants()) {
         let (ledger, _) = from_to(&a, &b);
-        let ops = diff(&keys(&ledger), &ledger);
+        let ops = diff(&keys(&ledger), &ledger, gone);
         let at = |wanted: &Op<Key>| ops.iter().position(|op| op == wanted);
         for (i, op) in ops.iter().enumerate() {
             let Some(parent) = op.key().parent() else { continue };
@@ -168,7 +174,7 @@ proptest! {
         // Replacing frontend by frontend and looking only at what that touched gives the
         // same operations as comparing everything.
         let (ledger, touched) = from_to(&a, &b);
-        prop_assert_eq!(diff(&touched, &ledger), diff(&keys(&ledger), &ledger));
+        prop_assert_eq!(diff(&touched, &ledger, gone), diff(&keys(&ledger), &ledger, gone));
         prop_assert_eq!(wanted(&ledger), wanted(&wanting(&b)));
     }
 

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::num::NonZeroU16;
 
-use super::frontend::{Backend, BackendSet};
+use super::frontend::{Backend, BackendSet, Known, KnownSet};
 use crate::model::{
-    DEFAULT_WEIGHT, Endpoint, EndpointSlice, Family, NodeName, Placement, Service, ServicePort,
-    TrafficPolicy, Weights, Zone,
+    DEFAULT_WEIGHT, Endpoint, EndpointSlice, Family, HostPort, NodeName, Placement, Service,
+    ServicePort, TrafficPolicy, Weights, Zone,
 };
 
 /// An endpoint of one Service port, merged over the slices.
@@ -52,6 +52,8 @@ pub struct Categories {
     pub cluster: BackendSet,
     /// For traffic under the Local policy.
     pub local: BackendSet,
+    /// All there are.
+    pub known: KnownSet,
     /// Some endpoint somewhere could take traffic: an empty set then means drop, not
     /// reject.
     pub any: bool,
@@ -82,7 +84,8 @@ pub fn categorize(
     let any = candidates.iter().any(|c| usable(c) || fallback(c));
     let weights = service.scheduling.as_deref().map(|scheduling| &scheduling.weights);
     let backends = |set: &[&Candidate<'_>]| backends(set, node, weights);
-    Categories { cluster: backends(&cluster), local: backends(&local), any }
+    let known = known(candidates, node);
+    Categories { cluster: backends(&cluster), local: backends(&local), known, any }
 }
 
 /// The Service can be reached by an address that is not a ClusterIP.
@@ -151,6 +154,17 @@ fn topology(candidates: &[Candidate<'_>], node: &NodeName, zone: Option<&Zone>) 
     } else {
         Topology::Everywhere
     }
+}
+
+/// Sorted as [`candidates`] are. Not so the traffic policies and hints: `IsServing` is all that
+/// counts for flows in kube-proxy (`pkg/proxy/conntrack/cleanup.go`).
+fn known(candidates: &[Candidate<'_>], node: &NodeName) -> KnownSet {
+    let known = |c: &Candidate<'_>| Known {
+        at: HostPort::new(c.endpoint.address, c.port.get()),
+        local: is_local(c, node),
+        serving: c.endpoint.serving || c.endpoint.ready,
+    };
+    candidates.iter().map(known).collect()
 }
 
 fn backends(set: &[&Candidate<'_>], node: &NodeName, weights: Option<&Weights>) -> BackendSet {

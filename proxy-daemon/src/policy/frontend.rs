@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 
-use crate::model::{Family, ObjectName, Protocol, Scheduling};
+use crate::model::{Family, HostPort, ObjectName, Protocol, Scheduling};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FrontendKey {
@@ -73,6 +73,19 @@ pub struct Backend {
 /// Sorted, without repetition; shared by all frontends of a Service port.
 pub type BackendSet = Arc<[Backend]>;
 
+/// An endpoint of a Service port, whoever may reach it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Known {
+    pub at: HostPort,
+    /// On this node.
+    pub local: bool,
+    /// Flows that lead to it may go on.
+    pub serving: bool,
+}
+
+/// All that are in the slices, sorted; shared by all frontends of a Service port.
+pub type KnownSet = Arc<[Known]>;
+
 /// What a client meets when the set is empty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum WhenEmpty {
@@ -98,6 +111,8 @@ pub struct Frontend {
     pub port: PortName,
     pub kind: FrontendKind,
     pub backends: BackendSet,
+    /// Endpoints that connections of earlier may lead to.
+    pub endpoints: KnownSet,
     /// The set is the one that a Local policy leaves, not the Cluster set.
     pub local_only: bool,
     /// What pods of this node and the node itself get instead, where that differs: the

@@ -9,7 +9,7 @@ use ipnetwork::IpNetwork;
 
 use super::endpoints::{Candidate, Categories, candidates, categorize};
 use super::frontend::{
-    BackendSet, Frontend, FrontendKey, FrontendKind, Masquerade, PortName, WhenEmpty,
+    BackendSet, Frontend, FrontendKey, FrontendKind, KnownSet, Masquerade, PortName, WhenEmpty,
 };
 use crate::model::{EndpointSlice, Family, NodeName, Service, ServicePort, TrafficPolicy, Zone};
 
@@ -223,6 +223,7 @@ fn set_frontend(
         port: name.clone(),
         kind: FrontendKind::ClusterIp,
         backends: BackendSet::clone(backends),
+        endpoints: KnownSet::clone(&categories.known),
         local_only: local,
         short_circuit_set: None,
         short_circuit: None,

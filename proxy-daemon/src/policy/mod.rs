@@ -9,7 +9,8 @@ mod lower;
 
 pub use endpoints::{Candidate, Categories, candidates, categorize};
 pub use frontend::{
-    Backend, BackendSet, Frontend, FrontendKey, FrontendKind, Masquerade, PortName, WhenEmpty,
+    Backend, BackendSet, Frontend, FrontendKey, FrontendKind, Known, KnownSet, Masquerade,
+    PortName, WhenEmpty,
 };
 pub use lower::{LocalReady, Lowered, NodeView, lower};
 

@@ -47,6 +47,7 @@ fn frontend(service: &str, backends: Vec<Backend>) -> Frontend {
         kind: FrontendKind::LoadBalancer,
         backends: BackendSet::from(backends),
         local_only: false,
+        endpoints: Arc::default(),
         short_circuit_set: None,
         short_circuit: None,
         shared: None,

@@ -12,7 +12,7 @@ use proxy_ebpf::parse::{SCTP, TCP, UDP};
 
 use super::slots::{Fill, Share, fill, key_of};
 use crate::model::Protocol;
-use crate::plan::ObjectKey;
+use crate::plan::{ObjectKey, Standing};
 use crate::policy::{
     Backend, Frontend, FrontendKey, FrontendKind, Masquerade, PortName, WhenEmpty,
 };
@@ -48,7 +48,7 @@ impl ObjectKey for Key {
     }
 
     /// Connections live in the table of flows, not in the frontend.
-    fn retired(&self, _: &Value) -> Option<Value> {
+    fn retired(&self, _: &Value, _: Standing) -> Option<Value> {
         None
     }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::codec::{self, Netmask, SchedulerName, ServiceFlags, VirtualServer, VirtualServerKey};
 use super::ruleset::{Element, ElementKey, Set};
 use crate::model::{HostPort, Protocol, SchedulerFlags, Scheduling};
-use crate::plan::ObjectKey;
+use crate::plan::{ObjectKey, Standing};
 use crate::policy::{Frontend, FrontendKey, FrontendKind, Masquerade, WhenEmpty};
 
 /// Identity of a kernel object. The derived order keeps the real servers of one virtual
@@ -138,16 +138,29 @@ impl ObjectKey for Key {
         matches!(self, Self::Element(element) if element.set == Set::Allowed)
     }
 
-    /// UDP has no end that could be waited for: its real servers go at once.
-    fn retired(&self, value: &Value) -> Option<Value> {
+    /// UDP has no end that could be waited for: its real servers go when the endpoint serves
+    /// no longer, and take their flows along. At weight 0 a server is an available one to
+    /// `expire_nodest_conn`, so that flows to it go on.
+    fn retired(&self, value: &Value, standing: Standing) -> Option<Value> {
         match (self, value) {
             (Self::RealServer(frontend, _), Value::RealServer(forward))
-                if frontend.protocol != Protocol::Udp =>
+                if frontend.protocol != Protocol::Udp || standing == Standing::Serving =>
             {
                 Some(Value::RealServer(Forward { weight: 0, ..*forward }))
             }
             _ => None,
         }
+    }
+
+    fn leads_to(&self) -> Option<(FrontendKey, HostPort)> {
+        match self {
+            Self::RealServer(frontend, at) => Some((*frontend, *at)),
+            _ => None,
+        }
+    }
+
+    fn server_of(frontend: &FrontendKey) -> Option<Self> {
+        Some(Self::VirtualServer(*frontend))
     }
 
     fn parent(&self) -> Option<Self> {
@@ -295,6 +308,7 @@ mod tests {
             kind: FrontendKind::ClusterIp,
             backends: backends.iter().map(backend).collect(),
             local_only: false,
+            endpoints: Arc::default(),
             short_circuit_set: None,
             short_circuit: None,
             shared: None,
@@ -410,12 +424,24 @@ mod tests {
     }
 
     #[test]
-    fn tcp_retires_at_weight_0_and_udp_does_not_retire() {
+    fn real_servers_retire_at_weight_0_those_of_udp_while_the_endpoint_serves() {
         let value = Value::RealServer(Forward { weight: 1, masquerading: true });
         let at = "10.244.0.1:8080".parse().unwrap();
-        let retired = Key::RealServer(key(Protocol::Tcp), at).retired(&value);
-        assert!(matches!(retired, Some(Value::RealServer(Forward { weight: 0, .. }))));
-        assert_eq!(Key::RealServer(key(Protocol::Udp), at).retired(&value), None);
+        let retires = |protocol, standing| {
+            let retired = Key::RealServer(key(protocol), at).retired(&value, standing);
+            assert!(
+                retired.is_none()
+                    || retired
+                        == Some(Value::RealServer(Forward { weight: 0, masquerading: true }))
+            );
+            retired.is_some()
+        };
+        for (standing, udp) in
+            [(Standing::Gone, false), (Standing::Present, false), (Standing::Serving, true)]
+        {
+            assert!(retires(Protocol::Tcp, standing) && retires(Protocol::Sctp, standing));
+            assert_eq!(retires(Protocol::Udp, standing), udp, "{standing:?}");
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! fold the results back.
 
 mod resync;
+mod standing;
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -17,11 +18,12 @@ use super::retry::{Retry, backoff};
 use super::runner::Input;
 use crate::dataplane::{Dataplane, OpError, Surroundings, WorkDone};
 use crate::model::{Event, Family, NodeName, ObjectName};
-use crate::plan::{Claims, Conflict, Drain, Ledger, ObjectKey, Op, diff};
+use crate::plan::{Claims, Conflict, Drain, Ledger, ObjectKey, Op};
 use crate::policy::{Frontend, FrontendKey, Lowered, NodeView, PortName, lower};
 use crate::state::State;
 
 use resync::Comparison;
+use standing::Standings;
 
 /// Services lowered in one round. Large enough that requests are pipelined well, small
 /// enough that a change waits for a few milliseconds of a full resync at most.
@@ -47,7 +49,7 @@ pub struct EngineConfig {
     /// How often everything is compared with the kernel; zero: only at start and after
     /// an error.
     pub sync_period: Duration,
-    /// Longest time that a removed endpoint keeps its connections.
+    /// Longest time that a removed endpoint keeps its connections: one that is in no slice.
     pub drain_timeout: Duration,
 }
 
@@ -269,6 +271,7 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
         for name in &taken.services {
             self.lower_service(name, &mut touched);
         }
+        self.review_drains(&taken.services, &mut touched, now);
         let due: BTreeSet<D::Key> = self.retry.due(now).into_iter().collect();
         // A retirement whose answer was lost may have been carried out.
         self.resume_drains(&due, now);
@@ -282,7 +285,7 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
             touched.extend(diverged);
         }
         self.adopt(&touched);
-        let mut ops = diff(&touched, &self.ledger);
+        let mut ops = self.differences(&touched);
         ops.extend(self.drained(now));
         let nothing = ops.is_empty() && taken.services.is_empty();
         let outcome = self.apply(&ops, now);
@@ -409,9 +412,10 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
         let results = self.plane.apply(ops);
         debug_assert_eq!(results.len(), ops.len());
         let mut failed = 0;
+        let mut standings = Standings::default();
         for (op, result) in ops.iter().zip(results) {
             match result {
-                Ok(()) => self.fold(op, now),
+                Ok(()) => self.fold(op, &mut standings, now),
                 Err(error) => {
                     failed += 1;
                     if self.retry.failed(op.key(), error.to_string(), now) {
@@ -427,14 +431,15 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
     }
 
     /// Only what the kernel confirmed becomes part of the picture.
-    fn fold(&mut self, op: &Op<D::Key>, now: Instant) {
+    fn fold(&mut self, op: &Op<D::Key>, standings: &mut Standings, now: Instant) {
         let key = op.key();
         self.retry.succeeded(key);
         self.ledger.applied(op);
         match op {
             Op::Create(..) | Op::Update(..) | Op::Delete(_) => self.drain.end(key),
             Op::Retire(..) => {
-                self.drain.begin(key.clone(), now);
+                let standing = self.standing(key, standings);
+                self.drain.begin(key.clone(), standing, now);
                 self.next_drain_poll.get_or_insert(now + DRAIN_POLL);
             }
         }

@@ -8,9 +8,10 @@ use tracing::{info, warn};
 use super::super::reading::{News, Reading};
 use super::super::report::Observer;
 use super::super::retry::backoff;
+use super::standing::Standings;
 use super::{DRAIN_POLL, Engine, Outcome};
 use crate::dataplane::{Dataplane, Piece, PlaneError};
-use crate::plan::{ObjectKey as _, Op, Sweep, diff};
+use crate::plan::{ObjectKey as _, Op, Sweep};
 
 /// Pieces of a readback folded in before a round.
 const PIECES: usize = 4;
@@ -150,7 +151,7 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
                 self.ledger.hold(key, value);
             }
         }
-        let ops = diff(&left, &self.ledger);
+        let ops = self.differences(&left);
         self.apply(&ops, now)
     }
 
@@ -172,7 +173,7 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
             unwanted.extend(self.unwanted());
         }
         self.resume_drains(&unwanted, now);
-        let ops = diff(&unwanted, &self.ledger);
+        let ops = self.differences(&unwanted);
         let mut outcome = self.apply(&ops, now);
         if outcome.failed == 0 && self.retry.len() == 0 {
             outcome = outcome + self.supersede(now);
@@ -194,10 +195,12 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
 
     /// Retired objects found in the kernel (after a restart) wait like any other.
     pub(super) fn resume_drains(&mut self, keys: &BTreeSet<D::Key>, now: Instant) {
+        let mut standings = Standings::default();
         for key in keys.iter().filter(|key| self.ledger.wanted(key).is_none()) {
             let Some(value) = self.ledger.held(key) else { continue };
-            if key.retired(value).as_ref() == Some(value) {
-                self.drain.begin(key.clone(), now);
+            let standing = self.standing(key, &mut standings);
+            if key.retired(value, standing).as_ref() == Some(value) {
+                self.drain.begin(key.clone(), standing, now);
                 self.next_drain_poll.get_or_insert(now + DRAIN_POLL);
             }
         }

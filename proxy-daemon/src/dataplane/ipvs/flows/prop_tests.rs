@@ -11,7 +11,7 @@ use super::*;
 use crate::dataplane::ipvs::codec::{Netmask, SchedulerName, ServiceFlags};
 use crate::dataplane::ipvs::objects::{Forward, ServerConfig, Value};
 use crate::kernel::conntrack::Tuple;
-use crate::plan::{Ledger, diff};
+use crate::plan::{Ledger, Standing, diff};
 
 /// Virtual servers of one protocol, by number, with their real servers.
 type Servers = BTreeMap<u8, BTreeSet<u8>>;
@@ -72,7 +72,7 @@ fn ops(before: &Servers, after: &Servers, protocol: Protocol) -> Vec<Op<Key>> {
     for (key, objects) in objects(after, protocol) {
         ledger.replace(key, objects, &mut touched);
     }
-    diff(&touched, &ledger)
+    diff(&touched, &ledger, |_| Standing::Gone)
 }
 
 fn take_in(stale: &mut StaleFlows, ops: &[Op<Key>]) {
