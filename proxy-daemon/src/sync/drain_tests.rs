@@ -1,5 +1,6 @@
 //! What becomes of connections to endpoints that clients are not led to any more.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use super::Input;
@@ -39,7 +40,7 @@ fn over_udp(mut slice: EndpointSlice) -> EndpointSlice {
 }
 
 fn is_left(key: &Key) -> bool {
-    matches!(key, Key::Backend(_, backend) if backend.address == [10, 244, 0, LEFT])
+    matches!(key, Key::Backend(_, backend) if backend.address == IpAddr::from([10, 244, 0, LEFT]))
 }
 
 impl Bed {
