@@ -1,6 +1,7 @@
 //! Wiring: from flags to running threads, and the order of starting and stopping.
 
 mod addresses;
+mod cleanup;
 mod conntrack;
 mod ebpf;
 mod ipvs;
@@ -92,10 +93,11 @@ fn run(start: &Start<'_>) -> Result<(), Fatal> {
         return Ok(());
     }
     check_net_admin().map_err(|error| error.to_string())?;
+    if config.cleanup {
+        return cleanup::run(config);
+    }
     let families = families();
     match config.proxy_mode {
-        ProxyMode::Ipvs if config.cleanup => ipvs::cleanup(config),
-        ProxyMode::Ebpf if config.cleanup => ebpf::cleanup(config),
         ProxyMode::Ipvs => {
             let (plane, link) = ipvs::plane(config, &families)?;
             conntrack::apply(config);
@@ -105,6 +107,7 @@ fn run(start: &Start<'_>) -> Result<(), Fatal> {
         }
         ProxyMode::Ebpf => {
             ebpf::check(config)?;
+            conntrack::apply(config);
             let link = ebpf::foreign_link()?;
             let of_plane = config.clone();
             drive(start, move || ebpf::plane(&of_plane), link, families)
