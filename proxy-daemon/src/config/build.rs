@@ -155,13 +155,7 @@ pub(super) fn build(
         cgroup_root: path(&flags.host.cgroup_root),
         socket_opt_outs: list(&flags.host.socket_opt_out),
         devices: list(&flags.host.devices),
-        xdp: p.take("--xdp", &flags.host.xdp, |raw| match raw {
-            "off" => Ok(Xdp::Off),
-            "auto" => Ok(Xdp::Auto),
-            "native" => Ok(Xdp::Native),
-            "generic" => Ok(Xdp::Generic),
-            _ => Err("must be off, auto, native or generic".to_owned()),
-        }),
+        xdp: p.take("--xdp", &flags.host.xdp, xdp),
         direct_server_return: p.take(
             "--direct-server-return",
             &flags.host.direct_server_return,
@@ -203,6 +197,16 @@ pub(super) fn build(
     }
     config.notes.extend(modes::notes(flags, &config, &problems));
     Ok(config)
+}
+
+fn xdp(raw: &str) -> Result<Xdp, Expected> {
+    match raw {
+        "off" => Ok(Xdp::Off),
+        "auto" => Ok(Xdp::Auto),
+        "native" => Ok(Xdp::Native),
+        "generic" => Ok(Xdp::Generic),
+        _ => Err("must be off, auto, native or generic".to_owned()),
+    }
 }
 
 fn direct_server_return(raw: &str) -> Result<DirectServerReturn, Expected> {
