@@ -17,6 +17,7 @@ use crate::dataplane::ebpf::{
     LoadError, Programs, SocketRelease, Tables, TcHook, XdpMode, cgroup, check_capabilities,
     object,
 };
+use crate::dataplane::ipvs::Predecessor;
 use crate::dataplane::kubeproxy::Takeover;
 use crate::kernel::capabilities::{Capability, has};
 use crate::kernel::links::NetlinkLinks;
@@ -163,26 +164,35 @@ fn takeover(config: &Config) -> Result<(Takeover, Arc<AtomicBool>), Fatal> {
     Ok((Takeover::new(leftovers()?.with_handover(handover), Box::new(rival)), going_on))
 }
 
-/// `--cleanup`.
-pub fn cleanup(config: &Config) -> Result<(), Fatal> {
-    for what in Pins::cleanup(&config.bpf_root).map_err(|error| error.to_string())? {
-        info!("removed: {what}");
+/// In ipvs mode: ends ebpf mode's programs, which would go on sending clients to the endpoints of
+/// then, once IPVS stands in their place.
+pub fn remains(root: &Path) -> Predecessor {
+    if Pins::any(root) {
+        info!(at = %root.display(), "programs of ebpf mode are attached: they go when IPVS stands");
+    } else if !Pins::mounted(root) {
+        info!(
+            at = %root.display(),
+            "no BPF file system is seen: if ebpf mode ran on this node, its programs stay attached"
+        );
     }
-    if let Some(reason) = rival() {
-        info!("what kube-proxy made stays: {reason}");
-        return Ok(());
-    }
-    let done = match (handover(config), leftovers()) {
-        (Ok(mut handover), Ok(mut leftovers)) => handover.take_down(&mut leftovers),
-        (Err(error), _) | (_, Err(error)) => {
-            info!("what another proxy left is not looked for: {error}");
-            return Ok(());
+    let root = root.to_owned();
+    Box::new(move || match Pins::cleanup(&root) {
+        Ok(removed) => {
+            if !removed.is_empty() {
+                info!(pins = removed.len(), "removed ebpf mode's programs and maps");
+            }
+            true
         }
-    };
-    for what in done.map_err(|error| error.to_string())? {
-        info!("{what}");
-    }
-    Ok(())
+        Err(error) => {
+            warn!(
+                %error,
+                "programs of ebpf mode go on sending clients to the endpoints of then; trying again \
+                 at the next resync. End the daemon that is named, if one is, or let this one write \
+                 to the BPF file system (--bpf-root={})", root.display()
+            );
+            false
+        }
+    })
 }
 
 fn sweep(mut flows: FlowTable) -> Result<(), Fatal> {

@@ -2,27 +2,25 @@
 
 use std::path::PathBuf;
 
-use tracing::info;
-
 use crate::config::Config;
 use crate::dataplane::ipvs::codec::SchedulerName;
-use crate::dataplane::ipvs::{IpvsConfig, IpvsPlane, IpvsTraffic, ReadSeams, Seams};
-use crate::dataplane::kubeproxy::{Forwarding, Takeover};
+use crate::dataplane::ipvs::{IpvsConfig, IpvsPlane, IpvsTraffic, Predecessor, ReadSeams, Seams};
+use crate::dataplane::kubeproxy::Takeover;
 use crate::kernel::conntrack::NetlinkConntrack;
 use crate::kernel::links::NetlinkLinks;
 use crate::kernel::netlink::{Socket, Subsystem};
 use crate::kernel::sysctl::KernelVersion;
 use crate::model::Family;
 
-use super::Fatal;
 use super::kubeproxy::{leftovers, rival};
+use super::{Fatal, ebpf};
 
 /// Of the reading thread itself, so that it is the table of the right network namespace.
 const TABLE: &str = "/proc/thread-self/net/ip_vs";
 
 /// The plane, checked to be able to work.
 pub fn plane(config: &Config, families: &[Family]) -> Result<IpvsPlane<Socket>, Fatal> {
-    let mut plane = open(config, families)?;
+    let mut plane = open(config, families, ebpf::remains(&config.bpf_root))?;
     plane.check().map_err(|error| error.to_string())?;
     Ok(plane)
 }
@@ -34,16 +32,16 @@ pub fn traffic() -> Result<IpvsTraffic<Socket>, Fatal> {
     Ok(IpvsTraffic::new(generic, netfilter, PathBuf::from(TABLE)))
 }
 
-/// `--cleanup`.
-pub fn cleanup(config: &Config) -> Result<(), Fatal> {
-    let mut plane = open(config, &Family::ALL)?;
-    for what in plane.cleanup(Forwarding::Remove).map_err(|error| error.to_string())? {
-        info!("{what}");
-    }
-    Ok(())
+/// To take down what is there.
+pub fn to_take_down(config: &Config) -> Result<IpvsPlane<Socket>, Fatal> {
+    open(config, &Family::ALL, Box::new(|| true))
 }
 
-pub(super) fn open(config: &Config, families: &[Family]) -> Result<IpvsPlane<Socket>, Fatal> {
+fn open(
+    config: &Config,
+    families: &[Family],
+    predecessor: Predecessor,
+) -> Result<IpvsPlane<Socket>, Fatal> {
     let socket = |subsystem| Socket::open(subsystem).map_err(|error| error.to_string());
     let seams = Seams {
         generic: socket(Subsystem::Generic)?,
@@ -59,6 +57,7 @@ pub(super) fn open(config: &Config, families: &[Family]) -> Result<IpvsPlane<Soc
             table_reads: 0,
         },
         takeover: Takeover::new(leftovers()?, Box::new(rival)),
+        predecessor,
     };
     let scheduler = SchedulerName::new(&config.ipvs.scheduler)
         .map_err(|error| format!("--ipvs-scheduler: {error}"))?;

@@ -15,7 +15,6 @@ use crate::kernel::ipset::NetlinkIpSets;
 use crate::kernel::listeners::Listeners;
 use crate::kernel::netlink::{Socket, Subsystem};
 use crate::kernel::xtables::XTablesSockets;
-use crate::model::Family;
 
 const PROC_NET: &str = "/proc/thread-self/net";
 /// What iptables commands lock. A container sees the host's if it is mounted.
@@ -71,7 +70,7 @@ impl Servers for IpvsServers {
     }
 
     fn take_down(&mut self, forwarding: Forwarding) -> Result<Vec<String>, PlaneError> {
-        let plane = ipvs::open(&self.config, &Family::ALL);
+        let plane = ipvs::to_take_down(&self.config);
         plane.map_err(|error| PlaneError::new("IPVS", error))?.cleanup(forwarding)
     }
 }

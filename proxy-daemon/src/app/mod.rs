@@ -1,6 +1,7 @@
 //! Wiring: from flags to running threads, and the order of starting and stopping.
 
 mod addresses;
+mod cleanup;
 mod conntrack;
 mod ebpf;
 mod ipvs;
@@ -94,10 +95,11 @@ fn run(start: &Start<'_>) -> Result<(), Fatal> {
         return Ok(());
     }
     check_net_admin().map_err(|error| error.to_string())?;
+    if config.cleanup {
+        return cleanup::run(config);
+    }
     let families = families();
     match config.proxy_mode {
-        ProxyMode::Ipvs if config.cleanup => ipvs::cleanup(config),
-        ProxyMode::Ebpf if config.cleanup => ebpf::cleanup(config),
         ProxyMode::Ipvs => {
             let plane = ipvs::plane(config, &families)?;
             conntrack::apply(config);
@@ -107,6 +109,7 @@ fn run(start: &Start<'_>) -> Result<(), Fatal> {
         }
         ProxyMode::Ebpf => {
             ebpf::check(config)?;
+            conntrack::apply(config);
             let of_plane = config.clone();
             drive(start, move || ebpf::plane(&of_plane), families)
         }

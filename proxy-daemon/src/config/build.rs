@@ -10,8 +10,9 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 
 use super::flags::{
-    ConntrackFlags, Flags, HostFlags, IpvsFlags, ModeFlags, ServingFlags, SourceFlags, TrafficFlags,
+    ConntrackFlags, Flags, IpvsFlags, ModeFlags, ServingFlags, SourceFlags, TrafficFlags,
 };
+use super::modes;
 use super::value::{self, Expected};
 use super::{
     Config, Conntrack, DetectLocal, DirectServerReturn, Ipvs, LogFormat, Logging, MapSizes,
@@ -114,16 +115,19 @@ pub(super) fn build(
     flags: &Flags,
     hostname: &str,
     mut problems: Problems,
-    mut notes: Vec<String>,
+    notes: Vec<String>,
     mut warnings: Vec<String>,
 ) -> Result<Config, Problems> {
     let p = &mut problems;
-    let proxy_mode = proxy_mode(p, &flags.mode);
-    let direct_server_return = direct_server_return(p, &flags.host, proxy_mode, &mut notes);
-    let (detect_local, cluster_cidrs) = local_detection(p, &flags.traffic, &mut warnings);
-    let config = Config {
+    let cleanup = p.take("--cleanup", &flags.mode.cleanup, value::boolean);
+    let proxy_mode = proxy_mode(p, &flags.mode, cleanup);
+    // Where nothing is served nothing is masqueraded either.
+    let mut idle = Vec::new();
+    let doubts = if cleanup { &mut idle } else { &mut warnings };
+    let (detect_local, cluster_cidrs) = local_detection(p, &flags.traffic, doubts);
+    let mut config = Config {
         proxy_mode,
-        cleanup: p.take("--cleanup", &flags.mode.cleanup, value::boolean),
+        cleanup,
         init_only: p.take("--init-only", &flags.mode.init_only, value::boolean),
         write_config_to: path(&flags.mode.write_config_to),
         files: [&flags.mode.config, &flags.mode.dataplane_config]
@@ -151,14 +155,12 @@ pub(super) fn build(
         cgroup_root: path(&flags.host.cgroup_root),
         socket_opt_outs: list(&flags.host.socket_opt_out),
         devices: list(&flags.host.devices),
-        xdp: p.take("--xdp", &flags.host.xdp, |raw| match raw {
-            "off" => Ok(Xdp::Off),
-            "auto" => Ok(Xdp::Auto),
-            "native" => Ok(Xdp::Native),
-            "generic" => Ok(Xdp::Generic),
-            _ => Err("must be off, auto, native or generic".to_owned()),
-        }),
-        direct_server_return,
+        xdp: p.take("--xdp", &flags.host.xdp, xdp),
+        direct_server_return: p.take(
+            "--direct-server-return",
+            &flags.host.direct_server_return,
+            direct_server_return,
+        ),
         direct_server_return_port: p.take(
             "--direct-server-return-port",
             &flags.host.direct_server_return_port,
@@ -185,29 +187,35 @@ pub(super) fn build(
                 .filter(|score| (-1000..=1000).contains(score))
                 .ok_or_else(|| "must be a whole number from -1000 to 1000".to_owned())
         }),
+        inert: Vec::new(),
+        kube_proxy_mode: String::new(),
         notes,
         warnings,
     };
-    if problems.is_empty() { Ok(config) } else { Err(problems) }
+    if !problems.is_empty() {
+        return Err(problems);
+    }
+    config.notes.extend(modes::notes(flags, &config, &problems));
+    Ok(config)
 }
 
-fn direct_server_return(
-    p: &mut Problems,
-    flags: &HostFlags,
-    mode: ProxyMode,
-    notes: &mut Vec<String>,
-) -> DirectServerReturn {
-    const FLAG: &str = "--direct-server-return";
-    let value = p.take(FLAG, &flags.direct_server_return, |raw| match raw {
+fn xdp(raw: &str) -> Result<Xdp, Expected> {
+    match raw {
+        "off" => Ok(Xdp::Off),
+        "auto" => Ok(Xdp::Auto),
+        "native" => Ok(Xdp::Native),
+        "generic" => Ok(Xdp::Generic),
+        _ => Err("must be off, auto, native or generic".to_owned()),
+    }
+}
+
+fn direct_server_return(raw: &str) -> Result<DirectServerReturn, Expected> {
+    match raw {
         "off" => Ok(DirectServerReturn::Off),
         "accept" => Ok(DirectServerReturn::Accept),
         "on" => Ok(DirectServerReturn::On),
         _ => Err("must be off, accept or on".to_owned()),
-    });
-    if mode == ProxyMode::Ipvs && value != DirectServerReturn::Off {
-        notes.push(format!("{FLAG}={value} has no effect: ipvs mode masquerades"));
     }
-    value
 }
 
 /// What is not named is as in `sizes`.
@@ -238,8 +246,10 @@ fn path(raw: &str) -> Option<PathBuf> {
     (!raw.is_empty()).then(|| PathBuf::from(raw))
 }
 
-fn proxy_mode(p: &mut Problems, flags: &ModeFlags) -> ProxyMode {
+/// Whatever the mode, all modes' are cleaned up.
+fn proxy_mode(p: &mut Problems, flags: &ModeFlags, cleanup: bool) -> ProxyMode {
     match flags.proxy_mode.as_str() {
+        "" | "iptables" | "nftables" | "kernelspace" | "userspace" if cleanup => ProxyMode::Ipvs,
         "ipvs" => ProxyMode::Ipvs,
         "ebpf" => ProxyMode::Ebpf,
         other => {
@@ -359,6 +369,9 @@ fn local_detection(
 /// Of kube-proxy's one value for "none" in each family nothing follows.
 fn bind_address(p: &mut Problems, raw: &str) -> Option<IpAddr> {
     let address = p.take("--bind-address", raw, |raw| {
+        if raw.is_empty() {
+            return Ok(None);
+        }
         raw.parse::<IpAddr>()
             .map(Some)
             .map_err(|_| "must be an IP address, for example 192.0.2.10".to_owned())
@@ -470,7 +483,8 @@ fn serving(p: &mut Problems, flags: &ServingFlags) -> Serving {
     let metrics = p.take("--metrics-bind-address", &flags.metrics_bind_address, |raw| {
         metrics_port.map_or(Ok(None), |port| value::bind_address(raw, port))
     });
-    if healthz.is_some() && healthz == metrics {
+    // Port 0 is another one each time.
+    if healthz.is_some_and(|address| address.port() > 0) && healthz == metrics {
         p.add(
             "--metrics-bind-address",
             &flags.metrics_bind_address,

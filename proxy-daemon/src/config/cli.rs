@@ -10,12 +10,14 @@ use std::path::Path;
 
 use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _};
+use serde_json::Value;
 
 use super::build::{self, Problems};
 use super::fields::{self, Field, Target};
 use super::file::{self, Contents, Setting};
 use super::flags::{Command, ConfigCommand, Flags};
-use super::{Config, Usage, check, inert, value};
+use super::inert::{self, Inert};
+use super::{Config, ProxyMode, Usage, check, document, value};
 
 /// Flags that stand in no file: they stay in force beside one.
 const OF_NO_FILE: [&str; 8] = [
@@ -116,17 +118,18 @@ where
 
 pub(super) fn config(arguments: Vec<OsString>, hostname: &str) -> Result<Config, Usage> {
     let (matches, flags) = matches(arguments)?;
+    let mut problems = Problems::default();
     match flags.mode.version.as_str() {
         "raw" => return Err(Usage::Print { text: super::version_raw(), code: 0 }),
-        version if value::boolean(version) == Ok(true) => {
-            return Err(Usage::Print { text: super::version(), code: 0 });
-        }
-        _ => {}
+        version => match value::boolean(version) {
+            Ok(true) => return Err(Usage::Print { text: super::version(), code: 0 }),
+            Ok(false) => {}
+            Err(_) => problems.add("--version", version, "must be true, false or raw"),
+        },
     }
     if let Some(Command::Config(ConfigCommand::Check(arguments))) = &flags.command {
         return Err(check::run(arguments));
     }
-    let mut problems = Problems::default();
     let mut read = |flag: &str, path: &str, parse: fn(&str) -> Result<Contents, String>| {
         (!path.is_empty()).then(|| {
             let text = std::fs::read_to_string(Path::new(path)).map_err(|e| e.to_string());
@@ -186,7 +189,44 @@ fn resolve(
     }
     let (merged, flags) = self::matches(arguments)?;
     judge_inert(&merged, &mut problems, &mut notes);
-    build::build(&flags, hostname, problems, notes, warnings).map_err(Usage::Problems)
+    let config = build::build(&flags, hostname, problems, notes, warnings);
+    let config = config.map_err(Usage::Problems)?;
+    let kube_proxy_mode = kube_proxy_mode(files, config.proxy_mode);
+    Ok(Config { inert: inert_settings(&merged, files), kube_proxy_mode, ..config })
+}
+
+/// What kube-proxy's document says is its own mode: what its file has, as far as that is one of
+/// kube-proxy's; and of flags ipvs, which both have.
+fn kube_proxy_mode(files: &Files, mode: ProxyMode) -> String {
+    let of_file = |contents: &Contents| {
+        let setting = contents.settings.iter().rfind(|s| s.flag == "--proxy-mode");
+        setting.map(|setting| setting.value.clone()).filter(|mode| mode != "ebpf")
+    };
+    match &files.kube_proxy {
+        Some(contents) => of_file(contents).unwrap_or_default(),
+        None if mode == ProxyMode::Ipvs => mode.to_string(),
+        None => String::new(),
+    }
+}
+
+/// Of flags and of the file alone, by field.
+fn inert_settings(matches: &ArgMatches, files: &Files) -> Vec<(&'static str, Value)> {
+    let mut settings = Vec::new();
+    for field in fields::KUBE_PROXY {
+        let found = match &field.target {
+            Target::Flag(flag) => {
+                inert::find(flag).and_then(|inert| Some((inert, given(matches, inert)?)))
+            }
+            Target::Inert(inert) => {
+                let mut of_file = files.kube_proxy.iter().flat_map(|contents| &contents.inert);
+                let found = of_file.find(|(found, _)| found.flag == inert.flag);
+                found.map(|(inert, raw)| (*inert, raw.clone()))
+            }
+        };
+        let set = found.filter(|(inert, raw)| !inert.kind.same(raw, inert.default));
+        settings.extend(set.map(|(_, raw)| (field.path, document::value(field.shape, &raw))));
+    }
+    settings
 }
 
 /// By flag the field that it is called by in messages: where a file is in force, all of the
@@ -305,11 +345,17 @@ fn is_foreign(mode: &str) -> bool {
 
 fn judge_inert(matches: &ArgMatches, problems: &mut Problems, notes: &mut Vec<String>) {
     for inert in inert::FLAGS {
-        if matches.value_source(inert.id()) != Some(ValueSource::CommandLine) {
-            continue;
-        }
-        let Some(raw) = matches.get_raw(inert.id()).and_then(Iterator::last) else { continue };
+        let Some(raw) = given(matches, inert) else { continue };
         let name = problems.name_of(inert.flag);
-        inert.judge(&name, &raw.to_string_lossy(), problems, notes);
+        inert.judge(&name, &raw, problems, notes);
     }
+}
+
+/// What this flag was given; the last counts.
+fn given(matches: &ArgMatches, inert: &Inert) -> Option<String> {
+    if matches.value_source(inert.id()) != Some(ValueSource::CommandLine) {
+        return None;
+    }
+    let last = matches.get_raw(inert.id()).and_then(Iterator::last)?;
+    Some(last.to_string_lossy().into_owned())
 }

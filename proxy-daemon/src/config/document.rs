@@ -6,8 +6,9 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
 
+use super::fields::Shape;
 use super::file::{API_VERSION, KIND, OWN_API_VERSION, OWN_KIND};
-use super::value::format_duration;
+use super::value::{self, format_duration};
 use super::{Config, DetectLocal, LogFormat, MapSizes, NodePortAddresses, Source};
 
 /// Both kinds beside each other, as JSON.
@@ -41,6 +42,7 @@ fn own(config: &Config) -> Value {
         Source::Manifests(directory) => Some(directory),
     };
     json!({
+        "mode": config.proxy_mode.to_string(),
         "manifests": manifests,
         "drainTimeout": format_duration(config.drain_timeout),
         "cgroupRoot": config.cgroup_root,
@@ -68,7 +70,7 @@ fn map_sizes(sizes: MapSizes) -> Value {
     json!({ "frontends": frontends, "backends": backends, "slots": slots })
 }
 
-/// With kube-proxy's defaults where this daemon has no use for a field.
+/// With what was set that has no effect here, and kube-proxy's defaults for the rest of that.
 fn kube_proxy(config: &Config) -> Value {
     let kubeconfig = match &config.source {
         Source::Api { kubeconfig, .. } => kubeconfig.as_deref(),
@@ -79,43 +81,115 @@ fn kube_proxy(config: &Config) -> Value {
         LogFormat::Json => "json",
     };
     let bind_address = config.bind_address.map_or("0.0.0.0".to_owned(), |ip| ip.to_string());
+    let mut document = json!({
+        "kind": KIND,
+        "apiVersion": API_VERSION,
+        "clientConnection": {
+            "kubeconfig": kubeconfig.unwrap_or("".as_ref()),
+            "acceptContentTypes": "",
+            "contentType": "application/vnd.kubernetes.protobuf",
+            "qps": 5,
+            "burst": 10,
+        },
+        "logging": {
+            "format": format,
+            "flushFrequency": "5s",
+            "verbosity": config.logging.verbosity,
+            "options": { "text": { "infoBufferSize": "0" }, "json": { "infoBufferSize": "0" } },
+        },
+        "hostnameOverride": config.node_name.to_string(),
+        "bindAddress": bind_address,
+        "enableProfiling": false,
+        "showHiddenMetricsForVersion": "",
+        "oomScoreAdj": config.oom_score_adj,
+        "configSyncPeriod": "15m0s",
+        "portRange": "",
+        "healthzBindAddress": address(config.serving.healthz),
+        "metricsBindAddress": address(config.serving.metrics),
+        "bindAddressHardFail": config.serving.hard_fail,
+        "mode": config.kube_proxy_mode,
+        "iptables": {
+            "masqueradeBit": config.masquerade.bit,
+            "masqueradeAll": config.masquerade.all,
+            "localhostNodePorts": config.localhost_node_ports,
+            "syncPeriod": "30s",
+            "minSyncPeriod": "1s",
+        },
+        "ipvs": ipvs(config),
+        "nftables": nftables(config),
+        "winkernel": {
+            "networkName": "",
+            "sourceVip": "",
+            "enableDSR": false,
+            "rootHnsEndpointName": "",
+            "forwardHealthCheckVip": false,
+        },
+        "detectLocalMode": config.detect_local.name(),
+        "detectLocal": detect_local(&config.detect_local),
+        "clusterCIDR": cidrs(&config.cluster_cidrs).join(","),
+        "nodePortAddresses": node_port_addresses(&config.node_port_addresses),
+        "conntrack": conntrack(config),
+    });
+    for (path, value) in &config.inert {
+        put(&mut document, path, value.clone());
+    }
+    document
+}
+
+/// Sets what is below keys joined by dots.
+fn put(mut document: &mut Value, path: &str, value: Value) {
+    for key in path.split('.') {
+        // It is an object, or becomes one: `Null` does when it is indexed.
+        document = &mut document[key];
+    }
+    *document = value;
+}
+
+/// A setting as a flag writes it, as JSON writes the field. What does not fit was refused before.
+pub(super) fn value(shape: Shape, raw: &str) -> Value {
+    let text = || Value::from(raw);
+    match shape {
+        Shape::Bool => value::boolean(raw).map_or_else(|_| text(), Value::from),
+        Shape::Integer | Shape::Float => number(raw).unwrap_or_else(text),
+        Shape::Duration | Shape::Flush => {
+            value::duration(raw).map_or_else(|_| text(), |time| format_duration(time).into())
+        }
+        Shape::Text | Shape::Word | Shape::Quantity => text(),
+        Shape::TextList => value::items(raw).collect(),
+        Shape::Gates | Shape::Numbers => pairs(raw)
+            .map(|(name, to)| {
+                let to = value::boolean(to).map_or_else(|_| to.into(), Value::from);
+                (name.to_owned(), to)
+            })
+            .collect(),
+        Shape::Vmodule => pairs(raw)
+            .map(|(pattern, level)| json!({ "filePattern": pattern, "verbosity": number(level) }))
+            .collect(),
+    }
+}
+
+/// As Go does: whole ones without a point.
+fn number(raw: &str) -> Option<Value> {
+    match raw.parse::<i64>() {
+        Ok(whole) => Some(whole.into()),
+        Err(_) => raw.parse::<f64>().ok().map(Value::from),
+    }
+}
+
+fn pairs(raw: &str) -> impl Iterator<Item = (&str, &str)> {
+    value::items(raw)
+        .filter_map(|item| item.split_once('='))
+        .map(|(name, to)| (name.trim(), to.trim()))
+}
+
+/// In a file for that mode this section is in force.
+fn nftables(config: &Config) -> Value {
+    let (bit, all) = match config.kube_proxy_mode.as_str() {
+        "nftables" => (config.masquerade.bit, config.masquerade.all),
+        _ => (14, false),
+    };
     json!({
-            "kind": KIND,
-            "apiVersion": API_VERSION,
-            "clientConnection": {
-                "kubeconfig": kubeconfig.unwrap_or("".as_ref()),
-                "acceptContentTypes": "",
-                "contentType": "application/vnd.kubernetes.protobuf",
-                "qps": 5,
-                "burst": 10,
-            },
-            "logging": {
-                "format": format,
-                "flushFrequency": "5s",
-                "verbosity": config.logging.verbosity,
-            },
-            "hostnameOverride": config.node_name.to_string(),
-            "bindAddress": bind_address,
-            "enableProfiling": false,
-            "showHiddenMetricsForVersion": "",
-            "oomScoreAdj": config.oom_score_adj,
-            "configSyncPeriod": "15m0s",
-            "portRange": "",
-            "healthzBindAddress": address(config.serving.healthz),
-            "metricsBindAddress": address(config.serving.metrics),
-            "bindAddressHardFail": config.serving.hard_fail,
-            "mode": config.proxy_mode.to_string(),
-            "iptables": {
-                "masqueradeBit": config.masquerade.bit,
-                "masqueradeAll": config.masquerade.all,
-                "localhostNodePorts": config.localhost_node_ports,
-            },
-            "ipvs": ipvs(config),
-            "detectLocalMode": config.detect_local.name(),
-            "detectLocal": detect_local(&config.detect_local),
-            "clusterCIDR": cidrs(&config.cluster_cidrs).join(","),
-            "nodePortAddresses": node_port_addresses(&config.node_port_addresses),
-            "conntrack": conntrack(config),
+        "masqueradeBit": bit, "masqueradeAll": all, "syncPeriod": "30s", "minSyncPeriod": "1s",
     })
 }
 

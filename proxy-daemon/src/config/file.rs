@@ -253,7 +253,7 @@ impl Contents {
 /// The value as a flag writes it, and whether it is Go's zero value.
 fn render(shape: Shape, node: &Node) -> Result<(String, bool), Expected> {
     let zero_duration = |text: &str| value::duration(text).is_ok_and(|duration| duration.is_zero());
-    match (shape, node) {
+    match (shape, &as_yaml_1_1(shape, node)) {
         (Shape::Bool, Node::Bool(value)) => Ok((value.to_string(), !value)),
         (Shape::Integer | Shape::Float | Shape::Quantity, Node::Integer(value)) => {
             Ok((value.to_string(), *value == 0))
@@ -284,8 +284,13 @@ fn render(shape: Shape, node: &Node) -> Result<(String, bool), Expected> {
             Ok((texts.join(","), texts.is_empty()))
         }
         (Shape::Gates, Node::Map(gates)) => {
-            let boolean = gates.iter().all(|(_, value)| matches!(value, Node::Bool(_)));
-            if boolean { Ok((node.to_string(), gates.is_empty())) } else { Err(expected(shape)) }
+            let gate = |(name, value): &(String, Node)| match as_yaml_1_1(Shape::Bool, value) {
+                Node::Bool(on) => Some(format!("{name}={on}")),
+                _ => None,
+            };
+            let gates: Option<Vec<String>> = gates.iter().map(gate).collect();
+            let gates = gates.ok_or_else(|| expected(shape))?;
+            Ok((gates.join(","), gates.is_empty()))
         }
         (Shape::Vmodule, Node::List(items)) => {
             let items: Option<Vec<String>> = items.iter().map(vmodule_item).collect();
@@ -293,6 +298,41 @@ fn render(shape: Shape, node: &Node) -> Result<(String, bool), Expected> {
             Ok((items.join(","), items.is_empty()))
         }
         (shape, _) => Err(expected(shape)),
+    }
+}
+
+/// What kube-proxy's reader makes of it, which follows YAML 1.1 and then JSON: our reader follows
+/// 1.2, where `yes` and `010` are texts. Quotes cannot be seen here, so these are taken quoted, too.
+fn as_yaml_1_1(shape: Shape, node: &Node) -> Node {
+    /// Up to there JSON's numbers are whole ones without doubt.
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    match (shape, node) {
+        (Shape::Bool, Node::Text(text)) => match text.as_str() {
+            "y" | "Y" | "yes" | "Yes" | "YES" | "on" | "On" | "ON" => Node::Bool(true),
+            "n" | "N" | "no" | "No" | "NO" | "off" | "Off" | "OFF" => Node::Bool(false),
+            _ => node.clone(),
+        },
+        (Shape::Integer, Node::Float(number)) if number.fract() == 0.0 && number.abs() < EXACT => {
+            // Whole and below 2^53.
+            format!("{number:.0}").parse().map_or_else(|_| node.clone(), Node::Integer)
+        }
+        (Shape::Integer, Node::Text(text)) => {
+            whole_of_yaml_1_1(text).map_or_else(|| node.clone(), Node::Integer)
+        }
+        _ => node.clone(),
+    }
+}
+
+/// Octal with a leading zero, and digits with `_` between them: texts in YAML 1.2.
+fn whole_of_yaml_1_1(text: &str) -> Option<i128> {
+    let digits = text.replace('_', "");
+    if !text.starts_with(|c: char| c.is_ascii_digit()) {
+        return None;
+    }
+    match digits.strip_prefix('0') {
+        Some(octal) if !octal.is_empty() => i128::from_str_radix(octal, 8).ok(),
+        _ if digits.len() < text.len() => digits.parse().ok(),
+        _ => None,
     }
 }
 

@@ -14,6 +14,8 @@ mod cli;
 #[cfg(test)]
 mod deploy_tests;
 mod document;
+#[cfg(test)]
+mod document_tests;
 mod fields;
 mod file;
 #[cfg(test)]
@@ -22,6 +24,9 @@ mod flags;
 #[cfg(test)]
 mod generated_tests;
 mod inert;
+#[cfg(test)]
+mod inert_tests;
+mod modes;
 #[cfg(test)]
 mod own_tests;
 #[cfg(test)]
@@ -91,6 +96,11 @@ pub struct Config {
     pub sysctl_root: PathBuf,
     /// -1000 to 1000.
     pub oom_score_adj: i32,
+    /// kube-proxy's settings that have no effect here but are part of its configuration: path of
+    /// the field and value, where they are not its default.
+    pub inert: Vec<(&'static str, serde_json::Value)>,
+    /// The mode as kube-proxy knows it: its file's, which may be another than ours.
+    pub kube_proxy_mode: String,
     /// Accepted, but without effect here: for the log.
     pub notes: Vec<String>,
     /// Accepted, but probably not what was meant: for the log.
@@ -398,7 +408,13 @@ impl Config {
     /// Whether a daemon that runs with `self` would do the same with `other`.
     #[must_use]
     pub fn same_effect(&self, other: &Self) -> bool {
-        let quiet = |config: &Self| Self { notes: vec![], warnings: vec![], ..config.clone() };
+        let quiet = |config: &Self| Self {
+            inert: vec![],
+            kube_proxy_mode: String::new(),
+            notes: vec![],
+            warnings: vec![],
+            ..config.clone()
+        };
         quiet(self) == quiet(other)
     }
 

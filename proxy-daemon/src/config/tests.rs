@@ -10,12 +10,12 @@ fn parse(arguments: &[&str]) -> Result<Config, Usage> {
     Config::from_args([&["proxy-daemon"], arguments].concat(), "Host.Example")
 }
 
-fn good(arguments: &[&str]) -> Config {
+pub(super) fn good(arguments: &[&str]) -> Config {
     parse(arguments).unwrap_or_else(|usage| panic!("{arguments:?}: {usage}"))
 }
 
 /// The problems as `flag=value`, in order.
-fn bad(arguments: &[&str]) -> Vec<String> {
+pub(super) fn bad(arguments: &[&str]) -> Vec<String> {
     match parse(arguments) {
         Err(Usage::Problems(problems)) => {
             problems.list.iter().map(|p| format!("{}={}", p.name, p.value)).collect()
@@ -25,7 +25,7 @@ fn bad(arguments: &[&str]) -> Vec<String> {
 }
 
 /// The whole message about one refused flag.
-fn message(arguments: &[&str]) -> String {
+pub(super) fn message(arguments: &[&str]) -> String {
     parse(arguments).expect_err("must be refused").to_string()
 }
 
@@ -94,6 +94,8 @@ fn defaults_are_those_of_kube_proxy() {
             bpf_root: PathBuf::from("/sys/fs/bpf"),
             sysctl_root: PathBuf::from("/proc/sys"),
             oom_score_adj: -999,
+            inert: vec![],
+            kube_proxy_mode: "ipvs".to_owned(),
             notes: vec![],
             warnings: config.warnings.clone(),
         }
@@ -112,6 +114,17 @@ fn proxy_mode() {
         assert!(text.contains("does not exist here; choose ipvs or ebpf"), "{text}");
     }
     assert_eq!(bad(&["--proxy-mode=IPVS"]), ["--proxy-mode=IPVS"]);
+}
+
+#[test]
+fn cleanup_takes_any_mode_of_kube_proxys_and_needs_no_cidr() {
+    for mode in ["", "iptables", "nftables", "ipvs", "ebpf"] {
+        let config = good(&["--cleanup", &format!("--proxy-mode={mode}")]);
+        assert!(config.cleanup, "{mode}");
+        assert_eq!(config.warnings, Vec::<String>::new(), "{mode}");
+    }
+    assert_eq!(bad(&["--cleanup", "--proxy-mode=IPVS"]), ["--proxy-mode=IPVS"]);
+    assert_eq!(good(&["--cleanup=false"]).warnings.len(), 1);
 }
 
 #[test]
@@ -327,11 +340,14 @@ fn bind_addresses() {
     assert_eq!(bare.healthz, Some("[::1]:10256".parse().unwrap()));
     assert_eq!(bare.metrics, Some("0.0.0.0:10249".parse().unwrap()));
     for flag in ["--healthz-bind-address", "--metrics-bind-address"] {
-        for value in ["localhost:1", "1.2.3.4:0", ":10256", "1.2.3.4:65536"] {
+        for value in ["localhost:1", ":10256", "1.2.3.4:65536"] {
             let flag = format!("{flag}={value}");
             assert_eq!(bad(&[&flag]), [flag.as_str()]);
         }
     }
+    let any = good(&["--healthz-bind-address=0.0.0.0:0", "--metrics-bind-address=0.0.0.0:0"]);
+    assert_eq!(any.serving.healthz, Some("0.0.0.0:0".parse().unwrap()), "the kernel chooses");
+    assert_eq!(any.serving.metrics, any.serving.healthz, "and another one each time");
     let same = ["--healthz-bind-address=127.0.0.1:1", "--metrics-bind-address=127.0.0.1:1"];
     assert_eq!(bad(&same), ["--metrics-bind-address=127.0.0.1:1"]);
 }
@@ -367,7 +383,7 @@ fn host() {
     let direct = good(&["--direct-server-return=accept", "--direct-server-return-port=7000"]);
     assert_eq!(direct.direct_server_return, DirectServerReturn::Accept);
     assert_eq!(direct.direct_server_return_port, 7000);
-    assert!(direct.notes.iter().any(|note| note.contains("no effect: ipvs mode")));
+    assert!(direct.notes.iter().any(|note| note.contains("no effect: it is ebpf mode's")));
     let direct = good(&["--proxy-mode=ebpf", "--direct-server-return=on"]);
     assert_eq!(direct.direct_server_return, DirectServerReturn::On);
     assert_eq!(direct.notes, [""; 0]);
@@ -429,127 +445,6 @@ fn help_teaches() {
     }
 }
 
-/// Those of kube-proxy 1.36 for Linux and Windows, with a value that it takes.
-const KUBE_PROXY_FLAGS: &[&str] = &[
-    "--add_dir_header",
-    "--alsologtostderr",
-    "--bind-address=192.0.2.1",
-    "--bind-address-hard-fail",
-    "--boot-id-file=/x",
-    "--cleanup",
-    "--cluster-cidr=10.0.0.0/8",
-    "--config-sync-period=1m",
-    "--conntrack-max-per-core=1",
-    "--conntrack-min=1",
-    "--conntrack-tcp-be-liberal",
-    "--conntrack-tcp-timeout-close-wait=1s",
-    "--conntrack-tcp-timeout-established=1s",
-    "--conntrack-udp-timeout=1s",
-    "--conntrack-udp-timeout-stream=1s",
-    "--detect-local-mode=NodeCIDR",
-    "--enable-dsr",
-    "--feature-gates=AllAlpha=true,AllBeta=False",
-    "--forward-healthcheck-vip",
-    "--healthz-bind-address=0.0.0.0:1",
-    "--healthz-port=1",
-    "--hostname-override=a",
-    "--init-only",
-    "--iptables-localhost-nodeports=false",
-    "--iptables-masquerade-bit=1",
-    "--iptables-min-sync-period=2s",
-    "--iptables-sync-period=1m",
-    "--ipvs-exclude-cidrs=10.0.0.0/8",
-    "--ipvs-min-sync-period=1s",
-    "--ipvs-scheduler=lc",
-    "--ipvs-strict-arp",
-    "--ipvs-sync-period=1m",
-    "--ipvs-tcp-timeout=1s",
-    "--ipvs-tcpfin-timeout=1s",
-    "--ipvs-udp-timeout=1s",
-    "--kube-api-burst=1",
-    "--kube-api-content-type=x",
-    "--kube-api-qps=1.5",
-    "--kubeconfig=x",
-    "--log-flush-frequency=1s",
-    "--log-json-info-buffer-size=1Ki",
-    "--log-json-split-stream",
-    "--log-text-info-buffer-size=512",
-    "--log-text-split-stream",
-    "--log_backtrace_at=x.go:1",
-    "--log_dir=/x",
-    "--log_file=/x",
-    "--log_file_max_size=1",
-    "--logging-format=json",
-    "--logtostderr=false",
-    "--machine-id-file=/x",
-    "--masquerade-all",
-    "--master=https://192.0.2.1",
-    "--metrics-bind-address=0.0.0.0:2",
-    "--metrics-port=2",
-    "--network-name=x",
-    "--nodeport-addresses=primary",
-    "--one_output",
-    "--oom-score-adj=-1",
-    "--pod-bridge-interface=cni0",
-    "--pod-interface-name-prefix=veth",
-    "--profiling",
-    "--proxy-mode=ipvs",
-    "--root-hnsendpoint-name=x",
-    "--show-hidden-metrics-for-version=1.35",
-    "--skip_headers",
-    "--skip_log_headers",
-    "--source-vip=x",
-    "--stderrthreshold=1",
-    "--v=2",
-    "--vmodule=proxier=4,x*=5",
-    "--windows-service",
-    "--write-config-to=/x",
-];
-
-#[test]
-fn every_flag_of_kube_proxy_is_accepted_alone_and_together() {
-    for flag in KUBE_PROXY_FLAGS {
-        let config = good(&[flag]);
-        let (name, _) = flag.split_once('=').unwrap_or((flag, ""));
-        let inert = inert::find(&name.replace('_', "-"));
-        assert_eq!(config.notes.len(), usize::from(inert.is_some()), "{flag}: {:?}", config.notes);
-        let default = good(&[]);
-        let effect = !config.same_effect(&default);
-        let elsewhere = ["--proxy-mode", "--healthz-port", "--metrics-port"].contains(&name)
-            || name.starts_with("--pod-");
-        assert_eq!(effect, inert.is_none() && !elsewhere, "{flag}");
-    }
-    let all = good(KUBE_PROXY_FLAGS);
-    assert_eq!(all.notes.len(), inert::FLAGS.len(), "{:#?}", all.notes);
-}
-
-#[test]
-fn defaults_of_flags_without_effect_are_not_worth_a_word() {
-    for inert in inert::FLAGS {
-        let flag = format!("{}={}", inert.flag, inert.default);
-        assert_eq!(good(&[&flag]).notes, Vec::<String>::new(), "{flag}");
-    }
-    assert_eq!(good(&["--config-sync-period=900s"]).notes, Vec::<String>::new());
-}
-
-#[test]
-fn flags_without_effect_are_judged_all_the_same() {
-    for flag in [
-        "--feature-gates=A",
-        "--feature-gates=A=maybe",
-        "--kube-api-qps=x",
-        "--kube-api-burst=-1",
-        "--config-sync-period=0s",
-        "--iptables-sync-period=1",
-        "--profiling=yes",
-        "--show-hidden-metrics-for-version=1",
-        "--vmodule=x",
-        "--log-json-info-buffer-size=1Q",
-    ] {
-        assert_eq!(bad(&[flag]), [flag]);
-    }
-}
-
 #[test]
 fn ports_without_address() {
     let serving = |flags: &[&str]| good(flags).serving;
@@ -568,6 +463,7 @@ fn host_and_address() {
     assert_eq!(config.bind_address, Some("2001:db8::1".parse().unwrap()));
     assert_eq!(config.oom_score_adj, -1000);
     assert_eq!(good(&["--bind-address=::"]).bind_address, None);
+    assert_eq!(good(&["--bind-address="]).bind_address, None);
     let flags = ["--bind-address=x", "--oom-score-adj=1001", "--init-only=x"];
     assert_eq!(bad(&flags).len(), 3);
     assert!(good(&["--init-only"]).init_only);
@@ -580,6 +476,7 @@ fn versions() {
     assert_eq!(message(&["--version=true"]), message(&["--version"]));
     assert!(message(&["--version=raw"]).contains("\"kubernetes\":\"1.36\""));
     good(&["--version=false"]);
+    assert_eq!(bad(&["--version=foo"]), ["--version=foo"]);
 }
 
 #[test]

@@ -16,11 +16,13 @@ pub enum Node {
     Map(Vec<(String, Self)>),
 }
 
-/// The documents of a file that are not empty.
+/// The documents of a file that are not empty, with merge keys (`<<`) resolved.
 ///
 /// # Errors
 /// What is wrong with the first that is no YAML, with line and column.
 pub fn documents(text: &str) -> Result<Vec<Node>, String> {
+    // What some editors put first says nothing else than that this is UTF-8.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut documents = Vec::new();
     for document in serde_yaml_ng::Deserializer::from_str(text) {
         match Node::deserialize(document).map_err(|error| error.to_string())? {
@@ -95,6 +97,17 @@ impl<'de> Deserialize<'de> for Node {
     }
 }
 
+/// Of YAML 1.1, which kube-proxy reads.
+const MERGE: &str = "<<";
+
+fn not_mergeable<E: serde::de::Error>() -> E {
+    E::custom("a merge key (<<) takes a map or a list of maps")
+}
+
+fn has(map: &[(String, Node)], key: &str) -> bool {
+    map.iter().any(|(own, _)| own == key)
+}
+
 struct NodeVisitor;
 
 impl<'de> Visitor<'de> for NodeVisitor {
@@ -145,10 +158,28 @@ impl<'de> Visitor<'de> for NodeVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Node, A::Error> {
-        let mut map = Vec::new();
+        let (mut map, mut merged) = (Vec::new(), Vec::new());
         while let Some((key, value)) = entries.next_entry::<Node, Node>()? {
-            map.push((key.to_string(), value));
+            match (key.to_string(), value) {
+                (key, Node::Map(more)) if key == MERGE => merged.extend(more),
+                (key, Node::List(maps)) if key == MERGE => {
+                    // The first goes before the others: here the last counts.
+                    for more in maps.into_iter().rev() {
+                        let Node::Map(more) = more else { return Err(not_mergeable()) };
+                        merged.extend(more);
+                    }
+                }
+                (key, _) if key == MERGE => return Err(not_mergeable()),
+                entry => map.push(entry),
+            }
         }
-        Ok(Node::Map(map))
+        // The map's own go before what is merged, and are not said to be given twice.
+        let mut whole: Vec<(String, Node)> = Vec::new();
+        for (key, value) in merged.into_iter().filter(|(key, _)| !has(&map, key)) {
+            whole.retain(|(earlier, _)| *earlier != key);
+            whole.push((key, value));
+        }
+        whole.extend(map);
+        Ok(Node::Map(whole))
     }
 }

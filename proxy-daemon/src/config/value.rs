@@ -133,16 +133,14 @@ pub fn cidrs(raw: &str) -> Result<Vec<IpNetwork>, Expected> {
     items(raw).map(|item| cidr(item).map_err(|expected| format!("{item:?} {expected}"))).collect()
 }
 
-/// `IP:port`, or an IP alone, which gets `default_port`. Empty means: do not serve.
+/// `IP:port`, or an IP alone, which gets `default_port`. Empty means: do not serve. Port 0 lets
+/// the kernel choose one, as for kube-proxy.
 pub fn bind_address(raw: &str, default_port: u16) -> Result<Option<SocketAddr>, Expected> {
     if raw.is_empty() {
         return Ok(None);
     }
     if let Ok(address) = raw.parse::<SocketAddr>() {
-        return match address.port() {
-            0 => Err("must have a port from 1 to 65535".to_owned()),
-            _ => Ok(Some(address)),
-        };
+        return Ok(Some(address));
     }
     let bare = raw.strip_prefix('[').and_then(|r| r.strip_suffix(']')).unwrap_or(raw);
     bare.parse::<IpAddr>().map(|ip| Some(SocketAddr::new(ip, default_port))).map_err(|_| {

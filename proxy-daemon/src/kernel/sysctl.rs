@@ -79,6 +79,12 @@ impl Sysctls {
         }
     }
 
+    /// The kernel has no such sysctl.
+    #[must_use]
+    pub fn is_missing(&self, name: &str) -> bool {
+        matches!(self.root.join(name).try_exists(), Ok(false))
+    }
+
     /// Writes only what differs; true when it did.
     ///
     /// # Errors

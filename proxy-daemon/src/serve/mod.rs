@@ -222,6 +222,8 @@ async fn server(
         return Ok(());
     };
     let listener = bind(flag, address, hard_fail, BIND_RETRY).await?;
+    // Of port 0 the kernel has made another.
+    let address = listener.local_addr().unwrap_or(address);
     info!(%address, "serving what {flag} asks for");
     axum::serve(listener, router).await.map_err(|source| ServeError::Ended {
         flag,

@@ -215,10 +215,19 @@ status:
 pub fn daemon() -> Result<()> {
     in_netns(|| {
         let bed = Bed::new(Namespaces::new()?)?;
+        let tracks = Path::new(ESTABLISHED).exists();
         let daemon = bed.start()?;
-        from_start_to_end(&bed, daemon)
+        from_start_to_end(&bed, daemon)?;
+        if tracks {
+            let seconds = fs::read_to_string(ESTABLISHED)?;
+            ensure!(seconds.trim() == "86400", "{ESTABLISHED}: {seconds}");
+        }
+        Ok(())
     })
 }
+
+/// Five days unless somebody sets it; `--conntrack-tcp-timeout-established` says one.
+const ESTABLISHED: &str = "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_established";
 
 /// The same where clients come by a tunnel and the other node is behind another one: devices
 /// whose packets have no link header. The maps are too small at first, so that the programs are
@@ -242,6 +251,48 @@ pub fn bare_daemon() -> Result<()> {
         let log = daemon.log();
         ensure!(log.contains(r#"frames="Bare" port=false replaced=true"#), "{log}");
         from_start_to_end(&bed, daemon)
+    })
+}
+
+/// A node goes from ebpf mode to ipvs mode, on a kernel with IPVS: the programs go once IPVS stands in
+/// their place, and not under a daemon that lives.
+///
+/// # Errors
+/// What differed.
+pub fn ipvs_after_ebpf() -> Result<()> {
+    in_netns(|| {
+        let bed = Bed::new(Namespaces::new()?)?;
+        let mut ebpf = bed.start()?;
+        bed.endpoints(&[("remote", "node-b")])?;
+        bed.settles(&ebpf, &["remote"])?;
+        let arguments = bed.arguments();
+        let mut arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        arguments.push("--ipvs-sync-period=2s");
+        let program = binary("proxy-daemon");
+        let ipvs = Daemon::start_in("ipvs", &program, bed.directory.path(), &arguments)?;
+        let alive = format!("another daemon in ebpf mode runs here: process {}, `", ebpf.id());
+        let end = Instant::now() + PATIENCE;
+        while !ipvs.log().contains(&alive) {
+            ensure!(Instant::now() < end, "the daemon that lives is not named\n{}", ipvs.log());
+            bed.ask(EXTERNAL[0], 80).context("while both run")?;
+            thread::sleep(Duration::from_millis(100));
+        }
+        ensure!(bed.pins("links") > 0, "links are gone under a daemon that lives");
+        ebpf.kill()?;
+        // Its tables still say the other one.
+        bed.endpoints(&[("pod", "node-a")])?;
+        let end = Instant::now() + PATIENCE;
+        while bed.directory.path().join("bpf/proxy-daemon").exists() {
+            ensure!(Instant::now() < end, "pins are left\n{}", ipvs.log());
+            bed.ask(EXTERNAL[0], 80).context("while the programs go")?;
+            thread::sleep(Duration::from_millis(20));
+        }
+        bed.settles(&ipvs, &["pod"])?;
+        for family in 0..2 {
+            let answer = bed.ask(EXTERNAL[family], 80)?;
+            ensure!(answer == "pod", "{answer}");
+        }
+        Ok(())
     })
 }
 
@@ -305,7 +356,8 @@ fn lives_on(bed: &Bed, daemon: &mut Daemon) -> Result<()> {
     Ok(())
 }
 
-/// A Service that goes is gone, and `--cleanup` leaves nothing.
+/// A Service that goes is gone, and `--cleanup` leaves nothing, whichever mode is named with it;
+/// but not under a daemon that lives.
 fn taken_down(bed: &Bed, mut daemon: Daemon) -> Result<()> {
     bed.endpoints(&[])?;
     let end = Instant::now() + PATIENCE;
@@ -317,12 +369,19 @@ fn taken_down(bed: &Bed, mut daemon: Daemon) -> Result<()> {
         ensure!(Instant::now() < end, "without endpoints: {error:?}\n{}", daemon.log());
         thread::sleep(Duration::from_millis(100));
     }
+    let cleanup = || {
+        Command::new(binary("proxy-daemon"))
+            .args(["--proxy-mode=iptables", "--cleanup"])
+            .args(bed.arguments())
+            .output()
+    };
+    let refused = cleanup()?;
+    let error = String::from_utf8_lossy(&refused.stderr);
+    let alive = format!("another daemon in ebpf mode runs here: process {}, `", daemon.id());
+    ensure!(!refused.status.success() && error.contains(&alive), "{error}");
+    ensure!(bed.pins("links") > 0, "links are gone under a daemon that lives");
     daemon.kill()?;
-    let output = Command::new(binary("proxy-daemon"))
-        .args(["--proxy-mode=ebpf", "--cleanup"])
-        .args(bed.arguments())
-        .output()?;
-    succeeds(&output)?;
+    succeeds(&cleanup()?)?;
     // Nothing is left at the devices either (clsact has no pins to tell).
     for link in [CLIENT.link, REMOTE.link, POD.link] {
         for direction in ["ingress", "egress"] {

@@ -37,7 +37,7 @@ mod wire;
 mod xdp;
 
 pub use counters::counters;
-pub use daemon::{bare_daemon, daemon};
+pub use daemon::{bare_daemon, daemon, ipvs_after_ebpf};
 pub use packets::packets;
 pub use upgrade::carries_over;
 pub use wire::{bare_forwards, bare_path_mtu, bare_refuses, forwards, path_mtu, refuses, tagged};

@@ -19,17 +19,16 @@
 //! translated the other does not find in the tables. So no connection meets neither, and none is
 //! translated twice.
 
+mod lock;
+
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
-use std::os::linux::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use aya::maps::{MapData, MapInfo};
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::Flock;
 use nix::mount::{MsFlags, mount};
-use nix::sys::stat::{major, minor};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use proxy_ebpf::layout::LAYOUT_VERSION;
 use proxy_ebpf::layout::maps::{FINGERPRINTS, known};
@@ -133,17 +132,7 @@ impl Pins {
             let path = directory.join(part);
             fs::create_dir_all(&path).map_err(failed(&path))?;
         }
-        let file = File::open(&ours).map_err(failed(&ours))?;
-        let lock =
-            Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(file, errno)| {
-                let reason = match errno {
-                    Errno::EWOULDBLOCK => {
-                        format!("another daemon in ebpf mode runs here: {}", owner(&file))
-                    }
-                    errno => errno.to_string(),
-                };
-                LoadError::Other { operation: format!("lock {}", ours.display()), reason }
-            })?;
+        let lock = lock::lock(&ours)?;
         let start = fs::read_dir(directory.join("links"))
             .map_err(failed(&directory))?
             .filter_map(|entry| numbers_of(&entry.ok()?.path()))
@@ -328,16 +317,31 @@ impl Pins {
         Ok(())
     }
 
+    /// Whether a daemon in ebpf mode has left anything, as far as it can be seen from here.
+    #[must_use]
+    pub fn any(root: &Path) -> bool {
+        root.join(OURS).is_dir()
+    }
+
+    /// Whether the file system is there; it is not mounted.
+    #[must_use]
+    pub fn mounted(root: &Path) -> bool {
+        statfs(root).is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC)
+    }
+
     /// Removes everything, of every layout: links first, so that no program meets empty
     /// maps.
     ///
     /// # Errors
-    /// Something cannot be removed.
+    /// Something cannot be removed, or a daemon that lives holds it.
     pub fn cleanup(root: &Path) -> Result<Vec<String>, LoadError> {
         let ours = root.join(OURS);
-        if !ours.is_dir() {
-            return Ok(Vec::new());
+        match fs::metadata(&ours) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(failed(&ours)(error)),
         }
+        let _lock = lock::lock(&ours)?;
         let mut removed = Vec::new();
         let mut versions: Vec<PathBuf> = Vec::new();
         for entry in fs::read_dir(&ours).map_err(failed(&ours))? {
@@ -380,41 +384,6 @@ fn remove_version(version: &Path, removed: &mut Vec<String>) -> Result<(), LoadE
         }
     }
     fs::remove_dir(version).map_err(failed(version))
-}
-
-/// Who holds the lock, as far as this process may see.
-fn owner(locked: &File) -> String {
-    let unknown = "which one cannot be seen from here".to_owned();
-    let Ok(found) = locked.metadata() else { return unknown };
-    let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
-    let Some(pid) = holder(&locks, found.st_dev(), found.st_ino()) else { return unknown };
-    let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    let words: Vec<_> = command
-        .split(|byte| *byte == 0)
-        .filter(|word| !word.is_empty())
-        .map(String::from_utf8_lossy)
-        .collect();
-    if words.is_empty() {
-        format!("process {pid}")
-    } else {
-        format!("process {pid}, `{}`", words.join(" "))
-    }
-}
-
-/// The process that holds the flock(2) of a file, by what `/proc/locks` says.
-fn holder(locks: &str, device: u64, inode: u64) -> Option<u32> {
-    // fs/locks.c: the numbers of the device are hexadecimal, that of the inode is not.
-    let file = format!("{:02x}:{:02x}:{inode}", major(device), minor(device));
-    locks.lines().find_map(|line| {
-        let mut words = line.split_whitespace().skip(1);
-        if words.next()? != "FLOCK" {
-            // `->` marks who waits.
-            return None;
-        }
-        let mut words = words.skip(2);
-        let pid = words.next()?.parse().ok()?;
-        (words.next()? == file).then_some(pid)
-    })
 }
 
 /// A handle to a pinned map, by its bytes.
@@ -533,29 +502,9 @@ fn ensure_mounted(root: &Path) -> Result<(), LoadError> {
 
 #[cfg(test)]
 mod tests {
+    use nix::fcntl::FlockArg;
+
     use super::*;
-
-    #[test]
-    fn a_lock_is_held_by_a_process() {
-        let locks = "1: POSIX  ADVISORY  WRITE 11 00:1f:77 0 EOF\n\
-                     2: FLOCK  ADVISORY  WRITE 4711 00:1f:77 0 EOF\n\
-                     2: -> FLOCK  ADVISORY  WRITE 12 00:1f:77 0 EOF\n\
-                     3: FLOCK  ADVISORY  READ  13 fe:01:78 0 EOF\n";
-        let device = |major, minor| nix::sys::stat::makedev(major, minor);
-        assert_eq!(holder(locks, device(0, 0x1f), 77), Some(4711));
-        assert_eq!(holder(locks, device(0xfe, 1), 78), Some(13));
-        assert_eq!(holder(locks, device(0, 0x1f), 78), None);
-        assert_eq!(holder("", 0, 0), None);
-    }
-
-    #[test]
-    fn the_owner_of_a_lock_is_named() {
-        let directory = tempfile::tempdir().unwrap();
-        let open = || File::open(directory.path()).unwrap();
-        let _held = Flock::lock(open(), FlockArg::LockExclusiveNonblock).unwrap();
-        let owner = owner(&open());
-        assert!(owner.starts_with(&format!("process {}, `", std::process::id())), "{owner}");
-    }
 
     #[test]
     fn a_program_takes_the_place_of_the_last_one_at_its_device() {

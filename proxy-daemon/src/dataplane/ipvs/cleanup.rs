@@ -35,14 +35,17 @@ impl<N: Netlink + 'static> IpvsPlane<N> {
                 return Ok(done);
             }
         }
-        self.open_link()?;
+        let link = self.find_link()?;
         self.ruleset.find().map_err(|error| PlaneError::new("nf_tables", error))?;
         let mut ours = BTreeSet::new();
         let mut foreign = HashMap::new();
-        self.reader()?(&mut |piece| {
-            ours.extend(piece.ours.into_iter().map(|(key, _)| key));
-            foreign.extend(piece.foreign);
-        })?;
+        // Without the module there are none of its objects, and none is loaded to see that.
+        if self.reading.has_table() {
+            self.reader()?(&mut |piece| {
+                ours.extend(piece.ours.into_iter().map(|(key, _)| key));
+                foreign.extend(piece.foreign);
+            })?;
+        }
         ours.retain(|key| !self.excluded(key));
         let count = self.delete(ours)?;
         done.push(format!("removed {count} kernel objects of this daemon"));
@@ -53,8 +56,20 @@ impl<N: Netlink + 'static> IpvsPlane<N> {
             remove_leftovers(leftovers, forwarding, &mut done)?;
         }
         self.delete_tables(&mut done)?;
-        self.delete_link(&mut done)?;
+        if link {
+            self.delete_link(&mut done)?;
+        }
         Ok(done)
+    }
+
+    /// Whether the dummy link is there; it is not made.
+    fn find_link(&mut self) -> Result<bool, PlaneError> {
+        let devices = self.links.devices().map_err(|error| PlaneError::new("links", error))?;
+        if devices.iter().any(|device| device.name == LINK) {
+            self.open_link()?;
+            return Ok(true);
+        }
+        Ok(false)
     }
 
     fn delete(&mut self, keys: impl IntoIterator<Item = Key>) -> Result<usize, PlaneError> {

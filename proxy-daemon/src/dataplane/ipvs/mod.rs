@@ -88,7 +88,12 @@ pub struct Seams<N> {
     /// Others of the same kind, for reading back at the same time.
     pub reading: ReadSeams<N>,
     pub takeover: Takeover,
+    pub predecessor: Predecessor,
 }
+
+/// Ends what another mode of this daemon has left, once IPVS stands in its place; true when there
+/// is nothing (more) to end.
+pub type Predecessor = Box<dyn FnMut() -> bool + Send>;
 
 impl<N> fmt::Debug for Seams<N> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -118,6 +123,8 @@ pub struct IpvsPlane<N: Netlink> {
     schedulers: HashMap<SchedulerName, bool>,
     /// Only absent while it is being used.
     takeover: Option<Takeover>,
+    /// `None`: it is gone.
+    predecessor: Option<Predecessor>,
 }
 
 impl<N: Netlink> fmt::Debug for IpvsPlane<N> {
@@ -147,6 +154,7 @@ impl<N: Netlink + 'static> IpvsPlane<N> {
             complained: Vec::new(),
             schedulers: HashMap::new(),
             takeover: Some(seams.takeover),
+            predecessor: Some(seams.predecessor),
         }
     }
 
@@ -333,6 +341,9 @@ impl<N: Netlink + 'static> Dataplane for IpvsPlane<N> {
     }
 
     fn superseded(&mut self, foreign: &HashMap<Key, Value>) -> Vec<Key> {
+        if self.predecessor.as_mut().is_some_and(|end| end()) {
+            self.predecessor = None;
+        }
         self.take_over(foreign)
     }
 

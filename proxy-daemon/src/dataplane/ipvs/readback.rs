@@ -55,6 +55,11 @@ impl<N: Netlink + 'static> SharedSeams<N> {
         *self.work.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether the module is there.
+    pub fn has_table(&self) -> bool {
+        self.seams.lock().unwrap_or_else(PoisonError::into_inner).table.exists()
+    }
+
     pub fn reader(&self, scope: Scope) -> Reader<Key> {
         let (seams, work) = (Arc::clone(&self.seams), Arc::clone(&self.work));
         Box::new(move |give| {

@@ -65,6 +65,7 @@ fn plane(conntrack: &FakeConntrack) -> IpvsPlane<FakeNetlink> {
             ),
             Box::new(|| None),
         ),
+        predecessor: Box::new(|| true),
     };
     IpvsPlane::new(config, seams)
 }
@@ -172,6 +173,35 @@ fn what_fails_costs_nothing_else_and_is_tried_with_the_next_change() {
     assert_eq!(plane.take_releases()[0].released, Some(1));
     plane.apply(&[create(real(web, OLD))]);
     assert_eq!(plane.take_releases(), []);
+}
+
+#[test]
+fn what_another_mode_left_is_ended_once() {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    let mut plane = plane(&FakeConntrack::default());
+    let calls = std::sync::Arc::new(AtomicUsize::new(0));
+    let count = std::sync::Arc::clone(&calls);
+    // It succeeds the second time.
+    plane.predecessor = Some(Box::new(move || count.fetch_add(1, Ordering::Relaxed) == 1));
+    plane.apply(&[create(real(frontend("10.96.0.10", Protocol::Tcp), NEW))]);
+    assert_eq!(calls.load(Ordering::Relaxed), 0, "not before all that is wanted is there");
+    for expected in [1, 2, 2] {
+        plane.superseded(&HashMap::new());
+        assert_eq!(calls.load(Ordering::Relaxed), expected);
+    }
+}
+
+#[test]
+fn without_ipvs_there_is_nothing_to_clean_up() {
+    let mut plane = plane(&FakeConntrack::default());
+    plane.generic = FakeNetlink::new(|_| Err(Errno(libc::ENOENT)));
+    let done = plane.cleanup(crate::dataplane::kubeproxy::Forwarding::Remove).unwrap();
+    let nothing = [
+        "removed 0 kernel objects of this daemon",
+        "removed 0 virtual servers and addresses of kube-proxy",
+    ];
+    assert_eq!(done[..2], nothing);
+    assert!(!done.iter().any(|what| what.contains(LINK)), "{done:?}");
 }
 
 #[test]

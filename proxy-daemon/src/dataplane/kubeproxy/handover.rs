@@ -161,6 +161,8 @@ impl Handover {
         Ok(())
     }
 
+    /// Removes the table, connections or not.
+    ///
     /// # Errors
     /// When the kernel refuses.
     pub fn release(&mut self, leftovers: &mut Leftovers) -> Result<(), LeftoverError> {
@@ -178,20 +180,6 @@ impl Handover {
             }
         }
         Ok(())
-    }
-
-    /// Takes everything down, connections or not: in words what was done.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn take_down(&mut self, leftovers: &mut Leftovers) -> Result<Vec<String>, LeftoverError> {
-        let done = if self.servers.present() {
-            self.servers.take_down(Forwarding::Remove)?
-        } else {
-            leftovers.remove(Forwarding::Remove)?.in_words().collect()
-        };
-        self.release(leftovers)?;
-        Ok(done)
     }
 }
 
