@@ -11,7 +11,7 @@ pub use endpoints::{Candidate, Categories, candidates, categorize};
 pub use frontend::{
     Backend, BackendSet, Frontend, FrontendKey, FrontendKind, Masquerade, PortName, WhenEmpty,
 };
-pub use lower::{LocalReady, Lowered, NodeView, lower};
+pub use lower::{FamilyCounts, LocalReady, Lowered, NoLocal, NodeView, lower};
 
 #[cfg(test)]
 mod tests;

@@ -18,7 +18,7 @@ use super::runner::Input;
 use crate::dataplane::{Dataplane, OpError, Surroundings, WorkDone};
 use crate::model::{Event, Family, NodeName, ObjectName};
 use crate::plan::{Claims, Conflict, Drain, Ledger, ObjectKey, Op, diff};
-use crate::policy::{Frontend, FrontendKey, Lowered, NodeView, PortName, lower};
+use crate::policy::{Frontend, FrontendKey, Lowered, NoLocal, NodeView, PortName, lower};
 use crate::state::State;
 
 use resync::Comparison;
@@ -55,8 +55,7 @@ pub struct EngineConfig {
 #[derive(Debug, Clone, Default)]
 struct Summary {
     backends: usize,
-    no_local_internal: usize,
-    no_local_external: usize,
+    no_local: NoLocal,
     /// Few have one.
     health_check: Option<Box<HealthCheck>>,
 }
@@ -209,11 +208,11 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
         if dirty.service_changes + dirty.slice_changes > 0 {
             self.observer.queued(now, dirty.service_changes, dirty.slice_changes);
         }
-        if dirty.node_changed {
-            let node = self.state.node();
+        if dirty.node_changed || dirty.node_presence_changed {
+            let node = self.state.node().filter(|_| self.state.node_is_there());
             self.observer.node(node.map(|node| !node.deleting && !node.scaling_down));
-            node_changed = true;
         }
+        node_changed |= dirty.node_changed;
         if dirty.node_changed || dirty.service_cidrs_changed {
             for (range, host) in self.state.shared_cidrs().filter(|_| dirty.service_cidrs_changed) {
                 warn!(
@@ -308,8 +307,7 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
         let mut lowered = self.lowered(name);
         let summary = Summary {
             backends: lowered.frontends.values().map(|f| f.backends.len()).sum(),
-            no_local_internal: lowered.no_local_internal,
-            no_local_external: lowered.no_local_external,
+            no_local: lowered.no_local,
             health_check: service.as_deref().and_then(|service| {
                 service.health_check_node_port.map(|port| {
                     let local_endpoints = lowered.local_ready;
@@ -367,10 +365,16 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
         let new = new.unwrap_or_default();
         let totals = &mut self.totals;
         totals.backends = totals.backends + new.backends - old.backends;
-        totals.no_local_internal =
-            totals.no_local_internal + new.no_local_internal - old.no_local_internal;
-        totals.no_local_external =
-            totals.no_local_external + new.no_local_external - old.no_local_external;
+        totals.no_local = NoLocal {
+            internal: totals
+                .no_local
+                .internal
+                .replace(old.no_local.internal, new.no_local.internal),
+            external: totals
+                .no_local
+                .external
+                .replace(old.no_local.external, new.no_local.external),
+        };
         if new.health_check != old.health_check {
             self.observer.health_check(name, new.health_check.as_deref().copied());
         }
