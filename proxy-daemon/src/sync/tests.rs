@@ -393,6 +393,48 @@ fn what_an_earlier_proxy_left_goes_when_all_that_is_wanted_is_there() {
     assert_eq!(bed.plane.kernel().foreign.len(), 1, "what is not kube-proxy's stays");
 }
 
+/// What kube-proxy left, in a kernel that refuses some objects for ever; how often it was asked
+/// for after each of so many comparisons.
+fn takeovers_beside(impossible: impl IntoIterator<Item = Key>) -> (Bed, [usize; 4]) {
+    let left = Key::Server(crate::policy::FrontendKey {
+        address: [10, 96, 0, 8].into(),
+        protocol: Protocol::Tcp,
+        port: NonZeroU16::new(80).unwrap(),
+    });
+    let mut bed = Bed::new();
+    {
+        let mut kernel = bed.plane.kernel();
+        kernel.foreign.insert(left.clone(), 7);
+        kernel.left.insert(left);
+        kernel.impossible = impossible.into_iter().collect();
+    }
+    bed.settle(web());
+    let takeovers = std::array::from_fn(|_| {
+        let so_far = bed.plane.kernel().takeovers;
+        bed.now += Duration::from_secs(31);
+        bed.settle(vec![]);
+        so_far
+    });
+    (bed, takeovers)
+}
+
+#[test]
+fn what_can_never_be_programmed_does_not_keep_what_an_earlier_proxy_left() {
+    let (bed, takeovers) = takeovers_beside([Key::Address([10, 96, 0, 1].into())]);
+    assert_eq!(takeovers, [0, 0, 1, 2], "from the third comparison on");
+    assert_eq!(bed.plane.kernel().foreign.len(), 0);
+    assert_eq!(bed.seen.last().failing_total, 1, "it is still named");
+}
+
+#[test]
+fn where_most_fails_what_an_earlier_proxy_left_stays() {
+    let mut all = Bed::new();
+    all.settle(web());
+    let (bed, takeovers) = takeovers_beside(all.keys());
+    assert_eq!(takeovers, [0; 4]);
+    assert_eq!(bed.plane.kernel().foreign.len(), 1);
+}
+
 #[test]
 fn a_node_that_goes_takes_nothing_with_it() {
     let mut bed = Bed::configured(EngineConfig {

@@ -107,6 +107,8 @@ pub struct Engine<D: Dataplane, O> {
     reported_work: WorkDone,
     next_resync: Option<Instant>,
     next_drain_poll: Option<Instant>,
+    /// Comparisons in a row after which a few objects were refused still.
+    held_back: u32,
     /// A list or a readback, as large as everything, came and went.
     shed: bool,
     /// The ledger was packed, after the first comparison.
@@ -154,6 +156,7 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
             reported_work: WorkDone::default(),
             next_resync: None,
             next_drain_poll: None,
+            held_back: 0,
             shed: false,
             compacted: false,
         }
@@ -418,7 +421,7 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
                 Ok(()) => self.fold(op, now),
                 Err(error) => {
                     failed += 1;
-                    if self.retry.failed(op.key(), error.to_string(), now) {
+                    if self.retry.failed(op.key(), &error, now) {
                         warn!(object = %op.key(), %error, "the kernel refused an operation");
                     }
                     if matches!(error, OpError::Unknown(_)) {
