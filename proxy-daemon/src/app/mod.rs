@@ -102,6 +102,7 @@ fn run(start: &Start<'_>) -> Result<(), Fatal> {
     match config.proxy_mode {
         ProxyMode::Ipvs => {
             let plane = ipvs::plane(config, &families)?;
+            let families = plane.families().to_vec();
             conntrack::apply(config);
             let traffic = Box::new(ipvs::traffic()?);
             let parts = Parts { plane, traffic, features: Vec::new() };

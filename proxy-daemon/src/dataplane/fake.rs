@@ -103,6 +103,8 @@ pub struct Kernel {
     pub requests: u64,
     /// Operations to refuse: how many are let through first, then how many fail.
     pub refuse: Option<(usize, usize)>,
+    /// Refused always.
+    pub impossible: BTreeSet<Key>,
     /// Like `refuse`, but the operation takes effect and its answer is lost.
     pub lose_answer: Option<(usize, usize)>,
     pub readbacks: usize,
@@ -142,7 +144,7 @@ impl Kernel {
     fn apply(&mut self, op: &Op<Key>) -> Result<(), OpError> {
         self.log.push(op.clone());
         self.requests += 1;
-        if counts_down(&mut self.refuse) {
+        if counts_down(&mut self.refuse) || self.impossible.contains(op.key()) {
             return Err(OpError::Refused("EINVAL".into()));
         }
         match op {

@@ -31,12 +31,46 @@ pub struct NodeView {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Lowered {
     pub frontends: BTreeMap<FrontendKey, Frontend>,
-    /// Ports with endpoints, of which none is here although the internal policy is Local.
-    pub no_local_internal: usize,
-    /// The same for the external policy.
-    pub no_local_external: usize,
+    pub no_local: NoLocal,
     /// For the health-check node port.
     pub local_ready: LocalReady,
+}
+
+/// Service ports with endpoints, of which none is here although the policy is Local: a port
+/// counts in each family that it has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct NoLocal {
+    pub internal: FamilyCounts,
+    pub external: FamilyCounts,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct FamilyCounts {
+    pub v4: usize,
+    pub v6: usize,
+}
+
+impl FamilyCounts {
+    #[must_use]
+    pub const fn of(self, family: Family) -> usize {
+        match family {
+            Family::V4 => self.v4,
+            Family::V6 => self.v6,
+        }
+    }
+
+    const fn add(&mut self, family: Family) {
+        match family {
+            Family::V4 => self.v4 += 1,
+            Family::V6 => self.v6 += 1,
+        }
+    }
+
+    /// `old` is a part of it.
+    #[must_use]
+    pub const fn replace(self, old: Self, new: Self) -> Self {
+        Self { v4: self.v4 + new.v4 - old.v4, v6: self.v6 + new.v6 - old.v6 }
+    }
 }
 
 /// Ready endpoints on this node, by family; `None` for one that the Service does not have.
@@ -86,7 +120,7 @@ where
         for family in families(service, node) {
             let endpoints = candidates(slices(), port, family);
             let categories = categorize(service, &endpoints, &node.name, node.zone.as_ref());
-            count_local(service, &categories, &mut lowered);
+            count_local(service, family, &categories, &mut lowered.no_local);
             collect_local_ready(&endpoints, &node.name, &mut local_ready);
             let sets = Sets::of(service, port, family, &categories, connected);
             lower_port((service, port, family), &categories, node, sets, &mut lowered.frontends);
@@ -116,15 +150,15 @@ fn collect_local_ready(
     into.extend(endpoints.iter().filter(here).map(|c| c.endpoint.address));
 }
 
-fn count_local(service: &Service, categories: &Categories, lowered: &mut Lowered) {
+fn count_local(service: &Service, family: Family, categories: &Categories, no_local: &mut NoLocal) {
     if !categories.any || !categories.local.is_empty() {
         return;
     }
     if service.internal_policy == TrafficPolicy::Local {
-        lowered.no_local_internal += 1;
+        no_local.internal.add(family);
     }
     if super::endpoints::is_external(service) && service.external_policy == TrafficPolicy::Local {
-        lowered.no_local_external += 1;
+        no_local.external.add(family);
     }
 }
 

@@ -12,7 +12,7 @@ pub use frontend::{
     Backend, BackendSet, Frontend, FrontendKey, FrontendKind, Known, KnownSet, Masquerade,
     PortName, WhenEmpty,
 };
-pub use lower::{LocalReady, Lowered, NodeView, lower};
+pub use lower::{FamilyCounts, LocalReady, Lowered, NoLocal, NodeView, lower};
 
 #[cfg(test)]
 mod tests;

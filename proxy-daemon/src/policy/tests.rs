@@ -222,7 +222,8 @@ fn local_with_endpoints_only_elsewhere_is_dropped() {
         assert_eq!(frontend.when_empty, WhenEmpty::Drop, "internal: {internal}");
         assert!(frontend.backends.is_empty());
     }
-    assert_eq!((lowered.no_local_internal, lowered.no_local_external), (1, 1));
+    let one = FamilyCounts { v4: 1, v6: 0 };
+    assert_eq!(lowered.no_local, NoLocal { internal: one, external: one });
 }
 
 #[test]

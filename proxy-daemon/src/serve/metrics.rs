@@ -25,6 +25,8 @@ use crate::config::{Config, KUBERNETES, NodePortAddresses, ProxyMode, Source};
 use crate::dataplane::Fill;
 use crate::dataplane::traffic::TrafficSource;
 use crate::model::{Family, Rejected};
+use crate::policy::NoLocal;
+use crate::state::Trigger;
 use crate::sync::{SyncKind, SyncReport};
 use crate::watch::SourceStats;
 
@@ -446,16 +448,15 @@ impl Metrics {
         }
     }
 
-    fn programmed(&self, triggers: &[SystemTime], now: SystemTime) {
-        let Some(family) = self.families.first() else {
-            return;
-        };
-        // One slice, one observation: under the first family, since a trigger time does
-        // not say of which family its slice was.
-        let histogram = self.programming.get_or_create_owned(&label(*family));
-        for trigger in triggers.iter().filter(|trigger| **trigger >= self.started) {
-            let took = now.duration_since(*trigger).unwrap_or_default();
-            histogram.observe(took.as_secs_f64());
+    /// One slice, one observation.
+    fn programmed(&self, triggers: &[Trigger], now: SystemTime) {
+        for family in &self.families {
+            let histogram = self.programming.get_or_create_owned(&label(*family));
+            let of_family = triggers.iter().filter(|(of, at)| of == family && *at >= self.started);
+            for (_, at) in of_family {
+                let took = now.duration_since(*at).unwrap_or_default();
+                histogram.observe(took.as_secs_f64());
+            }
         }
     }
 
@@ -506,9 +507,9 @@ impl Metrics {
         self.repaired.inc_by(totals.repaired.saturating_sub(self.repaired.get()));
         for family in &self.families {
             let ip_family = label(*family).ip_family;
-            for (traffic_policy, value) in
-                [("internal", totals.no_local_internal), ("external", totals.no_local_external)]
-            {
+            let NoLocal { internal, external } = totals.no_local;
+            for (traffic_policy, counts) in [("internal", internal), ("external", external)] {
+                let value = counts.of(*family);
                 let labels = PolicyLabels { ip_family, traffic_policy };
                 self.no_local_endpoints.get_or_create(&labels).set(level(value));
             }

@@ -11,10 +11,13 @@ use std::time::SystemTime;
 
 use ipnetwork::IpNetwork;
 
-use crate::model::{Change, EndpointSlice, Event, Node, ObjectName, Service, ServiceCidr};
+use crate::model::{Change, EndpointSlice, Event, Family, Node, ObjectName, Service, ServiceCidr};
 
 #[cfg(test)]
 mod prop_tests;
+
+/// `last-change-trigger-time` of a slice, and its family.
+pub type Trigger = (Family, SystemTime);
 
 /// What a batch of events touched.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -22,10 +25,12 @@ pub struct DirtySet {
     pub services: BTreeSet<ObjectName>,
     pub service_changes: usize,
     pub slice_changes: usize,
-    /// `last-change-trigger-time` of the changed slices, with their Service.
-    pub triggers: Vec<(ObjectName, SystemTime)>,
+    /// Of the changed slices, with their Service.
+    pub triggers: Vec<(ObjectName, Trigger)>,
     /// The Node changed in a way that can change what every Service means.
     pub node_changed: bool,
+    /// The Node came or went.
+    pub node_presence_changed: bool,
     pub service_cidrs_changed: bool,
 }
 
@@ -33,7 +38,7 @@ impl DirtySet {
     fn slice(&mut self, slice: &EndpointSlice) {
         self.services.insert(slice.service.clone());
         if let Some(at) = slice.triggered {
-            self.triggers.push((slice.service.clone(), at));
+            self.triggers.push((slice.service.clone(), (slice.family, at)));
         }
     }
 }
@@ -46,7 +51,9 @@ pub struct State {
     slices: HashMap<ObjectName, Vec<Arc<EndpointSlice>>>,
     /// Slice name to the Service it was last filed under.
     filed_under: HashMap<ObjectName, ObjectName>,
+    /// As last seen: it stays when the object goes.
     node: Option<Node>,
+    node_is_there: bool,
     service_cidrs: BTreeMap<ObjectName, Vec<IpNetwork>>,
     services_listed: bool,
     slices_listed: bool,
@@ -62,6 +69,7 @@ impl Default for State {
             slices: HashMap::new(),
             filed_under: HashMap::new(),
             node: None,
+            node_is_there: false,
             service_cidrs: BTreeMap::new(),
             services_listed: false,
             slices_listed: false,
@@ -99,9 +107,16 @@ impl State {
         self.services.keys()
     }
 
+    /// The Node as last seen, also when it is gone: nothing that works stops with it (kube-proxy
+    /// ends then, and its rules stay).
     #[must_use]
     pub fn node(&self) -> Option<&Node> {
         self.node.as_ref()
+    }
+
+    #[must_use]
+    pub const fn node_is_there(&self) -> bool {
+        self.node_is_there
     }
 
     /// The ranges of all ServiceCIDRs, each once, in which nothing but Services lives as
@@ -147,9 +162,14 @@ impl State {
                 Event::Slices(change) => self.apply_slices(change, &mut dirty),
                 Event::Node(node) => {
                     // That there is none is news at first, too.
-                    dirty.node_changed |= !self.node_seen || self.node != node;
+                    dirty.node_changed |= !self.node_seen;
                     self.node_seen = true;
-                    self.node = node;
+                    let was_there = std::mem::replace(&mut self.node_is_there, node.is_some());
+                    dirty.node_presence_changed |= was_there != node.is_some();
+                    if node.is_some() && self.node != node {
+                        self.node = node;
+                        dirty.node_changed = true;
+                    }
                 }
                 Event::ServiceCidrs(change) => self.apply_service_cidrs(change),
                 Event::Rejected(_) => {}

@@ -12,7 +12,7 @@ use ipnetwork::IpNetwork;
 use super::State;
 use crate::model::{
     Change, Endpoint, EndpointSlice, Event, Family, Node, NodeName, ObjectName, Protocol, Service,
-    ServiceCidr, ServicePort, SlicePort, TrafficPolicy,
+    ServiceCidr, ServicePort, SlicePort, TrafficPolicy, Zone,
 };
 
 #[derive(Debug, Clone)]
@@ -250,4 +250,28 @@ fn a_range_with_hosts_in_it_is_not_the_services_alone() {
     api.endpoints[0].address = [10, 99, 0, 100].into();
     assert!(state.apply([Event::Slices(Change::Applied(api))]).service_cidrs_changed);
     assert_eq!(state.service_cidrs(), []);
+}
+
+#[test]
+fn what_the_node_said_holds_when_it_is_gone() {
+    let node = |zone: &str| Node {
+        name: NodeName::new("node-a"),
+        zone: Some(Zone::new(zone)),
+        addresses: vec![[192, 0, 2, 2].into()],
+        pod_cidrs: vec!["10.244.0.0/24".parse().unwrap()],
+        deleting: false,
+        scaling_down: false,
+    };
+    let mut state = State::default();
+    let mut told = |said: Option<Node>| {
+        let dirty = state.apply([Event::Node(said)]);
+        let (held, there) = (state.node().cloned(), state.node_is_there());
+        (dirty.node_changed, dirty.node_presence_changed, held, there)
+    };
+    assert_eq!(told(None), (false, false, None, false));
+    assert_eq!(told(Some(node("a"))), (true, true, Some(node("a")), true));
+    assert_eq!(told(None), (false, true, Some(node("a")), false));
+    assert_eq!(told(None), (false, false, Some(node("a")), false));
+    assert_eq!(told(Some(node("a"))), (false, true, Some(node("a")), true));
+    assert_eq!(told(Some(node("b"))), (true, false, Some(node("b")), true));
 }

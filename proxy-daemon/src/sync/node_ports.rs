@@ -16,16 +16,29 @@ pub enum NodePortAddresses {
     Primary,
     /// The same, with this one in place of the Node's of its family.
     PrimaryOr(IpAddr),
+    /// Those in these; all of a family of which none is here, or the one that holds everything.
     Cidrs(Vec<IpNetwork>),
 }
 
 impl NodePortAddresses {
+    /// Loopback's is the one address that is not among those of [`NodePortAddresses::All`].
     fn includes(&self, address: IpAddr) -> bool {
         match self {
             Self::All => true,
             Self::Primary | Self::PrimaryOr(_) => false,
-            Self::Cidrs(cidrs) => cidrs.iter().any(|cidr| cidr.contains(address)),
+            Self::Cidrs(cidrs) => is_chosen(cidrs, address, |_| true),
         }
+    }
+}
+
+/// As kube-proxy: a choice is made for each family by itself.
+fn is_chosen(cidrs: &[IpNetwork], address: IpAddr, among_all: impl Fn(&IpAddr) -> bool) -> bool {
+    let family = Family::of(address);
+    let mut chosen = cidrs.iter().filter(|cidr| Family::of(cidr.ip()) == family).peekable();
+    if chosen.peek().is_none() || chosen.clone().any(|cidr| cidr.prefix() == 0) {
+        among_all(&address)
+    } else {
+        chosen.any(|cidr| cidr.contains(address))
     }
 }
 
@@ -47,7 +60,7 @@ pub fn node_port_addresses(
         NodePortAddresses::Cidrs(cidrs) => local
             .iter()
             .copied()
-            .filter(|address| cidrs.iter().any(|cidr| cidr.contains(*address)))
+            .filter(|address| is_chosen(cidrs, *address, usable_for_node_ports))
             .collect(),
     };
     let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -92,6 +105,35 @@ mod tests {
     }
 
     #[test]
+    fn each_family_is_chosen_by_itself_and_a_network_of_everything_is_no_choice() {
+        let local = [
+            "127.0.0.1",
+            "169.254.0.1",
+            "192.0.2.1",
+            "198.51.100.1",
+            "::1",
+            "fe80::1",
+            "2001:db8::1",
+            "2001:db8:1::1",
+        ]
+        .map(|ip| ip.parse::<IpAddr>().unwrap());
+        let choose = |cidrs: &str| {
+            let cidrs = cidrs.split(',').map(|cidr| cidr.parse().unwrap()).collect();
+            let choice = NodePortAddresses::Cidrs(cidrs);
+            let chosen = node_port_addresses(&choice, &local, &[], false);
+            chosen.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+        };
+        let (all_v4, all_v6) = ("192.0.2.1 198.51.100.1", "2001:db8::1 2001:db8:1::1");
+        assert_eq!(choose("192.0.2.0/24"), format!("192.0.2.1 {all_v6}"));
+        assert_eq!(choose("2001:db8:1::/64"), format!("{all_v4} 2001:db8:1::1"));
+        assert_eq!(choose("192.0.2.0/24,2001:db8:1::/64"), "192.0.2.1 2001:db8:1::1");
+        assert_eq!(choose("0.0.0.0/0"), format!("{all_v4} {all_v6}"));
+        assert_eq!(choose("0.0.0.0/0,::/0"), format!("{all_v4} {all_v6}"));
+        assert_eq!(choose("192.0.2.0/24,0.0.0.0/0,2001:db8::/64"), format!("{all_v4} 2001:db8::1"));
+        assert_eq!(choose("203.0.113.0/24"), all_v6, "none of the family is there");
+    }
+
+    #[test]
     fn localhost_is_one_of_all_and_of_the_networks_that_hold_it() {
         let [own, localhost] = ["198.51.100.1", "127.0.0.1"].map(|ip| ip.parse().unwrap());
         let choose = |choice: &NodePortAddresses, on| {
@@ -105,6 +147,8 @@ mod tests {
         assert_eq!(choose(&NodePortAddresses::Primary, true), [own]);
         assert_eq!(choose(&within(&["198.51.100.0/24"]), true), [own]);
         assert_eq!(choose(&within(&["127.0.0.0/8"]), true), [localhost]);
+        assert_eq!(choose(&within(&["0.0.0.0/0"]), true), [localhost, own]);
+        assert_eq!(choose(&within(&["2001:db8::/32"]), true), [localhost, own]);
         assert!(choose(&within(&["127.0.0.0/8"]), false).is_empty());
     }
 }

@@ -1,10 +1,10 @@
 //! Services that wait to be lowered again, most urgent first.
 
 use std::collections::{BTreeMap, HashMap};
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use crate::model::ObjectName;
-use crate::state::DirtySet;
+use crate::state::{DirtySet, Trigger};
 
 /// What waits, and since when.
 #[derive(Debug, Default)]
@@ -15,7 +15,7 @@ pub struct Queue {
     waiting: BTreeMap<Place, ObjectName>,
     places: HashMap<ObjectName, Place>,
     arrivals: u64,
-    triggers: BTreeMap<ObjectName, Vec<SystemTime>>,
+    triggers: BTreeMap<ObjectName, Vec<Trigger>>,
     service_changes: usize,
     slice_changes: usize,
     oldest: Option<Instant>,
@@ -34,7 +34,7 @@ pub enum Urgency {
 #[derive(Debug, Default)]
 pub struct Taken {
     pub services: Vec<ObjectName>,
-    pub triggers: Vec<SystemTime>,
+    pub triggers: Vec<Trigger>,
     pub service_changes: usize,
     pub slice_changes: usize,
 }
@@ -67,8 +67,8 @@ impl Queue {
         for name in dirty.services {
             self.push(name, Urgency::Changed);
         }
-        for (service, at) in dirty.triggers {
-            self.triggers.entry(service).or_default().push(at);
+        for (service, trigger) in dirty.triggers {
+            self.triggers.entry(service).or_default().push(trigger);
         }
     }
 

@@ -4,11 +4,12 @@
 
 use std::net::IpAddr;
 use std::num::NonZeroU16;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use crate::dataplane::{Fill, FlowRelease};
 use crate::model::{ObjectName, Rejected};
-use crate::policy::{FrontendKey, LocalReady, PortName};
+use crate::policy::{FrontendKey, LocalReady, NoLocal, PortName};
+use crate::state::Trigger;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SyncKind {
@@ -29,9 +30,7 @@ pub struct Totals {
     pub conflicts: usize,
     /// Backends at weight 0 that wait for their last connection.
     pub draining: usize,
-    /// Service ports with endpoints but none on this node, by policy.
-    pub no_local_internal: usize,
-    pub no_local_external: usize,
+    pub no_local: NoLocal,
     /// Kernel objects that the last comparison with the kernel found to be wrong or not
     /// there, and could not repair.
     pub missing: usize,
@@ -57,8 +56,8 @@ pub struct SyncReport {
     /// Objects whose changes this round programmed.
     pub service_changes: usize,
     pub slice_changes: usize,
-    /// `last-change-trigger-time` of the slices programmed in this round.
-    pub triggers: Vec<SystemTime>,
+    /// Of the slices programmed in this round.
+    pub triggers: Vec<Trigger>,
     pub ops_applied: usize,
     pub ops_failed: usize,
     pub work: Work,

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use super::report::{Failing, SyncReport};
+use crate::dataplane::OpError;
 use crate::plan::ObjectKey;
 
 /// First delay after a failure; doubled each time.
@@ -22,6 +23,8 @@ struct Failure {
     attempts: u32,
     next: Instant,
     error: String,
+    /// The last time, and not by an answer that was lost.
+    refused: bool,
 }
 
 #[derive(Debug)]
@@ -38,17 +41,21 @@ impl<K> Default for Retry<K> {
 impl<K: ObjectKey> Retry<K> {
     /// Records a failure; true when it is the first one or says something new, that is
     /// when it is worth a log line.
-    pub fn failed(&mut self, key: &K, error: String, now: Instant) -> bool {
+    pub fn failed(&mut self, key: &K, error: &OpError, now: Instant) -> bool {
+        let refused = matches!(error, OpError::Refused(_));
+        let error = error.to_string();
         let failure = self.failures.entry(key.clone()).or_insert_with(|| Failure {
             since: now,
             attempts: 0,
             next: now,
             error: String::new(),
+            refused,
         });
         let news = failure.error != error;
         failure.attempts = failure.attempts.saturating_add(1);
         failure.next = now + backoff(failure.attempts);
         failure.error = error;
+        failure.refused = refused;
         news
     }
 
@@ -71,6 +78,11 @@ impl<K: ObjectKey> Retry<K> {
 
     pub fn len(&self) -> usize {
         self.failures.len()
+    }
+
+    /// The kernel answers for all that fails, and says no.
+    pub fn all_refused(&self) -> bool {
+        self.failures.values().all(|failure| failure.refused)
     }
 
     /// The longest failing ones.

@@ -10,7 +10,7 @@ use super::*;
 use crate::dataplane::fake::{Fake, Key};
 use crate::model::{
     Change, Endpoint, EndpointSlice, Event, Family, NodeName, ObjectName, Placement, Protocol,
-    Rejected, Service, ServicePort, SlicePort, TrafficPolicy,
+    Rejected, Service, ServicePort, SlicePort, TrafficPolicy, Zone,
 };
 use crate::plan::Op;
 use crate::policy::FrontendKey;
@@ -152,10 +152,18 @@ impl Bed {
 
     /// A new engine on a kernel that may hold something already.
     pub fn on(plane: Fake) -> Self {
+        Self::with(plane, config())
+    }
+
+    fn configured(config: EngineConfig) -> Self {
+        Self::with(Fake::default(), config)
+    }
+
+    fn with(plane: Fake, config: EngineConfig) -> Self {
         let seen = Seen::default();
         let now = Instant::now();
-        let engine = Engine::new(plane.clone(), seen.clone(), config(), now)
-            .with_background(Box::new(AtOnce));
+        let engine =
+            Engine::new(plane.clone(), seen.clone(), config, now).with_background(Box::new(AtOnce));
         Self { plane, seen, engine, now }
     }
 
@@ -418,6 +426,103 @@ fn what_an_earlier_proxy_left_goes_when_all_that_is_wanted_is_there() {
     // What is in an unwanted server goes with it: nobody could reach it.
     assert_eq!(bed.log(), [Op::Delete(backend), Op::Delete(left)]);
     assert_eq!(bed.plane.kernel().foreign.len(), 1, "what is not kube-proxy's stays");
+}
+
+/// What kube-proxy left, in a kernel that refuses some objects for ever; how often it was asked
+/// for after each of so many comparisons.
+fn takeovers_beside(impossible: impl IntoIterator<Item = Key>) -> (Bed, [usize; 4]) {
+    let left = Key::Server(crate::policy::FrontendKey {
+        address: [10, 96, 0, 8].into(),
+        protocol: Protocol::Tcp,
+        port: NonZeroU16::new(80).unwrap(),
+    });
+    let mut bed = Bed::new();
+    {
+        let mut kernel = bed.plane.kernel();
+        kernel.foreign.insert(left.clone(), 7);
+        kernel.left.insert(left);
+        kernel.impossible = impossible.into_iter().collect();
+    }
+    bed.settle(web());
+    let takeovers = std::array::from_fn(|_| {
+        let so_far = bed.plane.kernel().takeovers;
+        bed.now += Duration::from_secs(31);
+        bed.settle(vec![]);
+        so_far
+    });
+    (bed, takeovers)
+}
+
+#[test]
+fn what_can_never_be_programmed_does_not_keep_what_an_earlier_proxy_left() {
+    let (bed, takeovers) = takeovers_beside([Key::Address([10, 96, 0, 1].into())]);
+    assert_eq!(takeovers, [0, 0, 1, 2], "from the third comparison on");
+    assert_eq!(bed.plane.kernel().foreign.len(), 0);
+    assert_eq!(bed.seen.last().failing_total, 1, "it is still named");
+}
+
+#[test]
+fn where_most_fails_what_an_earlier_proxy_left_stays() {
+    let mut all = Bed::new();
+    all.settle(web());
+    let (bed, takeovers) = takeovers_beside(all.keys());
+    assert_eq!(takeovers, [0; 4]);
+    assert_eq!(bed.plane.kernel().foreign.len(), 1);
+}
+
+#[test]
+fn a_node_that_goes_takes_nothing_with_it() {
+    let mut bed = Bed::configured(EngineConfig {
+        node_port_addresses: NodePortAddresses::Primary,
+        ..config()
+    });
+    let node = crate::model::Node {
+        name: NodeName::new("node-a"),
+        zone: Some(Zone::new("zone-a")),
+        addresses: vec![[10, 99, 0, 2].into()],
+        pod_cidrs: vec![],
+        deleting: false,
+        scaling_down: false,
+    };
+    let mut exposed = service("web", 1);
+    exposed.ports[0].node_port = NonZeroU16::new(30080);
+    let mut inputs = lists(vec![exposed], vec![slice("web", &[1])]);
+    inputs[1] = Input::Object(Event::Node(Some(node.clone())));
+    bed.settle(inputs);
+    let before = bed.keys();
+    assert!(before.contains(&Key::Address([10, 99, 0, 2].into())));
+    bed.log();
+    for said in [None, Some(node)] {
+        let there = said.is_some();
+        bed.settle(vec![Input::Object(Event::Node(said))]);
+        assert_eq!(bed.log(), []);
+        let told = bed.seen.nodes.lock().unwrap().last().copied();
+        assert_eq!(told, Some(there.then_some(true)), "health hears of it");
+    }
+    assert_eq!(bed.keys(), before);
+}
+
+#[test]
+fn each_familys_local_endpoints_and_triggers_are_its_own() {
+    let mut dual = service("web", 1);
+    dual.cluster_ips.push([0xfd00_u16, 0, 0, 0, 0, 0, 0, 1].into());
+    dual.internal_policy = TrafficPolicy::Local;
+    let at = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1);
+    let elsewhere = Placement { node: Some(NodeName::new("node-b")), ..Placement::default() };
+    let mut v6 = slice("web", &[1]);
+    v6.name = ObjectName::new("ns", "web-6");
+    v6.family = Family::V6;
+    v6.triggered = Some(at);
+    v6.endpoints[0].address = [0xfd00_u16, 1, 0, 0, 0, 0, 0, 1].into();
+    v6.endpoints[0].placement = Arc::new(elsewhere);
+    let mut bed = Bed::new();
+    bed.step(lists(vec![dual], vec![slice("web", &[1]), v6]));
+    bed.settle(vec![]);
+    let no_local = bed.seen.last().totals.no_local;
+    assert_eq!((no_local.internal.v4, no_local.internal.v6), (0, 1));
+    let reports = bed.seen.reports.lock().unwrap();
+    let triggers: Vec<_> = reports.iter().flat_map(|report| report.triggers.clone()).collect();
+    assert_eq!(triggers, [(Family::V6, at)]);
 }
 
 #[test]

@@ -55,7 +55,22 @@ fn node_port_addresses(cx: &mut Context<'_>) -> Result<()> {
     cx.look(&[
         from(&["a3", "outside"]).to(&fabric).answers(&["a0", "b0"]),
         from(&["a3", "node-a"]).to(&refusable(&bridge)).refused(),
-    ])
+    ])?;
+    if !cx.has_v4() || !cx.has_v6() {
+        return Ok(());
+    }
+    // The other family is as without the flag.
+    for (chosen, is_v4) in [("10.99.0.0/24", true), ("fd00:99::/64,0.0.0.0/0", false)] {
+        cx.restart(0, &[&format!("--nodeport-addresses={chosen}")])?;
+        let (limited, free): (Vec<_>, Vec<_>) =
+            bridge.iter().copied().partition(|(_, address)| address.is_ipv4() == is_v4);
+        cx.look(&[
+            from(&["a3", "outside"]).to(&fabric).answers(&["a0", "b0"]),
+            from(&["a3", "node-a"]).to(&free).answers(&["a0", "b0"]),
+            from(&["a3", "node-a"]).to(&refusable(&limited)).refused(),
+        ])?;
+    }
+    Ok(())
 }
 
 fn node_port_primary(cx: &mut Context<'_>) -> Result<()> {

@@ -88,6 +88,10 @@ fn node_goes(cx: &mut Context<'_>) -> Result<()> {
         json!([{"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"}]);
     let mut deleting = node.clone();
     deleting["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+    let web = cx.service("web", &[Front::NodePort]).endpoints(&["a0", "b0"]);
+    cx.program(&[&web])?;
+    cx.restart(0, &["--nodeport-addresses=primary"])?;
+    let own = cx.node_ports_of(&web, 0);
     statuses(cx, 200, true)?;
     let gone = |cx: &mut Context<'_>| {
         for object in [tainted, deleting] {
@@ -96,6 +100,9 @@ fn node_goes(cx: &mut Context<'_>) -> Result<()> {
             // Fields of the server's that a change cannot take away go with the object.
             let _ = cx.bed.api().store().delete("Node", "", cx.node(0).name());
             statuses(cx, 503, false).context("gone")?;
+            // It has seen that by now, and nothing that works stops.
+            cx.settle()?;
+            cx.look(&[from(&["a3", "outside"]).to(&own).answers(&["a0", "b0"])])?;
             cx.bed.apply(node.clone())?;
             statuses(cx, 200, true).context("back")?;
         }

@@ -1,12 +1,16 @@
 //! The daemon against the test API server, on a kernel that has IPVS.
 
 use std::collections::BTreeSet;
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
 use proxy_tests::apiserver::Options;
 
-use crate::node::{Bed, Clients, LONG, SYNCED, load_recorded, plain, serve, web, web_address};
+use crate::node::{
+    Bed, Clients, FULL_ROUNDS, LONG, SYNCED, load_recorded, plain, serve, table, until, web,
+    web_address,
+};
 use crate::{in_namespace, run, run_with};
 
 /// What kube-proxy's ipvs mode makes of the recorded objects.
@@ -114,5 +118,50 @@ fn virtual_servers_of_other_namespaces_hide_none_of_ours() {
         assert_eq!(written.unwrap_or(0.0), 0.0, "writes after a restart\n{}", daemon.log());
         drop(release);
         other.join().expect("the other namespace");
+    });
+}
+
+/// The addresses on the link, as `ip` writes them.
+fn on_the_link() -> BTreeSet<String> {
+    let shown = Command::new("ip").args(["-o", "addr", "show", "dev", "kube-ipvs0"]).output();
+    let text = String::from_utf8_lossy(&shown.expect("ip").stdout).into_owned();
+    let address = |line: &str| line.split_whitespace().nth(3).map(ToOwned::to_owned);
+    text.lines().filter_map(address).collect()
+}
+
+/// kube-proxy deletes the link when it starts in another mode, and with `--cleanup`.
+#[test]
+#[ignore = "needs a guest kernel: cargo xtask vm"]
+fn a_link_that_was_deleted_is_made_anew_and_its_addresses_are_still_services() {
+    in_namespace(|| {
+        let bed = Bed::new(plain());
+        bed.api.store().load_generated(50, 2);
+        bed.apply(web(&["10.99.0.11"]));
+        let daemon = bed.daemon_with(&["--ipvs-sync-period=3s"]);
+        daemon.wait_for("node_dataplane_frontends", LONG, |n| n >= 52.0).expect("programmed");
+        // Two families each.
+        let rounds = |more: f64| {
+            let so_far = daemon.metric(FULL_ROUNDS).expect("metrics").unwrap_or(0.0);
+            let wanted = so_far + 2.0 * more;
+            daemon.wait_for(FULL_ROUNDS, LONG, |n| n >= wanted).expect("more full rounds");
+        };
+        let count = |name: &str| daemon.metric(name).expect("metrics").unwrap_or(0.0);
+        let seen = || {
+            (table(), count("node_dataplane_frontends"), count("node_dataplane_frontend_conflicts"))
+        };
+        rounds(1.0);
+        let (before, addresses) = (seen(), on_the_link());
+        assert!(addresses.len() >= 52, "{addresses:?}");
+        for time in 1..=2 {
+            run("ip", &["link", "del", "kube-ipvs0"]);
+            until("the addresses are back", LONG, || on_the_link() == addresses);
+            rounds(2.0);
+            let operations = count("node_dataplane_ops_total");
+            rounds(2.0);
+            assert_eq!(seen(), before, "time {time}\n{}", daemon.log());
+            assert_eq!(on_the_link(), addresses);
+            let later = count("node_dataplane_ops_total");
+            assert_eq!(later, operations, "time {time}: it is quiet\n{}", daemon.log());
+        }
     });
 }

@@ -276,9 +276,31 @@ impl<N: Netlink + 'static> IpvsPlane<N> {
     pub fn check(&mut self) -> Result<(), PlaneError> {
         let requests = self.requests()?;
         self.open_link()?;
+        self.leave_out_disabled();
         self.set_sysctls()?;
         self.check_scheduler()?;
         self.set_timeouts(requests)
+    }
+
+    /// The families of Services that it programs; fewer after [`IpvsPlane::check`] when the
+    /// kernel has one switched off.
+    pub fn families(&self) -> &[Family] {
+        &self.config.families
+    }
+
+    /// Where IPv6 is off the link takes no address of the family (`EACCES`): each Service
+    /// would fail for ever.
+    fn leave_out_disabled(&mut self) {
+        let name = format!("net/ipv6/conf/{LINK}/disable_ipv6");
+        let disabled = Sysctls::at(&self.config.sysctl_root).read(&name);
+        if disabled.is_ok_and(|value| value == "1") && self.config.families.contains(&Family::V6) {
+            self.config.families.retain(|family| *family != Family::V6);
+            warn!(
+                sysctl = name,
+                "IPv6 is switched off: only IPv4 Services are programmed. When it is on, also \
+                 for {LINK}, restart this daemon"
+            );
+        }
     }
 
     fn open_link(&mut self) -> Result<(), PlaneError> {

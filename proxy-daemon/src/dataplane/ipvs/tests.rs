@@ -108,6 +108,25 @@ const OLD: &str = "10.244.0.1:5353";
 const NEW: &str = "10.244.0.2:5353";
 
 #[test]
+fn a_family_that_the_kernel_has_switched_off_is_left_out() {
+    let root = tempfile::tempdir().unwrap();
+    let directory = root.path().join("net/ipv6/conf/kube-ipvs0");
+    std::fs::create_dir_all(&directory).unwrap();
+    let families = |disabled: Option<&str>| {
+        if let Some(disabled) = disabled {
+            std::fs::write(directory.join("disable_ipv6"), disabled).unwrap();
+        }
+        let mut plane = plane(&FakeConntrack::default());
+        plane.config.sysctl_root = root.path().to_owned();
+        plane.leave_out_disabled();
+        plane.families().to_vec()
+    };
+    assert_eq!(families(None), Family::ALL);
+    assert_eq!(families(Some("0\n")), Family::ALL);
+    assert_eq!(families(Some("1\n")), [Family::V4]);
+}
+
+#[test]
 fn a_removed_endpoint_releases_its_udp_flows_with_one_dump() {
     let conntrack = FakeConntrack::default();
     let mut plane = plane(&conntrack);

@@ -6,7 +6,7 @@ use crate::dataplane::traffic::{
 };
 use crate::dataplane::{Fill, FlowRelease, PlaneError};
 use crate::model::Rejected;
-use crate::policy::PortName;
+use crate::policy::{FamilyCounts, NoLocal, PortName};
 
 /// kube-proxy 1.36.2's page of a small cluster in nftables mode.
 const KUBE_PROXY_PAGE: &str = include_str!("../fixtures/kube-proxy-1.36.2-metrics.txt");
@@ -206,7 +206,8 @@ pub async fn full_page() -> String {
     bed.queued(1_000, 3, 2);
     bed.synced(2_000, |report| {
         report.kind = SyncKind::Full;
-        report.triggers = vec![SystemTime::UNIX_EPOCH + Duration::from_secs(EPOCH + 1)];
+        report.triggers =
+            vec![(Family::V4, SystemTime::UNIX_EPOCH + Duration::from_secs(EPOCH + 1))];
     });
     bed.synced(3_000, |report| {
         report.fills = vec![Fill { table: "SLOTS", used: 1, capacity: 2, growths: 0 }];
@@ -305,7 +306,13 @@ async fn metrics_count_what_a_round_did() {
     bed.synced(2_000, |report| {
         report.service_changes = 2;
         report.pending = 3;
-        report.triggers = vec![started - Duration::from_secs(1), started + Duration::from_secs(1)];
+        let [before, after] = [started - Duration::from_secs(1), started + Duration::from_secs(1)];
+        report.triggers = vec![
+            (Family::V4, before),
+            (Family::V4, after),
+            (Family::V6, after),
+            (Family::V6, after),
+        ];
         report.ops_applied = 5;
         report.ops_failed = 1;
         report.work = Work { requests: 6, dumps: 2, sends: 1 };
@@ -320,7 +327,10 @@ async fn metrics_count_what_a_round_did() {
             services: 10,
             frontends: 12,
             backends: 30,
-            no_local_external: 4,
+            no_local: NoLocal {
+                internal: FamilyCounts { v4: 0, v6: 3 },
+                external: FamilyCounts { v4: 1, v6: 4 },
+            },
             ..Totals::default()
         };
     });
@@ -337,6 +347,10 @@ async fn metrics_count_what_a_round_did() {
         "kubeproxy_network_programming_duration_seconds_count{ip_family=\"IPv4\"} 1",
         "kubeproxy_network_programming_duration_seconds_bucket{le=\"0.5\",ip_family=\"IPv4\"} 0",
         "kubeproxy_network_programming_duration_seconds_bucket{le=\"1\",ip_family=\"IPv4\"} 1",
+        "kubeproxy_network_programming_duration_seconds_count{ip_family=\"IPv6\"} 2",
+        "kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family=\"IPv4\",traffic_policy=\"internal\"} 0",
+        "kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family=\"IPv4\",traffic_policy=\"external\"} 1",
+        "kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family=\"IPv6\",traffic_policy=\"internal\"} 3",
         "kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family=\"IPv6\",traffic_policy=\"external\"} 4",
         "node_dataplane_ops_total{result=\"applied\"} 5",
         "node_dataplane_ops_total{result=\"failed\"} 1",

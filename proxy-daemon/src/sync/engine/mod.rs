@@ -19,7 +19,7 @@ use super::runner::Input;
 use crate::dataplane::{Dataplane, OpError, Surroundings, WorkDone};
 use crate::model::{Event, Family, NodeName, ObjectName};
 use crate::plan::{Claims, Conflict, Drain, Ledger, ObjectKey, Op};
-use crate::policy::{Frontend, FrontendKey, Lowered, NodeView, PortName, lower};
+use crate::policy::{Frontend, FrontendKey, Lowered, NoLocal, NodeView, PortName, lower};
 use crate::state::State;
 
 use resync::Comparison;
@@ -57,8 +57,7 @@ pub struct EngineConfig {
 #[derive(Debug, Clone, Default)]
 struct Summary {
     backends: usize,
-    no_local_internal: usize,
-    no_local_external: usize,
+    no_local: NoLocal,
     /// Few have one.
     health_check: Option<Box<HealthCheck>>,
 }
@@ -112,6 +111,8 @@ pub struct Engine<D: Dataplane, O> {
     reported_work: WorkDone,
     next_resync: Option<Instant>,
     next_drain_poll: Option<Instant>,
+    /// Comparisons in a row after which a few objects were refused still.
+    held_back: u32,
     /// A list or a readback, as large as everything, came and went.
     shed: bool,
     /// The ledger was packed, after the first comparison.
@@ -160,6 +161,7 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
             reported_work: WorkDone::default(),
             next_resync: None,
             next_drain_poll: None,
+            held_back: 0,
             shed: false,
             compacted: false,
         }
@@ -238,11 +240,11 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
         if dirty.service_changes + dirty.slice_changes > 0 {
             self.observer.queued(now, dirty.service_changes, dirty.slice_changes);
         }
-        if dirty.node_changed {
-            let node = self.state.node();
+        if dirty.node_changed || dirty.node_presence_changed {
+            let node = self.state.node().filter(|_| self.state.node_is_there());
             self.observer.node(node.map(|node| !node.deleting && !node.scaling_down));
-            node_changed = true;
         }
+        node_changed |= dirty.node_changed;
         if dirty.node_changed || dirty.service_cidrs_changed {
             for (range, host) in self.state.shared_cidrs().filter(|_| dirty.service_cidrs_changed) {
                 warn!(
@@ -341,8 +343,7 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
         let mut lowered = self.lowered(name);
         let summary = Summary {
             backends: lowered.frontends.values().map(|f| f.backends.len()).sum(),
-            no_local_internal: lowered.no_local_internal,
-            no_local_external: lowered.no_local_external,
+            no_local: lowered.no_local,
             health_check: service.as_deref().and_then(|service| {
                 service.health_check_node_port.map(|port| {
                     let local_endpoints = lowered.local_ready;
@@ -402,10 +403,16 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
         let new = new.unwrap_or_default();
         let totals = &mut self.totals;
         totals.backends = totals.backends + new.backends - old.backends;
-        totals.no_local_internal =
-            totals.no_local_internal + new.no_local_internal - old.no_local_internal;
-        totals.no_local_external =
-            totals.no_local_external + new.no_local_external - old.no_local_external;
+        totals.no_local = NoLocal {
+            internal: totals
+                .no_local
+                .internal
+                .replace(old.no_local.internal, new.no_local.internal),
+            external: totals
+                .no_local
+                .external
+                .replace(old.no_local.external, new.no_local.external),
+        };
         if new.health_check != old.health_check {
             self.observer.health_check(name, new.health_check.as_deref().copied());
         }
@@ -450,7 +457,7 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
                 Ok(()) => self.fold(op, &mut standings, now),
                 Err(error) => {
                     failed += 1;
-                    if self.retry.failed(op.key(), error.to_string(), now) {
+                    if self.retry.failed(op.key(), &error, now) {
                         warn!(object = %op.key(), %error, "the kernel refused an operation");
                     }
                     if matches!(error, OpError::Unknown(_)) {

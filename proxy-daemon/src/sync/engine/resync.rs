@@ -13,6 +13,10 @@ use super::{DRAIN_POLL, Engine, Outcome};
 use crate::dataplane::{Dataplane, Piece, PlaneError};
 use crate::plan::{ObjectKey as _, Op, Sweep};
 
+/// After this many comparisons in a row what an earlier proxy left does not wait any longer
+/// for the few objects that the kernel refuses.
+const PATIENCE: u32 = 3;
+
 /// Pieces of a readback folded in before a round.
 const PIECES: usize = 4;
 
@@ -143,6 +147,28 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
         }
     }
 
+    /// Normally not before all that is wanted is there. But rules that nobody looks after any
+    /// more grow wrong for all Services: one that can never be programmed must not keep them.
+    /// When most of what is wanted fails, what there is may be all that works.
+    fn may_supersede(&mut self) -> bool {
+        let failing = self.retry.len();
+        if failing == 0 {
+            self.held_back = 0;
+            return true;
+        }
+        if failing * 2 > self.ledger.len() || !self.retry.all_refused() {
+            return false;
+        }
+        self.held_back = self.held_back.saturating_add(1);
+        if self.held_back == PATIENCE {
+            warn!(
+                failing,
+                "what another proxy left is removed although the kernel goes on refusing these"
+            );
+        }
+        self.held_back >= PATIENCE
+    }
+
     /// What an earlier proxy left and nobody wants goes once all that is wanted is there.
     fn supersede(&mut self, now: Instant) -> Outcome {
         let left: BTreeSet<D::Key> = self.plane.superseded(&self.foreign).into_iter().collect();
@@ -175,7 +201,7 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
         self.resume_drains(&unwanted, now);
         let ops = self.differences(&unwanted);
         let mut outcome = self.apply(&ops, now);
-        if outcome.failed == 0 && self.retry.len() == 0 {
+        if self.may_supersede() {
             outcome = outcome + self.supersede(now);
         }
         self.settle_retries();
