@@ -67,9 +67,16 @@ impl LocalReady {
     }
 }
 
-/// Lowers a Service to its frontends. Pure: the same input gives the same output.
+/// Lowers a Service to its frontends. Pure: the same input gives the same output. `connected`
+/// tells whether there may be connections at a frontend: a hidden one that no frontend leads to
+/// any more stays for them, without backends.
 #[must_use]
-pub fn lower<'a, I>(service: &Service, slices: impl Fn() -> I, node: &NodeView) -> Lowered
+pub fn lower<'a, I>(
+    service: &Service,
+    slices: impl Fn() -> I,
+    node: &NodeView,
+    connected: &dyn Fn(&FrontendKey) -> bool,
+) -> Lowered
 where
     I: Iterator<Item = &'a EndpointSlice>,
 {
@@ -81,7 +88,8 @@ where
             let categories = categorize(service, &endpoints, &node.name, node.zone.as_ref());
             count_local(service, &categories, &mut lowered);
             collect_local_ready(&endpoints, &node.name, &mut local_ready);
-            lower_port(service, port, family, &categories, node, &mut lowered.frontends);
+            let sets = Sets::of(service, port, family, &categories, connected);
+            lower_port((service, port, family), &categories, node, sets, &mut lowered.frontends);
         }
     }
     for family in families(service, node) {
@@ -121,14 +129,12 @@ fn count_local(service: &Service, categories: &Categories, lowered: &mut Lowered
 }
 
 fn lower_port(
-    service: &Service,
-    port: &ServicePort,
-    family: Family,
+    (service, port, family): (&Service, &ServicePort, Family),
     categories: &Categories,
     node: &NodeView,
+    sets: Sets,
     frontends: &mut BTreeMap<FrontendKey, Frontend>,
 ) {
-    let sets = Sets::of(service, port, family, categories);
     let name = PortName { service: service.name.clone(), port: port.name.clone() };
     let internal = internal_frontend(service, &name, categories, node);
     let external = external_frontend(service, &name, categories, node, &sets);
@@ -163,14 +169,14 @@ fn lower_port(
             claim(address, number, frontend);
         }
     }
-    if let Some((key, local)) = sets.hidden {
-        let hidden = Frontend {
+    if let Some((key, holds)) = sets.hidden {
+        let mut hidden = Frontend {
             kind: FrontendKind::Hidden,
-            short_circuit: None,
-            shared: None,
-            masquerade: Masquerade::Never,
-            ..set_frontend(service, &name, categories, local)
+            ..set_frontend(service, &name, categories, holds == Holds::Local)
         };
+        if holds == Holds::Nothing {
+            hidden.backends = BackendSet::default();
+        }
         claim(key.address, key.port, hidden);
     }
 }
@@ -245,34 +251,51 @@ fn set_frontend(
 struct Sets {
     short_circuit: Option<FrontendKey>,
     shared: Option<FrontendKey>,
-    /// With the Local set, or else the Cluster set.
-    hidden: Option<(FrontendKey, bool)>,
+    hidden: Option<(FrontendKey, Holds)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Holds {
+    Local,
+    Cluster,
+    /// Connections of earlier.
+    Nothing,
 }
 
 impl Sets {
-    fn of(service: &Service, port: &ServicePort, family: Family, categories: &Categories) -> Self {
+    fn of(
+        service: &Service,
+        port: &ServicePort,
+        family: Family,
+        categories: &Categories,
+        connected: &dyn Fn(&FrontendKey) -> bool,
+    ) -> Self {
         let mut sets = Self::default();
         let of_family = |ip: &&IpAddr| Family::of(**ip) == family;
         let Some(&address) = service.cluster_ips.iter().find(of_family) else { return sets };
-        if !super::endpoints::is_external(service) {
-            return sets;
-        }
         let cluster_ip = FrontendKey { address, protocol: port.protocol, port: port.port };
-        let mut holder = |local: bool| {
-            if local == (service.internal_policy == TrafficPolicy::Local) {
-                return cluster_ip;
-            }
-            let key = FrontendKey { port: hidden_port(service, port), ..cluster_ip };
-            sets.hidden = Some((key, local));
-            key
-        };
-        let local = service.external_policy == TrafficPolicy::Local;
-        // Clients inside the cluster must reach the Service by any of its addresses, also
-        // from a node without endpoints.
-        let short_circuit =
-            (local && categories.cluster != categories.local).then(|| holder(false));
-        let shared = service.affinity.is_some().then(|| holder(local));
-        Self { short_circuit, shared, ..sets }
+        let key = FrontendKey { port: hidden_port(service, port), ..cluster_ip };
+        if super::endpoints::is_external(service) {
+            let internal = service.internal_policy == TrafficPolicy::Local;
+            let local = service.external_policy == TrafficPolicy::Local;
+            let mut holder = |local: bool| {
+                if local == internal {
+                    return cluster_ip;
+                }
+                sets.hidden = Some((key, if local { Holds::Local } else { Holds::Cluster }));
+                key
+            };
+            // Clients inside the cluster must reach the Service by any of its addresses, also
+            // from a node without endpoints.
+            let short_circuit =
+                (local && categories.cluster != categories.local).then(|| holder(false));
+            let shared = service.affinity.is_some().then(|| holder(local));
+            sets = Self { short_circuit, shared, ..sets };
+        }
+        if sets.hidden.is_none() && connected(&key) {
+            sets.hidden = Some((key, Holds::Nothing));
+        }
+        sets
     }
 }
 

@@ -100,7 +100,7 @@ fn node() -> NodeView {
 }
 
 fn lowered(service: &Service, slices: &[EndpointSlice]) -> Lowered {
-    lower(service, || slices.iter(), &node())
+    lower(service, || slices.iter(), &node(), &|_| false)
 }
 
 fn at(lowered: &Lowered, address: [u8; 4], number: u16) -> Frontend {
@@ -287,6 +287,25 @@ fn a_set_that_the_cluster_ip_lacks_is_held_by_a_hidden_frontend() {
 }
 
 #[test]
+fn a_hidden_frontend_stays_for_its_connections_and_takes_no_more() {
+    let hidden = cluster_ip(80 ^ 0x8000);
+    let slices = [slice("a", vec![here(1), there(2)])];
+    let lowered_with = |api: &Service, connected: &dyn Fn(&FrontendKey) -> bool| {
+        lower(api, || slices.iter(), &node(), connected).frontends.remove(&hidden)
+    };
+    let mut api = service();
+    api.external_policy = TrafficPolicy::Local;
+    api.load_balancer_ips = vec![[203, 0, 113, 80].into()];
+    assert_eq!(lowered_with(&api, &|_| false), None);
+    let left = lowered_with(&api, &|key| *key == hidden).expect("it has connections");
+    assert_eq!((left.kind, left.backends.len()), (FrontendKind::Hidden, 0));
+    assert_eq!(left.endpoints.len(), 2, "their endpoints are there");
+    api.affinity = Some(Duration::from_secs(60));
+    let wanted = lowered_with(&api, &|key| *key == hidden).expect("it is needed");
+    assert_eq!(last_octets(&wanted.backends), [1]);
+}
+
+#[test]
 fn a_hidden_port_is_none_of_the_services_whatever_their_order() {
     let mut api = service();
     api.internal_policy = TrafficPolicy::Local;
@@ -348,7 +367,8 @@ fn external_cluster_traffic_is_masqueraded_and_internal_only_from_outside() {
     let lowered = lowered(&external, &[slice("a", vec![here(1)])]);
     assert_eq!(at(&lowered, [198, 51, 100, 7], 80).masquerade, Masquerade::Always);
     assert_eq!(at(&lowered, [10, 96, 0, 1], 80).masquerade, Masquerade::FromOutside);
-    let all = lower(&external, || [].iter(), &NodeView { masquerade_all: true, ..node() });
+    let all =
+        lower(&external, || [].iter(), &NodeView { masquerade_all: true, ..node() }, &|_| false);
     assert_eq!(at(&all, [10, 96, 0, 1], 80).masquerade, Masquerade::Always);
 }
 

@@ -135,3 +135,53 @@ fn udp_keeps_its_endpoint_while_that_serves() {
     let log = bed.log();
     assert!(matches!(&log[..], [Op::Delete(key)] if is_left(key)), "at once: {log:?}");
 }
+
+fn hidden_objects(bed: &Bed) -> Vec<Key> {
+    let is_hidden = |key: &Key| match key {
+        Key::Server(frontend) | Key::Backend(frontend, _) => frontend.port.get() == 80 ^ 0x8000,
+        Key::Address(_) => false,
+    };
+    let mut keys: Vec<Key> = bed.keys().into_iter().filter(is_hidden).collect();
+    keys.sort();
+    keys
+}
+
+/// Outside clients of a Service with affinity share the Local set at a hidden frontend.
+#[test]
+fn a_hidden_frontend_goes_when_its_last_connection_has() {
+    let without = Service {
+        external_policy: TrafficPolicy::Local,
+        load_balancer_ips: vec![[203, 0, 113, 80].into()],
+        ..service("web", 1)
+    };
+    let sticky = Service { affinity: Some(Duration::from_secs(60)), ..without.clone() };
+    let change =
+        |service: &Service| vec![Input::Object(Event::Services(Change::Applied(service.clone())))];
+    let mut bed = Bed::with_busy(sticky.clone(), slice("web", &[1, LEFT]));
+    let all = hidden_objects(&bed);
+    assert_eq!(all.len(), 3, "a server, two backends: {all:?}");
+    bed.settle(change(&without));
+    bed.wait(1000);
+    assert_eq!(hidden_objects(&bed), all, "its connections live");
+    let backends = |key: &&Key| matches!(key, Key::Backend(..));
+    let hidden: Vec<Key> = all.iter().filter(backends).cloned().collect();
+    let weights = |bed: &Bed| -> Vec<u32> {
+        hidden.iter().map(|key| bed.plane.kernel().objects[key]).collect()
+    };
+    assert_eq!(weights(&bed), [0, 0], "no new ones");
+    let mut bed = Bed::on(bed.plane.clone());
+    bed.settle(lists(vec![without.clone()], vec![slice("web", &[1, LEFT])]));
+    bed.wait(1000);
+    assert_eq!(hidden_objects(&bed), all, "over a restart too");
+    bed.settle(change(&sticky));
+    assert_eq!(weights(&bed), [1, 1], "wanted again");
+    bed.settle(change(&without));
+    bed.plane.kernel().busy.remove(&hidden[0]);
+    bed.wait(10);
+    assert_eq!(hidden_objects(&bed).len(), 2, "one is idle");
+    bed.plane.kernel().busy.clear();
+    bed.wait(10);
+    assert_eq!(hidden_objects(&bed), [], "all are");
+    bed.settle(vec![Input::Object(Event::Services(Change::Gone(without.name.clone())))]);
+    assert!(bed.keys().is_empty());
+}

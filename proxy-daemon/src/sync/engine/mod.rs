@@ -346,7 +346,9 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
     fn lowered(&self, name: &ObjectName) -> Lowered {
         let service = self.state.service(name);
         service
-            .map(|service| lower(service, || self.state.slices(name), &self.node))
+            .map(|service| {
+                lower(service, || self.state.slices(name), &self.node, &|key| self.connects(key))
+            })
             .unwrap_or_default()
     }
 
@@ -436,7 +438,11 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
         self.retry.succeeded(key);
         self.ledger.applied(op);
         match op {
-            Op::Create(..) | Op::Update(..) | Op::Delete(_) => self.drain.end(key),
+            Op::Create(..) | Op::Update(..) => self.drain.end(key),
+            Op::Delete(_) => {
+                self.drain.end(key);
+                self.look_at_holder(key);
+            }
             Op::Retire(..) => {
                 let standing = self.standing(key, standings);
                 self.drain.begin(key.clone(), standing, now);

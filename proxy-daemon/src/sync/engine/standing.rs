@@ -4,6 +4,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Instant;
 
+use super::super::queue::Urgency;
 use super::super::report::Observer;
 use super::Engine;
 use crate::dataplane::Dataplane;
@@ -34,6 +35,21 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
             Ok(place) if endpoints[place].serving => Standing::Serving,
             Ok(_) => Standing::Present,
             Err(_) => Standing::Gone,
+        }
+    }
+
+    /// Connections may go through what the kernel holds for the frontend.
+    pub(super) fn connects(&self, frontend: &FrontendKey) -> bool {
+        D::Key::server_of(frontend).is_some_and(|server| self.ledger.holds_children(&server))
+    }
+
+    /// With its last endpoint a frontend may have lost what it was there for.
+    pub(super) fn look_at_holder(&mut self, deleted: &D::Key) {
+        let Some((frontend, _)) = deleted.leads_to() else { return };
+        if let Some(holder) = self.claims.holder(&frontend)
+            && !self.connects(&frontend)
+        {
+            self.queue.push(holder.clone(), Urgency::Compared);
         }
     }
 
