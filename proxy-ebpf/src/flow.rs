@@ -107,7 +107,7 @@ fn is_over(tables: &impl Tables, flow: &Flow, tcp_flags: u8) -> bool {
 fn still_there(tables: &impl Tables, flow: &Flow) -> bool {
     // The id may be another backend's by now.
     tables.backend(flow.backend).is_some_and(|backend| {
-        backend.in_use()
+        backend.is_there()
             && backend.address == flow.to.destination
             && backend.port == flow.to.destination_port
     })

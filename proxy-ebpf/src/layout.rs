@@ -180,11 +180,22 @@ impl Backend {
     pub const LOCAL: u16 = 1 << 2;
     /// The address is one of the node's own.
     pub const HOST: u16 = 1 << 3;
+    /// Flows of UDP that lead here go on, whoever may choose it: an endpoint that serves. It has
+    /// a bit that was never set before, so that maps and programs of both ages understand each
+    /// other.
+    pub const SERVING: u16 = 1 << 4;
 
     #[must_use]
     #[inline(always)]
     pub const fn in_use(&self) -> bool {
         self.flags & Self::IN_USE != 0
+    }
+
+    /// A flow that leads here may go on.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_there(&self) -> bool {
+        self.flags & (Self::IN_USE | Self::SERVING) != 0
     }
 
     #[must_use]

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 
 use super::clients::Client;
-use super::context::{Context, external_local};
+use super::context::{Context, external_local, internal_local};
 use super::look::{eventually, from, of, who};
 use super::service::{Front, Service, Target};
 use super::{Case, case};
@@ -19,6 +19,8 @@ use crate::traffic::{
 pub(super) const CASES: &[Case] = &[
     case("other endpoints come and go, the Service changes: a connection lives", others_change),
     case("the own endpoint terminates and goes: a connection lives", own_endpoint),
+    case("affinity and policies change: a connection by a load balancer lives", policies_change),
+    case("both policies Local, the own endpoint is the last: a connection lives", last_endpoint),
     case("a removed endpoint gets no new connection, from a reused port either", no_new_ones),
     case("kill -9 and restart: connections live, new ones work meanwhile", crash),
     case("changes made while the daemon was away are programmed", missed_changes),
@@ -100,6 +102,42 @@ fn own_endpoint(cx: &mut Context<'_>) -> Result<()> {
     cx.program(&[&web.clone().endpoints(&[])])?;
     cx.look(&[from(&["a3", "outside"]).to(&of(Protocol::Tcp, &web.everywhere())).refused()])?;
     streams.lived()
+}
+
+/// Where another virtual server served the client because of affinity, it is needed no more.
+fn policies_change(cx: &mut Context<'_>) -> Result<()> {
+    let web = cx.service("web", &[Front::Balancer]).endpoints(&["a0"]).spec(&external_local());
+    let sticky = web.clone().spec(&json!({"sessionAffinity": "ClientIP"}));
+    cx.program(&[&sticky])?;
+    let streams = Streams::start(cx, &web)?;
+    cx.program(&[&web])?;
+    cx.program(&[&sticky])?;
+    let cluster = sticky.spec(&json!({"externalTrafficPolicy": "Cluster"}));
+    cx.program(&[&cluster])?;
+    cx.program(&[&web.clone().spec(&json!({"externalTrafficPolicy": "Cluster"}))])?;
+    cx.look(&[from(&["a3", "outside"]).to(&web.everywhere()).answers(&["a0"])])?;
+    streams.lived()
+}
+
+/// Pods reach all endpoints by the external address; then those of this node are all.
+fn last_endpoint(cx: &mut Context<'_>) -> Result<()> {
+    let web = cx.service("web", &[Front::Balancer]).spec(&external_local());
+    let web = web.spec(&internal_local());
+    cx.program(&[&web.clone().endpoints(&["a0", "b0"])])?;
+    let mut streams = Vec::new();
+    for target in of(Protocol::Tcp, &web.at(Front::Balancer)) {
+        // Some are b0's, and end with it in time.
+        for _ in 0..8 {
+            let stream = cx.stream("a3", target)?;
+            if stream.server() == "a0" {
+                streams.push((format!("a3 -> {}", target.1), stream));
+            }
+        }
+    }
+    ensure!(!streams.is_empty(), "of all connections none is a0's");
+    cx.program(&[&web.clone().endpoints(&["a0"])])?;
+    cx.look(&[from(&["a3"]).to(&web.at(Front::Balancer)).answers(&["a0"])])?;
+    Streams(streams).lived()
 }
 
 fn no_new_ones(cx: &mut Context<'_>) -> Result<()> {
@@ -265,10 +303,11 @@ fn udp_released(cx: &mut Context<'_>) -> Result<()> {
     cx.program(&[&web.clone().endpoints(&["b0"])])?;
     let flows = Flow::to_all(cx, &web)?;
     all_reach(&flows, "b0", Duration::from_secs(10))?;
-    // In each of the ways in which an endpoint stops serving.
+    // In each of the ways in which an endpoint stops serving; out of use is not one of them.
     for (endpoints, server) in [
-        (&["a0"][..], "a0"),
-        (&["a0 ending", "b1"], "b1"),
+        (&["b0 terminating", "a0"][..], "b0"),
+        (&["b0 ending", "a0"], "a0"),
+        (&["b1"], "b1"),
         (&["a1", "b1 unready"], "a1"),
         (&["b0 terminating", "a1 ending"], "b0"),
     ] {
@@ -287,6 +326,8 @@ fn udp_released_local(cx: &mut Context<'_>) -> Result<()> {
         flows.push(Flow::open(cx, "extra", target)?);
     }
     all_reach(&flows, "a0", Duration::from_secs(10))?;
+    cx.program(&[&web.clone().endpoints(&["a0 terminating", "a1"])])?;
+    all_reach(&flows, "a0", AT_ONCE)?;
     cx.program(&[&web.clone().endpoints(&["a1"])])?;
     all_reach(&flows, "a1", AT_ONCE)
 }

@@ -17,6 +17,7 @@ pub(super) const CASES: &[Case] = &[
     case("a scheduler that the kernel lacks ends the start and is named", unknown_scheduler),
     case("a Service's own scheduler by annotation, changed live", scheduler_annotation),
     case("weights by annotation, changed live", weights),
+    case("the drain timeout is for endpoints that are gone", drain_timeout),
     case("sysctls", sysctls),
     case("strict ARP, and timeouts as asked", arp_and_timeouts),
     case("a VIP's unused port never reaches a process of the node", process_on_all_addresses),
@@ -105,6 +106,25 @@ fn weights(cx: &mut Context<'_>) -> Result<()> {
             ensure!((25..=35).contains(&share), "{weights}: {target:?}: {by_server:?}");
         }
     }
+    Ok(())
+}
+
+fn drain_timeout(cx: &mut Context<'_>) -> Result<()> {
+    const BEYOND: Duration = Duration::from_secs(8);
+    let web = cx.service("web", &[]);
+    cx.program(&[&web.clone().endpoints(&["b0"])])?;
+    cx.restart(0, &["--drain-timeout=3s"])?;
+    let target = *web.at(Front::Cluster).first().context("a frontend")?;
+    let (first, second) = (cx.stream("a3", target)?, cx.stream("a3", target)?);
+    cx.program(&[&web.clone().endpoints(&["b0 terminating", "a0"])])?;
+    std::thread::sleep(BEYOND);
+    let report = first.stop()?;
+    ensure!(report.failure.is_none(), "b0 is there and its connection ended: {report:?}");
+    cx.program(&[&web.clone().endpoints(&["a0"])])?;
+    // The client may have to wait for an answer before it sees that.
+    std::thread::sleep(2 * BEYOND);
+    let report = second.stop()?;
+    ensure!(report.failure.is_some(), "b0 is gone and its connection lives: {report:?}");
     Ok(())
 }
 

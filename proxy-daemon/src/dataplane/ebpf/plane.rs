@@ -112,6 +112,8 @@ struct HeldBackend {
     /// Frontends that have it in the one set and in the other.
     cluster: u32,
     local: u32,
+    /// Frontends whose flows to it go on.
+    serving: u32,
     /// The flags that the map has; 0 (which no backend has) when it has another entry, or is
     /// not known to have this one.
     written: u16,
@@ -123,10 +125,26 @@ impl Placed for HeldBackend {
     }
 }
 
+/// What a backend is to a frontend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Cluster,
+    Local,
+    Serving,
+}
+
 /// Of a backend that found no room.
 const NO_ID: BackendId = BackendId(u32::MAX);
 
 impl HeldBackend {
+    const fn users(&mut self, part: Part) -> &mut u32 {
+        match part {
+            Part::Cluster => &mut self.cluster,
+            Part::Local => &mut self.local,
+            Part::Serving => &mut self.serving,
+        }
+    }
+
     fn value(&self, service: ServiceId) -> layout::Backend {
         use layout::Backend as B;
         let flag = |is: bool, flag| if is { flag } else { 0 };
@@ -135,6 +153,7 @@ impl HeldBackend {
             port: Be16::from_host(self.member.port),
             flags: flag(self.cluster > 0, B::IN_CLUSTER_SET)
                 | flag(self.local > 0, B::IN_LOCAL_SET)
+                | flag(self.serving > 0, B::SERVING)
                 | flag(self.member.local, B::LOCAL)
                 | flag(self.member.host, B::HOST),
             service,
@@ -308,11 +327,14 @@ impl<S: Store> Table<S> {
         for range in &value.source_ranges {
             *self.source_ranges.entry((value.service, *range)).or_default() += 1;
         }
-        let mut result = Ok([SlotRange::default(); 2]);
-        for (place, (set, local)) in sets_of(value).into_iter().enumerate() {
-            for member in &set.members {
-                self.count_backend(value.service, member, local, now);
+        for (members, part) in parts_of(value) {
+            for member in members {
+                self.count_backend(value.service, member, part, now);
             }
+        }
+        let serving = self.write_backends(value.service, &value.serving);
+        let mut result = serving.map(|_| [SlotRange::default(); 2]);
+        for (place, set) in sets_of(value).into_iter().enumerate() {
             let shared = self.sets.entry((value.service, Arc::clone(set)));
             shared.or_insert(SharedRange { range: SlotRange::default(), users: 0 }).users += 1;
             let written = self.write_set(value.service, set, now);
@@ -353,7 +375,7 @@ impl<S: Store> Table<S> {
         id
     }
 
-    fn count_backend(&mut self, service: ServiceId, member: &Member, local: bool, now: Instant) {
+    fn count_backend(&mut self, service: ServiceId, member: &Member, part: Part, now: Instant) {
         let key = (service, member.address, member.port);
         let id = match self.backends.get(&key) {
             Some(held) => held.id,
@@ -368,17 +390,22 @@ impl<S: Store> Table<S> {
             member: *member,
             cluster: 0,
             local: 0,
+            serving: 0,
             written: 0,
         });
         held.member = *member;
-        *(if local { &mut held.local } else { &mut held.cluster }) += 1;
+        *held.users(part) += 1;
     }
 
     /// The members' ids, after what the map has otherwise is written in one go.
-    fn write_backends(&mut self, service: ServiceId, set: &Set) -> Result<Vec<BackendId>, OpError> {
-        let mut ids = Vec::with_capacity(set.members.len());
+    fn write_backends(
+        &mut self,
+        service: ServiceId,
+        members: &[Member],
+    ) -> Result<Vec<BackendId>, OpError> {
+        let mut ids = Vec::with_capacity(members.len());
         let mut changed = Vec::new();
-        for member in &set.members {
+        for member in members {
             let Some(held) = self.backends.get(&(service, member.address, member.port)) else {
                 continue;
             };
@@ -396,7 +423,7 @@ impl<S: Store> Table<S> {
         if !changed.is_empty() {
             self.writes += 1;
             self.store.set_backends(&changed).map_err(refused)?;
-            for member in &set.members {
+            for member in members {
                 if let Some(held) = self.backends.get_mut(&(service, member.address, member.port)) {
                     held.written = held.value(service).flags;
                 }
@@ -435,7 +462,7 @@ impl<S: Store> Table<S> {
         set: &Arc<Set>,
         now: Instant,
     ) -> Result<SlotRange, OpError> {
-        let ids = self.write_backends(service, set)?;
+        let ids = self.write_backends(service, &set.members)?;
         let shared = self.sets.get(&(service, Arc::clone(set))).copied();
         if set.slots.is_empty() {
             return Ok(SlotRange::default());
@@ -465,7 +492,7 @@ impl<S: Store> Table<S> {
     /// A frontend names this no more. What is left over in the maps when the kernel refuses
     /// is unreachable, and found again by the next readback. Without a time: none ever did.
     fn release(&mut self, value: &Programmed, now: Option<Instant>) {
-        for (set, local) in sets_of(value) {
+        for set in sets_of(value) {
             let key = (value.service, Arc::clone(set));
             if let Some(shared) = self.sets.get_mut(&key) {
                 shared.users -= 1;
@@ -475,8 +502,10 @@ impl<S: Store> Table<S> {
                     self.sets.remove(&key);
                 }
             }
-            for member in &set.members {
-                self.release_backend(value.service, member, local, now);
+        }
+        for (members, part) in parts_of(value) {
+            for member in members {
+                self.release_backend(value.service, member, part, now);
             }
         }
         for range in &value.source_ranges {
@@ -497,15 +526,15 @@ impl<S: Store> Table<S> {
         &mut self,
         service: ServiceId,
         member: &Member,
-        local: bool,
+        part: Part,
         now: Option<Instant>,
     ) {
         let key = (service, member.address, member.port);
         let Some(held) = self.backends.get_mut(&key) else { return };
         let before = held.value(service);
-        *(if local { &mut held.local } else { &mut held.cluster }) -= 1;
+        *held.users(part) -= 1;
         let held = *held;
-        let gone = held.cluster + held.local == 0;
+        let gone = held.cluster + held.local + held.serving == 0;
         let after = if gone { layout::Backend::default() } else { held.value(service) };
         if after != before && held.id != NO_ID {
             // What is refused here leads to a backend that is none any more.
@@ -535,12 +564,19 @@ fn free(ranges: &mut Ranges, start: u32, length: u32, named: Option<Instant>) {
     }
 }
 
-/// Each range's set, and whether it is the Local one.
-fn sets_of(value: &Programmed) -> [(&Arc<Set>, bool); 2] {
+/// Each range's set.
+const fn sets_of(value: &Programmed) -> [&Arc<Set>; 2] {
+    [&value.node, &value.outside]
+}
+
+/// Everything that keeps a backend one.
+fn parts_of(value: &Programmed) -> [(&[Member], Part); 3] {
     use layout::Frontend as F;
+    let part = |local| if value.flags & local == 0 { Part::Cluster } else { Part::Local };
     [
-        (&value.node, value.flags & F::NODE_LOCAL_SET != 0),
-        (&value.outside, value.flags & F::OUTSIDE_LOCAL_SET != 0),
+        (&value.node.members, part(F::NODE_LOCAL_SET)),
+        (&value.outside.members, part(F::OUTSIDE_LOCAL_SET)),
+        (&value.serving, Part::Serving),
     ]
 }
 

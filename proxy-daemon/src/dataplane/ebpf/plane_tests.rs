@@ -9,9 +9,10 @@ use super::super::readback::Reading;
 use super::super::store::Memory;
 use super::super::value::Lowering;
 use super::*;
-use crate::model::{ObjectName, Protocol};
+use crate::model::{HostPort, ObjectName, Protocol};
 use crate::policy::{
-    Backend, BackendSet, Frontend, FrontendKey, FrontendKind, Masquerade, PortName, WhenEmpty,
+    Backend, BackendSet, Frontend, FrontendKey, FrontendKind, Known, KnownSet, Masquerade,
+    PortName, WhenEmpty,
 };
 
 const CAPACITY: Capacity = Capacity {
@@ -238,6 +239,51 @@ fn udp_backends_that_nothing_leads_to_are_told() {
     assert_eq!(plane.table.take_gone().len(), 1);
 }
 
+fn known(lasts: &[u8]) -> KnownSet {
+    let known = |last: &u8| Known {
+        at: HostPort::new([10, 244, 0, *last].into(), 8080),
+        local: false,
+        serving: true,
+    };
+    lasts.iter().map(known).collect()
+}
+
+#[test]
+fn udp_backends_that_serve_stay_for_their_flows_and_get_no_more() {
+    let mut plane = Plane::new();
+    let udp = |last| FrontendKey { protocol: Protocol::Udp, ..key(last) };
+    let of = |backends: &[u8], serving: &[u8]| Frontend {
+        endpoints: known(serving),
+        ..frontend("a", backends.iter().map(|last| backend(*last, false)).collect())
+    };
+    let entry = |plane: &Plane| {
+        let maps = plane.maps.maps();
+        let is = |b: &&layout::Backend| IpAddr::from(b.address) == IpAddr::from([10, 244, 0, 1]);
+        maps.backends.iter().find(|(_, b)| is(b)).map(|(id, b)| (*id, b.in_use(), b.is_there()))
+    };
+    for last in [1, 2] {
+        plane.set(udp(last), &of(&[1, 2], &[1, 2])).unwrap();
+    }
+    let (id, ..) = entry(&plane).unwrap();
+    for last in [1, 2] {
+        plane.set(udp(last), &of(&[2], &[1, 2])).unwrap();
+    }
+    assert_eq!(plane.reaches(udp(1)), [addresses(&[2]), addresses(&[2])]);
+    assert_eq!(entry(&plane), Some((id, false, true)), "no set has it, its flows go on");
+    assert_eq!(plane.table.take_gone(), []);
+    // A new daemon finds it as it is.
+    let mut later = Plane { table: Table::new(plane.maps.clone(), CAPACITY), ..plane };
+    let found: HashMap<Key, Value> = later.table.adopt_all().unwrap().into_iter().collect();
+    let wanted = Lowering::default().lower(&udp(1), &of(&[2], &[1, 2]));
+    assert!(wanted.iter().all(|(key, value)| found.get(key) == Some(value)), "{found:?}");
+    later.set(udp(1), &of(&[2], &[2])).unwrap();
+    assert_eq!(later.table.take_gone(), [], "the other frontend knows it");
+    later.set(udp(2), &of(&[2], &[2])).unwrap();
+    assert_eq!(later.table.take_gone().len(), 1);
+    assert_eq!(entry(&later), None);
+    assert_eq!(later.table.used(), [2, 1, 1]);
+}
+
 #[test]
 fn source_ranges_come_and_go_with_their_frontends() {
     let mut plane = Plane::new();
@@ -335,6 +381,8 @@ fn any_frontend() -> impl Strategy<Value = Frontend> {
                 } else {
                     Arc::from([])
                 },
+                // The same for all frontends of a Service, as in one state of the API.
+                endpoints: known(&[service + 1, service + 2, service + 5]),
                 ..frontend(&format!("s{service}"), list(own))
             }
         },
@@ -348,6 +396,10 @@ proptest! {
     fn readback_is_what_was_applied(
         steps in prop::collection::vec((1_u8..6, prop::option::weighted(0.8, any_frontend())), 1..25),
     ) {
+        let key = |last: u8| match last {
+            1 | 2 => FrontendKey { protocol: Protocol::Udp, ..key(last) },
+            _ => key(last),
+        };
         let mut plane = Plane::new();
         let mut wanted: HashMap<Key, Value> = HashMap::new();
         for (last, step) in steps {
@@ -384,7 +436,7 @@ proptest! {
             restarted.apply(&Op::Delete(*key), plane.now).unwrap();
         }
         prop_assert_eq!(restarted.used(), [0; 3]);
-        prop_assert!(plane.maps.maps().backends.values().all(|b| !b.in_use()));
+        prop_assert!(plane.maps.maps().backends.values().all(|b| !b.is_there()));
     }
 }
 

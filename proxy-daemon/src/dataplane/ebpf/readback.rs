@@ -9,7 +9,8 @@ use proxy_ebpf::layout::{self, BackendId, ServiceId, SlotRange};
 use super::TableError;
 use super::plane::{member_of, network};
 use super::store::Read;
-use super::value::{Key, Programmed, Set, Value, from_map_key};
+use super::value::{Key, Member, Programmed, Set, Value, from_map_key};
+use crate::model::Protocol;
 
 /// An object, and the map's own value.
 #[derive(Debug)]
@@ -25,7 +26,9 @@ pub struct Reading<'a, R: ?Sized> {
     ranges: HashMap<ServiceId, BTreeSet<IpNetwork>>,
     /// Frontends of a Service share them.
     sets: HashMap<(ServiceId, SlotRange), Arc<Set>>,
-    /// All that a slot names.
+    /// By Service, once they were looked for: no slot may name them.
+    serving: Option<HashMap<ServiceId, Arc<[Member]>>>,
+    /// All that a slot names, and those that serve.
     pub backends: HashMap<BackendId, layout::Backend>,
     /// The part of `SLOTS` that was read last, by its first index.
     slots: (u32, Vec<BackendId>),
@@ -43,6 +46,7 @@ impl<'a, R: Read + ?Sized> Reading<'a, R> {
             maps,
             ranges: HashMap::new(),
             sets: HashMap::new(),
+            serving: None,
             backends: HashMap::new(),
             slots: (0, Vec::new()),
             part: (0, Vec::new()),
@@ -66,14 +70,22 @@ impl<'a, R: Read + ?Sized> Reading<'a, R> {
             let Some(key) = from_map_key(&map_key) else { continue };
             let value = match key {
                 Key::Address(_) => Value::Address,
-                Key::Frontend(_) => Value::Frontend(Arc::new(self.programmed(&in_map)?)),
+                Key::Frontend(key) => {
+                    let udp = key.protocol == Protocol::Udp;
+                    Value::Frontend(Arc::new(self.programmed(&in_map, udp)?))
+                }
             };
             give(Found { key, value, in_map });
         }
         Ok(())
     }
 
-    fn programmed(&mut self, in_map: &layout::Frontend) -> Result<Programmed, TableError> {
+    fn programmed(
+        &mut self,
+        in_map: &layout::Frontend,
+        udp: bool,
+    ) -> Result<Programmed, TableError> {
+        let serving = if udp { self.serving(in_map.service)? } else { Arc::default() };
         let guarded = in_map.flags & layout::Frontend::SOURCE_RANGES != 0;
         let source_ranges = self.ranges.get(&in_map.service).filter(|_| guarded);
         Ok(Programmed {
@@ -83,7 +95,34 @@ impl<'a, R: Read + ?Sized> Reading<'a, R> {
             source_ranges: source_ranges.cloned().unwrap_or_default(),
             node: self.set(in_map.service, in_map.node)?,
             outside: self.set(in_map.service, in_map.outside)?,
+            serving,
         })
+    }
+
+    fn serving(&mut self, service: ServiceId) -> Result<Arc<[Member]>, TableError> {
+        if self.serving.is_none() {
+            let mut all: HashMap<ServiceId, BTreeSet<Member>> = HashMap::new();
+            let mut first = 0;
+            loop {
+                let part = self.maps.backends(BackendId(first), PART)?;
+                for (id, backend) in (first..).zip(&part) {
+                    if backend.has(layout::Backend::SERVING) {
+                        self.backends.insert(BackendId(id), *backend);
+                        all.entry(backend.service).or_default().insert(member_of(backend));
+                    }
+                }
+                first += PART;
+                if part.len() < PART as usize {
+                    break;
+                }
+            }
+            let list = |(service, members): (_, BTreeSet<Member>)| {
+                (service, members.into_iter().collect::<Arc<[Member]>>())
+            };
+            self.serving = Some(all.into_iter().map(list).collect());
+        }
+        let of_service = self.serving.as_ref().and_then(|all| all.get(&service));
+        Ok(of_service.cloned().unwrap_or_default())
     }
 
     fn slots(&mut self, range: SlotRange) -> Result<Vec<BackendId>, TableError> {

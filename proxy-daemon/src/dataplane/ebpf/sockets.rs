@@ -43,7 +43,7 @@ impl Peers for Tables {
     fn serves(&self, gone: &Gone) -> Result<bool, TableError> {
         let backend = self.backend(gone.id)?;
         let at = (IpAddr::from(backend.address), backend.port.to_host());
-        Ok(backend.in_use() && at == (gone.address, gone.port))
+        Ok(backend.is_there() && at == (gone.address, gone.port))
     }
 
     fn peers(&self) -> Result<Vec<(SocketKey, SocketPeer)>, TableError> {

@@ -158,7 +158,8 @@ impl Read for Memory {
     }
     fn backends(&self, first: BackendId, count: u32) -> Result<Vec<Backend>, TableError> {
         let maps = self.read();
-        Ok((first.0..first.0.saturating_add(count))
+        let end = maps.backends.keys().max().map_or(0, |last| last + 1);
+        Ok((first.0..end.min(first.0.saturating_add(count)))
             .map(|id| maps.backends.get(&id).copied().unwrap_or_default())
             .collect())
     }

@@ -14,7 +14,7 @@ use super::slots::{Fill, Share, fill, key_of};
 use crate::model::Protocol;
 use crate::plan::{ObjectKey, Standing};
 use crate::policy::{
-    Backend, Frontend, FrontendKey, FrontendKind, Masquerade, PortName, WhenEmpty,
+    Backend, Frontend, FrontendKey, FrontendKind, Known, Masquerade, PortName, WhenEmpty,
 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -71,6 +71,8 @@ pub struct Programmed {
     pub flags: u32,
     pub node: Arc<Set>,
     pub outside: Arc<Set>,
+    /// Of UDP, which has no end: all endpoints that serve, whose flows go on. Sorted.
+    pub serving: Arc<[Member]>,
     /// Sorted; of no meaning without the flag.
     pub source_ranges: BTreeSet<IpNetwork>,
 }
@@ -180,8 +182,23 @@ impl Lowering {
             flags: self.flags(frontend),
             node,
             outside,
+            serving: self.serving(key, frontend),
             source_ranges,
         }
+    }
+
+    fn serving(&self, key: &FrontendKey, frontend: &Frontend) -> Arc<[Member]> {
+        if key.protocol != Protocol::Udp {
+            return Arc::default();
+        }
+        let serving = frontend.endpoints.iter().filter(|endpoint| endpoint.serving);
+        let member = |endpoint: &Known| Member {
+            address: endpoint.at.address,
+            port: endpoint.at.port,
+            local: endpoint.local,
+            host: endpoint.local && self.own.contains(&endpoint.at.address),
+        };
+        serving.map(member).collect()
     }
 
     fn flags(&self, frontend: &Frontend) -> u32 {

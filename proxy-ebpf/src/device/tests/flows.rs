@@ -136,6 +136,9 @@ fn udp_leaves_a_backend_that_is_gone_at_once() {
     assert_eq!(node.send(&query).1.unwrap().destination, ip("10.244.0.5"));
     node.frontend(VIP, UDP, 0, 1..2);
     assert_eq!(node.send(&query).1.unwrap().destination, ip("10.244.0.5"), "it still serves");
+    // In no set any more, which another client notices.
+    node.tables.backends[0].flags = Backend::SERVING;
+    assert_eq!(node.send(&query).1.unwrap().destination, ip("10.244.0.5"), "it still serves");
     node.tables.backends[0].flags = 0;
     assert_eq!(node.send(&query).1.unwrap().destination, ip("10.244.1.5"));
     // The id is somebody else's now.

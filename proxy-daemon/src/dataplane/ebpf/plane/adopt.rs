@@ -1,14 +1,17 @@
 //! The picture of what is in the maps: made from them once, and compared with them later.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
-use proxy_ebpf::layout::{BackendId, SlotRange};
+use proxy_ebpf::layout::{self, BackendId, ServiceId, SlotRange};
 
 use super::super::TableError;
 use super::super::readback::{Found, Reading};
 use super::super::store::Store;
 use super::super::value::{Key, Programmed, Value};
-use super::{Counting, Held, HeldBackend, SharedRange, Table, member_of, range_data, sets_of};
+use super::{
+    Counting, Held, HeldBackend, SharedRange, Table, member_of, parts_of, range_data, sets_of,
+};
 
 impl<S: Store> Table<S> {
     /// Makes the picture from the maps, once: before anything is written. From then on what
@@ -24,14 +27,25 @@ impl<S: Store> Table<S> {
         let mut reading = Reading::new(&self.store);
         let mut all = Vec::new();
         reading.run(|found| all.push(found))?;
-        for (id, backend) in reading.backends.into_iter().filter(|(_, b)| b.in_use()) {
+        // One that merely serves and whose frontends are gone is nobody's.
+        let services: HashSet<ServiceId> = all.iter().map(|found| found.in_map.service).collect();
+        let is_ones =
+            |backend: &layout::Backend| backend.is_there() && services.contains(&backend.service);
+        for (id, backend) in reading.backends.into_iter().filter(|(_, b)| is_ones(b)) {
             self.backend_ids.claim(id.0, 1);
             let member = member_of(&backend);
-            if member.local {
+            if member.local && backend.in_use() {
                 self.locals.note(backend.service, member.address, id, true);
             }
             self.backends.entry((backend.service, member.address, member.port)).or_insert(
-                HeldBackend { id, member, cluster: 0, local: 0, written: backend.flags },
+                HeldBackend {
+                    id,
+                    member,
+                    cluster: 0,
+                    local: 0,
+                    serving: 0,
+                    written: backend.flags,
+                },
             );
         }
         let stale = self.locals.differences(&self.store.locals()?);
@@ -66,13 +80,13 @@ impl<S: Store> Table<S> {
         if believed == *found {
             return Ok(());
         }
-        for (set, _) in sets_of(&believed) {
-            for member in &set.members {
-                let key = (believed.service, member.address, member.port);
-                if let Some(held) = self.backends.get_mut(&key) {
-                    held.written = 0;
-                }
+        for member in parts_of(&believed).into_iter().flat_map(|(members, _)| members) {
+            let key = (believed.service, member.address, member.port);
+            if let Some(held) = self.backends.get_mut(&key) {
+                held.written = 0;
             }
+        }
+        for set in sets_of(&believed) {
             let shared = self.sets.get(&(believed.service, Arc::clone(set))).copied();
             let Some(SharedRange { range, .. }) = shared.filter(|shared| shared.range.len > 0)
             else {
@@ -104,13 +118,15 @@ impl<S: Store> Table<S> {
 
     /// Counts what a frontend that was read names.
     fn adopt(&mut self, value: &Programmed, ranges: [SlotRange; 2]) {
-        for ((set, local), range) in sets_of(value).into_iter().zip(ranges) {
-            for member in &set.members {
+        for (members, part) in parts_of(value) {
+            for member in members {
                 let key = (value.service, member.address, member.port);
                 if let Some(held) = self.backends.get_mut(&key) {
-                    *(if local { &mut held.local } else { &mut held.cluster }) += 1;
+                    *held.users(part) += 1;
                 }
             }
+        }
+        for (set, range) in sets_of(value).into_iter().zip(ranges) {
             let shared = self
                 .sets
                 .entry((value.service, Arc::clone(set)))

@@ -30,11 +30,15 @@ pub struct StaleFlows {
     removed: HashSet<(FrontendKey, HostPort)>,
     /// New virtual servers with the real servers they have now.
     created: HashMap<FrontendKey, HashSet<HostPort>>,
-    /// Frontends that lead elsewhere than before.
+    /// Frontends that lead elsewhere than before: flows of earlier did not go there.
     redirected: HashSet<FrontendKey>,
+    /// Frontends that are gone, of those whose flows went elsewhere.
+    ended: HashSet<FrontendKey>,
     /// All frontends whose packets are sent to other virtual servers, by map. Their entries
     /// have the first as destination and a real server of the second as endpoint.
     redirects: HashMap<FrontendKey, BTreeMap<Set, FrontendKey>>,
+    /// Where they were sent before: a flow goes on there until its endpoint is removed.
+    former: HashMap<FrontendKey, BTreeSet<FrontendKey>>,
 }
 
 impl StaleFlows {
@@ -46,7 +50,7 @@ impl StaleFlows {
                 self.note(op);
             }
         }
-        if self.removed.len() + self.created.len() + self.redirected.len() > LIMIT {
+        if self.removed.len() + self.created.len() + self.ended.len() > LIMIT {
             self.clear();
         }
     }
@@ -58,6 +62,10 @@ impl StaleFlows {
             }
             (Op::Delete(_), Key::VirtualServer(server)) => {
                 self.created.remove(server);
+                let former = self.former.remove(server).is_some();
+                if self.redirects.contains_key(server) || former {
+                    self.ended.insert(*server);
+                }
             }
             (Op::Create(..), Key::RealServer(server, at)) if is_udp(server) => {
                 self.removed.remove(&(*server, *at));
@@ -75,20 +83,27 @@ impl StaleFlows {
                 if is_udp(from) =>
             {
                 if let Some(to) = target(value) {
-                    self.redirects.entry(*from).or_default().insert(*map, to);
-                    self.redirected.insert(*from);
+                    let before = self.redirects.entry(*from).or_default().insert(*map, to);
+                    self.leads_elsewhere(*from, before);
                 }
             }
             (Op::Delete(_), Key::Redirect(map, from)) if is_udp(from) => {
-                if let Some(targets) = self.redirects.get_mut(from) {
-                    targets.remove(map);
-                    if targets.is_empty() {
-                        self.redirects.remove(from);
-                    }
+                let Some(targets) = self.redirects.get_mut(from) else { return };
+                let before = targets.remove(map);
+                if targets.is_empty() {
+                    self.redirects.remove(from);
                 }
-                self.redirected.insert(*from);
+                self.leads_elsewhere(*from, before);
             }
             _ => {}
+        }
+    }
+
+    /// New flows only: the entry of one that began has the translation.
+    fn leads_elsewhere(&mut self, from: FrontendKey, before: Option<FrontendKey>) {
+        self.redirected.insert(from);
+        if let Some(before) = before {
+            self.former.entry(from).or_default().insert(before);
         }
     }
 
@@ -105,11 +120,7 @@ impl StaleFlows {
     #[must_use]
     pub fn families(&self) -> BTreeSet<Family> {
         let removed = self.removed.iter().map(|(server, _)| server);
-        removed
-            .chain(self.created.keys())
-            .chain(&self.redirected)
-            .map(FrontendKey::family)
-            .collect()
+        removed.chain(self.created.keys()).chain(&self.ended).map(FrontendKey::family).collect()
     }
 
     /// The stale entries are gone.
@@ -117,6 +128,7 @@ impl StaleFlows {
         self.removed.clear();
         self.created.clear();
         self.redirected.clear();
+        self.ended.clear();
     }
 
     /// Whether a UDP entry leads where its frontend does not lead any more.
@@ -125,17 +137,20 @@ impl StaleFlows {
         let destination = flow.original.destination;
         let Some(port) = NonZeroU16::new(destination.port()) else { return false };
         let frontend = FrontendKey { address: destination.ip(), protocol: Protocol::Udp, port };
-        if self.redirected.contains(&frontend) {
+        if self.ended.contains(&frontend) {
             return true;
         }
         let endpoint = HostPort::from(flow.reply.source);
         let elsewhere = self.redirects.get(&frontend).into_iter().flat_map(BTreeMap::values);
+        let formerly = self.former.get(&frontend).into_iter().flatten();
+        // What is there only since the frontend leads to it says nothing of flows of earlier.
+        let by_all = self.created.contains_key(&frontend) || !self.redirected.contains(&frontend);
         let mut in_new_server = None;
-        for server in std::iter::once(&frontend).chain(elsewhere) {
+        for server in std::iter::once(&frontend).chain(elsewhere).chain(formerly) {
             if self.removed.contains(&(*server, endpoint)) {
                 return true;
             }
-            if let Some(servers) = self.created.get(server) {
+            if let Some(servers) = self.created.get(server).filter(|_| by_all) {
                 let has = servers.contains(&endpoint);
                 in_new_server = Some(in_new_server.unwrap_or(false) || has);
             }

@@ -165,26 +165,28 @@ fn refused_operations_change_nothing_and_lost_answers_count_as_done() {
 }
 
 #[test]
-fn a_changed_redirect_releases_every_flow_of_its_frontend() {
-    let (key, to_1) = redirect(frontend(9, Protocol::Udp), 1);
-    let (_, to_2) = redirect(frontend(9, Protocol::Udp), 2);
+fn flows_go_on_where_their_frontend_led_until_the_endpoint_is_removed_there() {
+    let own = frontend(9, Protocol::Udp);
+    let (key, to_1) = redirect(own, 1);
+    let (_, to_2) = redirect(own, 2);
     let mut stale = StaleFlows::default();
+    // The target is as new as the redirect: flows to other endpoints did not go there.
+    take_in(&mut stale, &ops(&Servers::new(), &web(&[1, 2]), Protocol::Udp));
     take_in(&mut stale, &[Op::Create(key.clone(), to_1)]);
-    assert!(stale.is_stale(&flow(9, endpoint(1))) && !stale.is_stale(&flow(1, endpoint(1))));
+    assert!(!stale.is_stale(&flow(9, endpoint(3))) && stale.is_stale(&flow(1, endpoint(3))));
+    stale.clear();
+    take_in(&mut stale, &[Op::Update(key.clone(), to_2), Op::Delete(key)]);
+    assert!(stale.families().is_empty() && !stale.is_stale(&flow(9, endpoint(1))));
+    take_in(&mut stale, &ops(&web(&[1, 2]), &web(&[2]), Protocol::Udp));
+    assert!(stale.is_stale(&flow(9, endpoint(1))), "where it led is remembered");
+    assert!(!stale.is_stale(&flow(9, endpoint(2))) && stale.redirects.is_empty());
+    stale.clear();
+    // With the frontend all its flows end, wherever they went.
+    take_in(&mut stale, &[Op::Delete(Key::VirtualServer(own))]);
+    assert!(stale.is_stale(&flow(9, endpoint(2))) && !stale.is_stale(&flow(1, endpoint(2))));
     assert_eq!(stale.families(), BTreeSet::from([Family::V4]));
     stale.clear();
-    assert!(!stale.is_stale(&flow(9, endpoint(1))));
-    take_in(&mut stale, &ops(&web(&[1, 2]), &web(&[2]), Protocol::Udp));
-    assert!(stale.is_stale(&flow(9, endpoint(1))), "where it leads is remembered");
-    stale.clear();
-    take_in(&mut stale, &[Op::Update(key.clone(), to_2)]);
-    assert!(stale.is_stale(&flow(9, endpoint(2))));
-    stale.clear();
-    take_in(&mut stale, &ops(&web(&[2]), &web(&[]), Protocol::Udp));
-    assert!(!stale.is_stale(&flow(9, endpoint(2))), "it leads there no longer");
-    take_in(&mut stale, &[Op::Delete(key)]);
-    assert!(stale.is_stale(&flow(9, endpoint(2))) && stale.redirects.is_empty());
-    stale.clear();
+    assert!(!stale.is_stale(&flow(9, endpoint(2))) && stale.former.is_empty());
     let (key, value) = redirect(frontend(9, Protocol::Tcp), 1);
     take_in(&mut stale, &[Op::Create(key.clone(), value), Op::Delete(key)]);
     assert!(stale.families().is_empty() && stale.redirects.is_empty());
