@@ -242,7 +242,7 @@ fn udp_backends_that_nothing_leads_to_are_told() {
 fn known(lasts: &[u8]) -> KnownSet {
     let known = |last: &u8| Known {
         at: HostPort::new([10, 244, 0, *last].into(), 8080),
-        local: false,
+        local: last % 2 == 0,
         serving: true,
     };
     lasts.iter().map(known).collect()
@@ -254,7 +254,7 @@ fn udp_backends_that_serve_stay_for_their_flows_and_get_no_more() {
     let udp = |last| FrontendKey { protocol: Protocol::Udp, ..key(last) };
     let of = |backends: &[u8], serving: &[u8]| Frontend {
         endpoints: known(serving),
-        ..frontend("a", backends.iter().map(|last| backend(*last, false)).collect())
+        ..frontend("a", backends.iter().map(|last| backend(*last, last % 2 == 0)).collect())
     };
     let entry = |plane: &Plane| {
         let maps = plane.maps.maps();
