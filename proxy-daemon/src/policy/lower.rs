@@ -320,9 +320,9 @@ impl Sets {
                 key
             };
             // Clients inside the cluster must reach the Service by any of its addresses, also
-            // from a node without endpoints. A hidden frontend does not come and go with them.
-            let differs = internal || categories.cluster != categories.local;
-            let short_circuit = (local && differs).then(|| holder(false));
+            // from a node without endpoints.
+            let short_circuit =
+                (local && categories.cluster != categories.local).then(|| holder(false));
             let shared = service.affinity.is_some().then(|| holder(local));
             sets = Self { short_circuit, shared, ..sets };
         }

@@ -288,20 +288,6 @@ fn a_set_that_the_cluster_ip_lacks_is_held_by_a_hidden_frontend() {
 }
 
 #[test]
-fn a_hidden_frontend_does_not_come_and_go_with_endpoints() {
-    let mut api = service();
-    api.internal_policy = TrafficPolicy::Local;
-    api.external_policy = TrafficPolicy::Local;
-    api.external_ips = vec![[198, 51, 100, 7].into()];
-    for endpoints in [vec![here(1), there(2)], vec![here(1)], vec![]] {
-        let lowered = lowered(&api, &[slice("a", endpoints)]);
-        let hidden = cluster_ip(80 ^ 0x8000);
-        assert_eq!(at(&lowered, [198, 51, 100, 7], 80).short_circuit, Some(hidden));
-        assert_eq!(lowered.frontends[&hidden].kind, FrontendKind::Hidden);
-    }
-}
-
-#[test]
 fn a_hidden_frontend_stays_for_its_connections_and_takes_no_more() {
     let hidden = cluster_ip(80 ^ 0x8000);
     let slices = [slice("a", vec![here(1), there(2)])];
