@@ -93,7 +93,7 @@ pub trait Dataplane: Send {
     ) -> Vec<(Self::Key, <Self::Key as ObjectKey>::Value)>;
 
     /// The surroundings are now these. True when what [`Dataplane::prepare`] makes depends
-    /// on what changed, so that it has to be called again.
+    /// on what changed, so that it has to be called again, and frontends are lowered again.
     fn surroundings_changed(&mut self, now: Surroundings<'_>) -> bool;
 
     /// The node has these addresses now. Called before frontends are lowered again.

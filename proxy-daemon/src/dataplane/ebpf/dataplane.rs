@@ -94,7 +94,6 @@ pub struct EbpfPlane {
     takeover: Option<Takeover>,
     config: EbpfConfig,
     lowering: Lowering,
-    detect: LocalDetect,
     node_addresses: Vec<IpAddr>,
     /// With our programs: index to what the map says.
     devices: BTreeMap<u32, Device>,
@@ -138,17 +137,19 @@ impl EbpfPlane {
         sockets: SocketRelease,
         takeover: Option<Takeover>,
     ) -> Self {
-        let detect = (config.local_detection)(None);
         Self {
             table: Table::new(programs, config.capacity).with_locals(config.direct.accepts),
-            lowering: Lowering { masquerade_all: config.masquerade_all, own: BTreeSet::new() },
+            lowering: Lowering {
+                masquerade_all: config.masquerade_all,
+                own: BTreeSet::new(),
+                detect: (config.local_detection)(None),
+            },
             pins,
             links,
             netdev,
             sockets,
             takeover,
             config,
-            detect,
             node_addresses: Vec::new(),
             devices: BTreeMap::new(),
             uplinks: BTreeSet::new(),
@@ -259,7 +260,7 @@ impl EbpfPlane {
             let bytes = address.words().iter().flat_map(|word| word.to_wire()).collect();
             wanted.entry((bytes, length)).or_insert((address, 0)).1 |= kind;
         };
-        if let LocalDetect::Cidrs(cidrs) = &self.detect {
+        if let LocalDetect::Cidrs(cidrs) = &self.lowering.detect {
             for cidr in cidrs {
                 let (address, length) = prefix(cidr);
                 add(address, length, client::CLUSTER);
@@ -361,8 +362,9 @@ impl Dataplane for EbpfPlane {
         let detect = (self.config.local_detection)(now.node);
         let addresses = now.node.map_or_else(Vec::new, |node| node.addresses.clone());
         let other_ranges = self.spans.set_ranges(now.service_cidrs);
-        let changed = other_ranges || detect != self.detect || addresses != self.node_addresses;
-        self.detect = detect;
+        let changed =
+            other_ranges || detect != self.lowering.detect || addresses != self.node_addresses;
+        self.lowering.detect = detect;
         self.node_addresses = addresses;
         changed
     }

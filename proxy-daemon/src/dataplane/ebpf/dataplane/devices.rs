@@ -130,7 +130,7 @@ impl EbpfPlane {
             };
             addresses.iter().find(usable).map(|a| Address::from(*a)).unwrap_or_default()
         };
-        let pods = match &self.detect {
+        let pods = match &self.lowering.detect {
             LocalDetect::Bridge(bridge) => *device.name == **bridge,
             LocalDetect::InterfacePrefix(prefix) => device.name.starts_with(&**prefix),
             LocalDetect::Unknown | LocalDetect::Cidrs(_) => false,
