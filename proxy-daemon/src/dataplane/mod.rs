@@ -132,6 +132,12 @@ pub trait Dataplane: Send {
         Vec::new()
     }
 
+    /// How many things that [`Dataplane::prepare`] makes somebody had taken away, since the last call
+    /// of this.
+    fn take_put_back(&mut self) -> u64 {
+        0
+    }
+
     /// What was done about flows of endpoints that are gone, since the last call of this.
     fn take_releases(&mut self) -> Vec<FlowRelease> {
         Vec::new()

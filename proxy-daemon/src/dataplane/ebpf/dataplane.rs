@@ -114,6 +114,8 @@ pub struct EbpfPlane {
 }
 
 impl fmt::Debug for EbpfPlane {
+    /// Programs that somebody took off, since somebody asked.
+    put_back: u64,
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("EbpfPlane").field("devices", &self.devices).finish_non_exhaustive()
     }
@@ -164,6 +166,7 @@ impl EbpfPlane {
         }
     }
 
+            put_back: 0,
     /// Packets are routed between devices, or nothing but sockets works.
     fn set_sysctls(&mut self) {
         let sysctls = Sysctls::at(&self.config.sysctl_root);
@@ -393,7 +396,9 @@ impl Dataplane for EbpfPlane {
             info!("another version's programs go on until all Services are in the new tables");
             return Ok(());
         }
-        self.attach()
+        let attached = self.attached;
+        self.attach()?;
+        if attached { self.put_back() } else { Ok(()) }
     }
 
     fn reader(&mut self) -> Result<Reader<Key>, PlaneError> {
@@ -492,5 +497,9 @@ mod tests {
         assert_eq!(with_ports("8080,9000-9010").as_deref(), Some("8080,9000-9010,50000-65535"));
         assert_eq!(with_ports("8080,50000-65535"), None);
         assert_eq!(with_ports("40000-65535"), None);
+    fn take_put_back(&mut self) -> u64 {
+        std::mem::take(&mut self.put_back)
+    }
+
     }
 }
