@@ -25,7 +25,9 @@ use super::readback::{Found, Reading};
 use super::spans::Spans;
 use super::upgrade::Upgrade;
 use super::value::{Key, Lowering, Value};
-use super::{Capacity, LoadError, Programs, SocketRelease, TableError, Tables, XdpMode};
+use super::{
+    Capacity, LoadError, Programs, Remembered, SocketRelease, TableError, Tables, XdpMode,
+};
 use crate::dataplane::kubeproxy::Takeover;
 use crate::dataplane::{
     Dataplane, Fill, FlowRelease, OpError, Pieces, PlaneError, Reader, Surroundings, WorkDone,
@@ -65,6 +67,8 @@ pub struct EbpfConfig {
     pub sysctl_root: PathBuf,
     /// Cookie of the node's network namespace, where it is known.
     pub namespace: Option<u64>,
+    /// How full the programs' own tables are.
+    pub remembered: Arc<Remembered>,
     /// Connections may go through another proxy's translation.
     pub handing_over: Arc<AtomicBool>,
 }
@@ -110,12 +114,12 @@ pub struct EbpfPlane {
     /// The table's picture was made from the maps.
     adopted: bool,
     growth: Growth,
+    /// Programs that somebody took off, since somebody asked.
+    put_back: u64,
     complained: BTreeSet<String>,
 }
 
 impl fmt::Debug for EbpfPlane {
-    /// Programs that somebody took off, since somebody asked.
-    put_back: u64,
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("EbpfPlane").field("devices", &self.devices).finish_non_exhaustive()
     }
@@ -162,11 +166,11 @@ impl EbpfPlane {
             begun: false,
             adopted: false,
             growth: Growth::default(),
+            put_back: 0,
             complained: BTreeSet::new(),
         }
     }
 
-            put_back: 0,
     /// Packets are routed between devices, or nothing but sockets works.
     fn set_sysctls(&mut self) {
         let sysctls = Sysctls::at(&self.config.sysctl_root);
@@ -330,6 +334,17 @@ impl EbpfPlane {
         if self.spans.note(address) { self.write_config() } else { Ok(()) }
     }
 
+    /// A client's endpoint is not remembered beyond its Service's affinity.
+    fn forget_affinity(&mut self) {
+        let services = self.table.take_forgotten();
+        if services.is_empty() {
+            return;
+        }
+        if let Err(error) = self.table.store().tables().forget_affinity(&services) {
+            warn!(%error, "clients may go to the endpoints that they had before");
+        }
+    }
+
     /// The first look through the maps, at once: nothing was written before it.
     fn adopt(&mut self) -> Result<Vec<(Key, Value)>, TableError> {
         let objects = self.table.adopt_all()?;
@@ -448,6 +463,7 @@ impl Dataplane for EbpfPlane {
             })
             .collect();
         self.sockets.release(self.table.take_gone());
+        self.forget_affinity();
         results
     }
 
@@ -481,6 +497,10 @@ impl Dataplane for EbpfPlane {
         self.sockets.take_done()
     }
 
+    fn take_put_back(&mut self) -> u64 {
+        std::mem::take(&mut self.put_back)
+    }
+
     fn work(&self) -> WorkDone {
         let requests = self.table.writes();
         WorkDone { requests, dumps: 0, sends: requests }
@@ -497,9 +517,5 @@ mod tests {
         assert_eq!(with_ports("8080,9000-9010").as_deref(), Some("8080,9000-9010,50000-65535"));
         assert_eq!(with_ports("8080,50000-65535"), None);
         assert_eq!(with_ports("40000-65535"), None);
-    fn take_put_back(&mut self) -> u64 {
-        std::mem::take(&mut self.put_back)
-    }
-
     }
 }
