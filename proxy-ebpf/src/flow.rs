@@ -208,24 +208,31 @@ fn claim(
 ) -> Result<(), Reason> {
     let mut attempt = 0;
     while attempt < ATTEMPTS {
-        if is_claimed(tables, network, config, opening, attempt) {
-            return Ok(());
+        match try_claim(tables, network, config, opening, attempt) {
+            CLAIMED => return Ok(()),
+            FULL => return Err(Reason::FlowsFull),
+            _ => attempt += 1,
         }
-        attempt += 1;
     }
     Err(Reason::PortsExhausted)
 }
 
+/// What an attempt comes to.
+const CLAIMED: u32 = 0;
+const TAKEN: u32 = 1;
+/// The table has no room: no other port would find any.
+const FULL: u32 = 2;
+
 /// A function of its own, so that all its ways are one to the verifier when the next attempt
 /// begins.
 #[cfg_attr(target_arch = "bpf", inline(never))]
-fn is_claimed(
+fn try_claim(
     tables: &impl Tables,
     network: &impl Network,
     config: &Config,
     opening: &mut Opening,
     attempt: u32,
-) -> bool {
+) -> u32 {
     // The client's own port belongs to it only together with its own address.
     let own = attempt == 0 && !opening.masquerade;
     if !own {
@@ -236,43 +243,47 @@ fn is_claimed(
         opening.reply_key.destination_port = Be16::from_host(config.port_low.wrapping_add(offset));
     }
     if opening.masquerade && !own && network.has_socket(&opening.reply_key) {
-        return false;
+        return TAKEN;
     }
-    tables.add_flow(&opening.reply_key, &opening.reply) || is_ours_or_over(tables, config, opening)
+    if tables.add_flow(&opening.reply_key, &opening.reply) {
+        return CLAIMED;
+    }
+    displace(tables, config, opening)
 }
 
 /// The tuple is taken, but by this very flow (another CPU, or an entry whose other half
 /// made room), or by one that has ended.
 #[inline(always)]
-fn is_ours_or_over(tables: &impl Tables, config: &Config, opening: &Opening) -> bool {
+fn displace(tables: &impl Tables, config: &Config, opening: &Opening) -> u32 {
     let key = &opening.reply_key;
     let Some((to, seen, flags)) = tables.flow(key, |flow| (flow.to, flow.seen, flow.flags)) else {
-        return false;
+        // Not taken. Unless it was until just now, there is no room.
+        return if tables.add_flow(key, &opening.reply) { CLAIMED } else { FULL };
     };
     if to == opening.reply.to {
-        return true;
+        return CLAIMED;
     }
     let request = to.inverse();
     let direct = Flow::is_direct(flags);
     let other = if direct { None } else { tables.flow(&request, |flow| (flow.seen, flow.flags)) };
     // Its other half may be entered by another CPU right now. If not, the daemon's sweep finds it.
     if other.is_none() && seen == 0 {
-        return false;
+        return TAKEN;
     }
     let (request_seen, request_flags) = other.unwrap_or((0, flags));
     let last = if seen > request_seen { seen } else { request_seen };
     let limit = timeout(key.protocol, request_flags, &config.timeouts);
     if opening.request.seen.saturating_sub(last) < u64::from(limit) * SECOND {
-        return false;
+        return TAKEN;
     }
     // Of several CPUs that see this, the one that removes it goes on.
     if !tables.remove_flow(key) {
-        return false;
+        return TAKEN;
     }
     if !direct {
         tables.remove_flow(&request);
     }
-    tables.add_flow(key, &opening.reply)
+    if tables.add_flow(key, &opening.reply) { CLAIMED } else { TAKEN }
 }
 
 #[inline(always)]

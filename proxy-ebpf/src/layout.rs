@@ -11,7 +11,8 @@
 //! SOURCE_RANGES  Service and prefix -> u32   LPM trie; clients let in
 //! DEVICES    ifindex     -> Device     hash
 //! OPT_OUTS   OptOut      -> u32        hash; sockets that are left alone
-//! FLOWS, FRAGMENTS, SOCKETS            LRU hashes: see [`crate::layout::flow`]
+//! FLOWS      Tuple       -> Flow       hash; see [`crate::layout::flow`]
+//! FRAGMENTS, SOCKETS, UDP_PEERS        LRU hashes: see there
 //! FRONTEND_COUNTERS  FrontendId -> FrontendCounters   per-CPU array
 //! BACKEND_COUNTERS   BackendId  -> BackendCounters    per-CPU array
 //! DROPS      Reason      -> u64                       per-CPU array
@@ -33,6 +34,7 @@ use core::mem::{offset_of, size_of};
 use core::ops::AddAssign;
 
 use crate::order::{Address, Be16};
+use crate::select::Hash;
 
 pub mod config;
 pub mod flow;
@@ -44,7 +46,7 @@ pub use flow::{
 };
 
 /// Part of the path maps are pinned under, and of the object's [`Mark`].
-pub const LAYOUT_VERSION: u32 = 6;
+pub const LAYOUT_VERSION: u32 = 7;
 
 /// A port of a Service: what affinity and source ranges belong to, across its frontends.
 ///
@@ -176,6 +178,9 @@ impl Backend {
     pub const IN_LOCAL_SET: u16 = 1 << 1;
     /// The entry is a backend that somebody may choose.
     pub const IN_USE: u16 = Self::IN_CLUSTER_SET | Self::IN_LOCAL_SET;
+    /// It was in a set until a moment ago: a program that has read the frontend's value before it
+    /// changed may still choose it. Not in a set, or nobody may.
+    pub const LEAVING: u16 = 1 << 15;
     /// On this node: the client's address can be kept.
     pub const LOCAL: u16 = 1 << 2;
     /// The address is one of the node's own.
@@ -202,6 +207,16 @@ impl Backend {
     #[inline(always)]
     pub const fn has(&self, flag: u16) -> bool {
         self.flags & flag != 0
+    }
+
+    /// Tells it from others that had or will have its id; never 0.
+    #[must_use]
+    #[inline(always)]
+    pub fn place(&self) -> u32 {
+        let [a, b, c, d] = self.address.words();
+        let hash = Hash::of_words(a.to_kernel()).word(b.to_kernel());
+        let hash = hash.word(c.to_kernel()).word(d.to_kernel());
+        hash.word(self.port.to_kernel()).finish() | 1
     }
 }
 
@@ -357,7 +372,7 @@ layout! {
     FragmentKey [40] { source @ 0, destination @ 16, id @ 32, protocol @ 36, pad @ 37 }
     FragmentPorts [4] { source_port @ 0, destination_port @ 2 }
     AffinityKey [24] { client @ 0, service @ 16 }
-    Affinity [16] { seen @ 0, backend @ 8, pad @ 12 }
+    Affinity [16] { seen @ 0, backend @ 8, place @ 12 }
     SocketKey [32] { cookie @ 0, address @ 8, port @ 24, pad @ 26 }
     SocketPeer [24] { address @ 0, port @ 16, pad @ 18, backend @ 20 }
     Timeouts [24] { tcp_opening @ 0, tcp_established @ 4, tcp_closing @ 8, udp @ 12,
@@ -398,12 +413,13 @@ pub mod names {
     pub const FLOWS: &str = "FLOWS";
     pub const FRAGMENTS: &str = "FRAGMENTS";
     pub const SOCKETS: &str = "SOCKETS";
+    pub const UDP_PEERS: &str = "UDP_PEERS";
     pub const FRONTEND_COUNTERS: &str = "FRONTEND_COUNTERS";
     pub const BACKEND_COUNTERS: &str = "BACKEND_COUNTERS";
     pub const DROPS: &str = "DROPS";
 
     /// Those that outlive the daemon: all but a program's own working memory.
-    pub const PINNED: [&str; 16] = [
+    pub const PINNED: [&str; 17] = [
         CONFIG,
         FRONTENDS,
         SLOTS,
@@ -417,6 +433,7 @@ pub mod names {
         FLOWS,
         FRAGMENTS,
         SOCKETS,
+        UDP_PEERS,
         FRONTEND_COUNTERS,
         BACKEND_COUNTERS,
         DROPS,
@@ -424,7 +441,8 @@ pub mod names {
 
     /// At the cgroup, in the order in which they are attached: what undoes a translation
     /// before what makes one.
-    pub const CGROUP: [&str; 8] = [
+    pub const CGROUP: [&str; 9] = [
+        SOCK_RELEASE,
         "getpeername4",
         "getpeername6",
         "recvmsg4",
@@ -434,6 +452,8 @@ pub mod names {
         "connect4",
         "connect6",
     ];
+    /// Where sockets are closed.
+    pub const SOCK_RELEASE: &str = "sock_release";
     pub const TC_INGRESS: &str = "tc_ingress";
     pub const TC_EGRESS: &str = "tc_egress";
     pub const XDP_INGRESS: &str = "xdp_ingress";
@@ -454,7 +474,7 @@ mod tests {
     /// `LAYOUT_VERSION` and put both new numbers here.
     #[test]
     fn a_changed_layout_has_a_new_version() {
-        assert_eq!((LAYOUT_VERSION, FINGERPRINT), (6, 3_345_559_535_957_447_773));
+        assert_eq!((LAYOUT_VERSION, FINGERPRINT), (7, 6_593_063_855_546_725_887));
     }
 
     #[test]

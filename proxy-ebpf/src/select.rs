@@ -68,15 +68,18 @@ pub fn select(
         // Ids are used again, and an endpoint that left the set is forgotten at once.
         && backend.service == frontend.service
         && backend.has(frontend.set(client))
+        && (before.place == 0 || before.place == backend.place())
     {
         tables.set_affinity(affinity, &Affinity { seen: now, ..before });
         return Ok((before.backend, backend));
     }
     let index = slot_index(frontend.range(client), number).ok_or(frontend.empty(client))?;
     let id = tables.slot(index).ok_or(Reason::VacantSlot)?;
-    let backend = tables.backend(id).filter(Backend::in_use).ok_or(Reason::VacantSlot)?;
+    // One that left since the frontend was read is what it was an instant ago.
+    let chosen = |backend: &Backend| backend.has(Backend::IN_USE | Backend::LEAVING);
+    let backend = tables.backend(id).filter(chosen).ok_or(Reason::VacantSlot)?;
     if frontend.affinity != 0 {
-        tables.set_affinity(affinity, &Affinity { seen: now, backend: id, pad: 0 });
+        tables.set_affinity(affinity, &Affinity { seen: now, backend: id, place: backend.place() });
     }
     Ok((id, backend))
 }
@@ -109,6 +112,13 @@ impl Hash {
     #[must_use]
     pub const fn new(config: &Config) -> Self {
         Self(config.seed)
+    }
+
+    /// Of a node's own affair: others need not agree.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of_words(first: u32) -> Self {
+        Self(0).word(first)
     }
 
     #[inline(always)]

@@ -32,14 +32,14 @@ pub fn connect(
     key: &FrontendKey,
     random: u32,
 ) -> SocketVerdict {
-    decide(tables, caller, key, |_| random)
+    decide(tables, caller, key, true, |_| random)
 }
 
 /// `sendmsg(2)` with an address: each datagram anew, so the same socket has to get the same
 /// backend for the same frontend.
 #[inline(always)]
 pub fn send(tables: &impl Tables, caller: &Caller, key: &FrontendKey) -> SocketVerdict {
-    decide(tables, caller, key, |config| flow_of_socket(config, caller.cookie, key))
+    decide(tables, caller, key, false, |config| flow_of_socket(config, caller.cookie, key))
 }
 
 #[inline(always)]
@@ -60,6 +60,7 @@ fn decide(
     tables: &impl Tables,
     caller: &Caller,
     key: &FrontendKey,
+    connects: bool,
     number: impl FnOnce(&Config) -> u32,
 ) -> SocketVerdict {
     // Nothing but these is in the table; most connects of other kinds end here without
@@ -87,7 +88,7 @@ fn decide(
         Ok((id, backend)) => {
             tables.count_frontend(frontend.id, |counters| counters.connections += 1);
             tables.count_backend(id, |counters| counters.connections += 1);
-            record(tables, config, caller, key, id, &backend);
+            record(tables, config, caller, key, connects, id, &backend);
             SocketVerdict::Translate { backend: id, address: backend.address, port: backend.port }
         }
         // Silence is the devices' to keep. A datagram that nobody takes is theirs to answer:
@@ -143,6 +144,7 @@ fn record(
     config: &Config,
     caller: &Caller,
     key: &FrontendKey,
+    connects: bool,
     id: BackendId,
     backend: &Backend,
 ) {
@@ -150,7 +152,13 @@ fn record(
         return;
     }
     let peer = SocketPeer { address: key.address(), port: key.port(), pad: 0, backend: id };
+    // Apart from TCP and single datagrams, of which there are so many that they would push it out.
+    let is_udp_peer = connects && key.protocol() == UDP;
     let key = SocketKey::new(caller.cookie, backend.address, backend.port);
+    if is_udp_peer {
+        tables.set_udp_peer(&key, &peer);
+        return;
+    }
     // Writing what is there already costs more than looking.
     if tables.peer(&key) != Some(peer) {
         tables.set_peer(&key, &peer);
@@ -165,8 +173,15 @@ pub fn known_as(
     address: Address,
     port: Be16,
 ) -> Option<(Address, Be16)> {
-    let peer = tables.peer(&SocketKey::new(cookie, address, port))?;
+    let key = SocketKey::new(cookie, address, port);
+    let peer = tables.udp_peer(&key).or_else(|| tables.peer(&key))?;
     Some((peer.address, peer.port))
+}
+
+/// A UDP socket is closed that was connected to this address, a backend's perhaps.
+#[inline(always)]
+pub fn closed(tables: &impl Tables, cookie: u64, address: Address, port: Be16) {
+    tables.remove_udp_peer(&SocketKey::new(cookie, address, port));
 }
 
 #[cfg(test)]

@@ -37,6 +37,11 @@ pub trait Tables {
     fn peer(&self, key: &SocketKey) -> Option<SocketPeer>;
     fn set_peer(&self, key: &SocketKey, peer: &SocketPeer);
 
+    /// The same of connected UDP sockets, which are ended when their backend goes.
+    fn udp_peer(&self, key: &SocketKey) -> Option<SocketPeer>;
+    fn set_udp_peer(&self, key: &SocketKey, peer: &SocketPeer);
+    fn remove_udp_peer(&self, key: &SocketKey);
+
     fn count_frontend(&self, id: FrontendId, update: impl FnOnce(&mut FrontendCounters));
     fn count_backend(&self, id: BackendId, update: impl FnOnce(&mut BackendCounters));
     fn count_drop(&self, reason: Reason);

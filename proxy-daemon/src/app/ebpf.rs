@@ -3,7 +3,6 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
 
 use tracing::{info, warn};
 
@@ -26,10 +25,6 @@ use crate::kernel::netdev::GenericNetdev;
 use crate::kernel::netlink::{Socket, Subsystem};
 use crate::kernel::sockets::AllNamespaces;
 
-/// How often flows that have timed out are removed. The table makes room by itself before;
-/// this keeps the gauge honest and ports free.
-const SWEEP: Duration = Duration::from_secs(30);
-
 /// What can be told before anything is started, so that a daemon which cannot work ends at once.
 pub fn check(config: &Config) -> Result<(), Fatal> {
     check_capabilities().map_err(|error| error.to_string())?;
@@ -49,8 +44,10 @@ pub fn plane(config: &Config) -> Result<Parts<EbpfPlane>, Fatal> {
         slots: sizes.slots,
         counted_frontends: limit.frontends,
         counted_backends: limit.backends,
+        sockets: sizes.sockets.unwrap_or(Capacity::default().sockets),
         ..Capacity::default()
     };
+    let capacity = capacity.with_flows(sizes.flows.unwrap_or_else(|| default_flows(config)));
     let object = object().map_err(|e| text(&e))?;
     upgrade::take_over(&pins).map_err(|e| text(&e))?;
     // They may have grown.
@@ -61,7 +58,9 @@ pub fn plane(config: &Config) -> Result<Parts<EbpfPlane>, Fatal> {
         info!(maps = ?grown, "larger than those of the daemon before");
     }
     let upgrade = Upgrade::open(&pins, CONVERTERS).map_err(|e| text(&e))?;
-    sweep(FlowTable::open(&pins).map_err(|e| text(&e))?)?;
+    let flows = FlowTable::open(&pins).map_err(|e| text(&e))?;
+    let remembered = flows.remembered();
+    sweep(flows)?;
     let missing: Vec<&str> =
         [(Capability::SysAdmin, "CAP_SYS_ADMIN"), (Capability::SysPtrace, "CAP_SYS_PTRACE")]
             .into_iter()
@@ -112,6 +111,7 @@ pub fn plane(config: &Config) -> Result<Parts<EbpfPlane>, Fatal> {
         direct: direct_return(config),
         sysctl_root: config.sysctl_root.clone(),
         namespace,
+        remembered,
         handing_over,
     };
     let generic = Socket::open(Subsystem::Generic).map_err(|e| text(&e))?;
@@ -195,12 +195,28 @@ pub fn remains(root: &Path) -> Predecessor {
     })
 }
 
+/// As many as the kernel's conntrack takes on such a machine, when that is configured.
+fn default_flows(config: &Config) -> u32 {
+    /// What kube-proxy asks for at least, and what the kernel has on a machine of some size.
+    const CONNTRACK: u32 = 131_072;
+    let cores =
+        std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1));
+    let memory = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| total(&text));
+    Capacity::default_flows(config.conntrack.max(cores).unwrap_or(CONNTRACK), memory.unwrap_or(0))
+}
+
+/// The machine's memory in bytes, of what `/proc/meminfo` says.
+fn total(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
 fn sweep(mut flows: FlowTable) -> Result<(), Fatal> {
     std::thread::Builder::new()
         .name("flows".into())
         .spawn(move || {
             loop {
-                std::thread::sleep(SWEEP);
+                std::thread::sleep(flows.period());
                 if let Err(error) = flows.sweep() {
                     warn!(%error, "flows that have timed out stay for now");
                 }
@@ -208,4 +224,16 @@ fn sweep(mut flows: FlowTable) -> Result<(), Fatal> {
         })
         .map(|_| ())
         .map_err(|error| format!("cannot start the thread for flows: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::total;
+
+    #[test]
+    fn the_machines_memory_is_read() {
+        let text = "MemTotal:       24689764 kB\nMemFree:         1000000 kB\n";
+        assert_eq!(total(text), Some(24_689_764 << 10));
+        assert_eq!(total("MemFree: 1 kB\n"), None);
+    }
 }

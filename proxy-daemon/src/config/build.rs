@@ -170,10 +170,10 @@ pub(super) fn build(
             },
         ),
         map_sizes: p.take("--ebpf-map-sizes", &flags.host.ebpf_map_sizes, |raw| {
-            map_sizes(raw, MapSizes::default())
+            map_sizes(raw, MapSizes::default(), true)
         }),
         map_limits: p.take("--ebpf-map-limits", &flags.host.ebpf_map_limits, |raw| {
-            map_sizes(raw, MapSizes::LIMITS)
+            map_sizes(raw, MapSizes::LIMITS, false)
         }),
         bpf_root: p.take("--bpf-root", &flags.host.bpf_root, |raw| {
             path(raw).ok_or_else(|| "must be a directory, for example /sys/fs/bpf".to_owned())
@@ -218,8 +218,8 @@ fn direct_server_return(raw: &str) -> Result<DirectServerReturn, Expected> {
     }
 }
 
-/// What is not named is as in `sizes`.
-fn map_sizes(raw: &str, mut sizes: MapSizes) -> Result<MapSizes, Expected> {
+/// What is not named is as in `sizes`. Not all maps grow: some have no limit but their size.
+fn map_sizes(raw: &str, mut sizes: MapSizes, fixed: bool) -> Result<MapSizes, Expected> {
     for part in list(raw) {
         let parsed = part.split_once('=').and_then(|(name, size)| {
             let size = size.parse::<u32>().ok().filter(|size| (1..=1 << 26).contains(size))?;
@@ -227,12 +227,17 @@ fn map_sizes(raw: &str, mut sizes: MapSizes) -> Result<MapSizes, Expected> {
                 "frontends" => &mut sizes.frontends,
                 "backends" => &mut sizes.backends,
                 "slots" => &mut sizes.slots,
+                "flows" if fixed => sizes.flows.insert(size),
+                "sockets" if fixed => sizes.sockets.insert(size),
                 _ => return None,
             } = size;
             Some(())
         });
         if parsed.is_none() {
-            return Err("must be like frontends=N,backends=N,slots=N, N up to 67108864".to_owned());
+            let more = if fixed { ",flows=N,sockets=N" } else { "" };
+            return Err(format!(
+                "must be like frontends=N,backends=N,slots=N{more}, N up to 67108864"
+            ));
         }
     }
     Ok(sizes)

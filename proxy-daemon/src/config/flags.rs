@@ -404,10 +404,13 @@ pub struct HostFlags {
     pub devices: String,
 
     /// Entries of ebpf mode's maps, by comma, when they are made: frontends (an address and port),
-    /// backends (an endpoint of a Service port), slots (an endpoint of a frontend's set)
+    /// backends (an endpoint of a Service port), slots (an endpoint of a frontend's set), flows (a
+    /// connection at a device), sockets (one that connect() or sendmsg() sent to an endpoint)
     ///
-    /// The default takes 12 MiB. A map that is full is exchanged for a larger one, and stays as
-    /// large until --cleanup.
+    /// The default of the first three takes 12 MiB; one of them that is full is exchanged for a
+    /// larger one, and stays as large until --cleanup. Flows take 380 bytes each, and stay as they
+    /// were made: as many as --conntrack-max-per-core and --conntrack-min say, unless that is more
+    /// than a 256th of the machine's memory, and 65536 at least. Sockets: 65536.
     #[arg(
         long,
         value_name = "SIZES",

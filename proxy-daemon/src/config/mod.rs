@@ -113,17 +113,22 @@ pub struct MapSizes {
     pub frontends: u32,
     pub backends: u32,
     pub slots: u32,
+    /// Connections at devices; `None`: by `--conntrack-max-per-core` and `--conntrack-min`.
+    pub flows: Option<u32>,
+    /// Sockets with a peer; `None`: the default.
+    pub sockets: Option<u32>,
 }
 
 impl Default for MapSizes {
     fn default() -> Self {
-        Self { frontends: 65_536, backends: 327_680, slots: 524_288 }
+        Self { frontends: 65_536, backends: 327_680, slots: 524_288, flows: None, sockets: None }
     }
 }
 
 impl MapSizes {
     /// What they may grow to.
-    pub const LIMITS: Self = Self { frontends: 1 << 20, backends: 1 << 22, slots: 1 << 24 };
+    pub const LIMITS: Self =
+        Self { frontends: 1 << 20, backends: 1 << 22, slots: 1 << 24, flows: None, sockets: None };
 }
 
 /// Where ebpf mode attaches its program at XDP.

@@ -392,6 +392,8 @@ fn host() {
     }
     let sizes = MapSizes { backends: 7, ..MapSizes::default() };
     assert_eq!(good(&["--ebpf-map-sizes=backends=7"]).map_sizes, sizes);
+    let sizes = MapSizes { flows: Some(9), sockets: Some(8), ..MapSizes::default() };
+    assert_eq!(good(&["--ebpf-map-sizes=flows=9,sockets=8"]).map_sizes, sizes);
     let limits = MapSizes { slots: 9, ..MapSizes::LIMITS };
     assert_eq!(good(&["--ebpf-map-limits=slots=9"]).map_limits, limits);
     for wrong in

@@ -93,7 +93,7 @@ pub trait Dataplane: Send {
     ) -> Vec<(Self::Key, <Self::Key as ObjectKey>::Value)>;
 
     /// The surroundings are now these. True when what [`Dataplane::prepare`] makes depends
-    /// on what changed, so that it has to be called again.
+    /// on what changed, so that it has to be called again, and frontends are lowered again.
     fn surroundings_changed(&mut self, now: Surroundings<'_>) -> bool;
 
     /// The node has these addresses now. Called before frontends are lowered again.
@@ -130,6 +130,12 @@ pub trait Dataplane: Send {
     /// Tables that can be full.
     fn fill(&self) -> Vec<Fill> {
         Vec::new()
+    }
+
+    /// How many things that [`Dataplane::prepare`] makes somebody had taken away, since the last call
+    /// of this.
+    fn take_put_back(&mut self) -> u64 {
+        0
     }
 
     /// What was done about flows of endpoints that are gone, since the last call of this.

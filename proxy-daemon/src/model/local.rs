@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
+use super::Family;
+
 /// How a packet from a pod of this node is told from others. Cluster-internal
 /// short-circuits and the masquerading of traffic from outside depend on it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -17,4 +19,16 @@ pub enum LocalDetect {
     Bridge(Arc<str>),
     /// InterfaceNamePrefix mode: comes in by an interface with this prefix.
     InterfacePrefix(Arc<str>),
+}
+
+impl LocalDetect {
+    /// Whether it can tell a pod from others by packets of this family.
+    #[must_use]
+    pub fn tells(&self, family: Family) -> bool {
+        match self {
+            Self::Unknown => false,
+            Self::Cidrs(cidrs) => cidrs.iter().any(|cidr| Family::of(cidr.ip()) == family),
+            Self::Bridge(_) | Self::InterfacePrefix(_) => true,
+        }
+    }
 }

@@ -41,6 +41,7 @@ pub struct Fake {
     pub room: Option<usize>,
     pub fragments: RefCell<HashMap<FragmentKey, FragmentPorts>>,
     pub peers: RefCell<HashMap<SocketKey, SocketPeer>>,
+    pub udp_peers: RefCell<HashMap<SocketKey, SocketPeer>>,
     pub frontend_counters: RefCell<HashMap<FrontendId, FrontendCounters>>,
     pub backend_counters: RefCell<HashMap<BackendId, BackendCounters>>,
     pub drops: RefCell<Vec<Reason>>,
@@ -111,6 +112,15 @@ impl Tables for Fake {
     }
     fn set_peer(&self, key: &SocketKey, peer: &SocketPeer) {
         self.peers.borrow_mut().insert(*key, *peer);
+    }
+    fn udp_peer(&self, key: &SocketKey) -> Option<SocketPeer> {
+        get(&self.udp_peers, key)
+    }
+    fn set_udp_peer(&self, key: &SocketKey, peer: &SocketPeer) {
+        self.udp_peers.borrow_mut().insert(*key, *peer);
+    }
+    fn remove_udp_peer(&self, key: &SocketKey) {
+        self.udp_peers.borrow_mut().remove(key);
     }
     fn count_frontend(&self, id: FrontendId, update: impl FnOnce(&mut FrontendCounters)) {
         update(self.frontend_counters.borrow_mut().entry(id).or_default());

@@ -1,11 +1,13 @@
-//! What the programs remember, in LRU hashes: the kernel makes room by itself, and the
-//! daemon removes what has timed out.
+//! What the programs remember. `FLOWS` is a hash: an idle connection must not make room for new
+//! ones, so that a full one refuses these; the daemon removes what has timed out, sooner when the
+//! table fills. The others are LRU hashes: the kernel makes room by itself.
 //!
 //! ```text
 //! FLOWS      Tuple       -> Flow           two entries a flow, one for each direction
 //! FRAGMENTS  FragmentKey -> FragmentPorts  ports of a datagram whose rest is still to come
 //! AFFINITY   AffinityKey -> Affinity
 //! SOCKETS    SocketKey   -> SocketPeer     a UDP or TCP peer, and what the program knows it as
+//! UDP_PEERS  SocketKey   -> SocketPeer     that of a connected UDP socket, until it is closed
 //! ```
 
 use super::{BackendId, FrontendId, ServiceId};
@@ -145,7 +147,8 @@ pub struct Affinity {
     /// `bpf_ktime_get_ns` at the client's last connection.
     pub seen: u64,
     pub backend: BackendId,
-    pub pad: u32,
+    /// [`Backend::place`](super::Backend::place) of that one; 0: not known.
+    pub place: u32,
 }
 
 /// A socket and a backend it was sent to.

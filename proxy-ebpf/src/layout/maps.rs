@@ -47,6 +47,7 @@ fingerprints! {
     FLOWS: Tuple, Flow;
     FRAGMENTS: FragmentKey, FragmentPorts;
     SOCKETS: SocketKey, SocketPeer;
+    UDP_PEERS: SocketKey, SocketPeer;
     FRONTEND_COUNTERS: FrontendCounters, Traffic;
     BACKEND_COUNTERS: BackendCounters, Traffic;
     DROPS: ;
@@ -58,13 +59,16 @@ pub fn fingerprint(name: &str) -> Option<u64> {
     FINGERPRINTS.iter().find(|(map, _)| *map == name).map(|(_, fingerprint)| *fingerprint)
 }
 
+/// Of `AFFINITY` until version 6: an entry did not tell which place its backend had.
+pub const AFFINITY_6: u64 = 0x8f06_0920_5706_bb4c;
+
 /// Those of version 4, which daemons of that version did not write beside their maps.
 const VERSION_4: [(&str, u64); 15] = [
     (names::CONFIG, 0xcbea_9e62_8b0c_4af1),
     (names::FRONTENDS, 0x091e_cf43_43fc_f8fd),
     (names::SLOTS, 0xcbf2_9ce4_8422_2325),
     (names::BACKENDS, 0x3ec6_09d2_96ca_12fa),
-    (names::AFFINITY, 0x8f06_0920_5706_bb4c),
+    (names::AFFINITY, AFFINITY_6),
     (names::PREFIXES, 0xcbf2_9ce4_8422_2325),
     (names::SOURCE_RANGES, 0x0bed_c706_56aa_2350),
     (names::DEVICES, 0x06a0_27df_e21c_a8e6),
@@ -103,5 +107,18 @@ mod tests {
         assert_eq!(known(3, names::FLOWS), fingerprint(names::FLOWS));
         assert_eq!(known(3, names::CONFIG), None);
         assert_eq!(known(2, names::FLOWS), None);
+    }
+
+    /// As the converter of affinity in the daemon takes it for.
+    #[test]
+    fn affinity_was_without_a_place_until_version_6() {
+        let fields = [("seen", 0), ("backend", 8), ("pad", 12)];
+        let affinity = fields
+            .iter()
+            .fold(hash(hash(0xcbf2_9ce4_8422_2325, b"Affinity"), b"16"), |state, (name, at)| {
+                hash(hash(state, name.as_bytes()), std::format!("{at}").as_bytes())
+            });
+        assert_eq!(Some(of(&[AffinityKey::FINGERPRINT, affinity])), known(4, names::AFFINITY));
+        assert_eq!(known(4, names::AFFINITY), Some(AFFINITY_6));
     }
 }

@@ -5,6 +5,7 @@
 //! | `connect4`, `connect6` | cgroup, `connect(2)` | sends the socket to a backend, or refuses |
 //! | `sendmsg4`, `sendmsg6` | cgroup, `sendmsg(2)` | the same for a datagram with an address |
 //! | `recvmsg4`, `recvmsg6` | cgroup, `recvmsg(2)` | shows the frontend as the sender |
+//! | `sock_release` | cgroup, `close(2)` | forgets a connected UDP socket |
 //! | `getpeername4`, `getpeername6` | cgroup | shows the frontend as the peer |
 //! | `tc_ingress`, `tc_egress` | tcx or clsact | translates packets in both directions, answers |
 //! | `xdp_ingress` | XDP | the same for what goes on to another node or back to a client |

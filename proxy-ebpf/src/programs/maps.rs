@@ -49,14 +49,19 @@ static DEVICES: HashMap<u32, Device> = HashMap::with_max_entries(1024, BPF_F_NO_
 #[map]
 static OPT_OUTS: HashMap<OptOut, u32> = HashMap::with_max_entries(1024, BPF_F_NO_PREALLOC);
 
+/// No LRU: that would make room by what has been idle for longest, however alive it is. A full one
+/// takes no new flow.
 #[map]
-static FLOWS: LruHashMap<Tuple, Flow> = LruHashMap::with_max_entries(1024, 0);
+static FLOWS: HashMap<Tuple, Flow> = HashMap::with_max_entries(1024, 0);
 
 #[map]
 static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts> = LruHashMap::with_max_entries(1024, 0);
 
 #[map]
 static SOCKETS: LruHashMap<SocketKey, SocketPeer> = LruHashMap::with_max_entries(1024, 0);
+
+#[map]
+static UDP_PEERS: LruHashMap<SocketKey, SocketPeer> = LruHashMap::with_max_entries(1024, 0);
 
 #[map]
 static FRONTEND_COUNTERS: PerCpuArray<FrontendCounters> = PerCpuArray::with_max_entries(1024, 0);
@@ -211,6 +216,24 @@ impl Tables for Kernel {
     fn set_peer(&self, key: &SocketKey, peer: &SocketPeer) {
         // Without the entry the socket's owner sees the backend's address.
         let _ = SOCKETS.insert(key, peer, BPF_ANY.into());
+    }
+
+    #[inline(always)]
+    fn udp_peer(&self, key: &SocketKey) -> Option<SocketPeer> {
+        // SAFETY: as in `frontend`.
+        unsafe { UDP_PEERS.get(key).copied() }
+    }
+
+    #[inline(always)]
+    fn set_udp_peer(&self, key: &SocketKey, peer: &SocketPeer) {
+        // Without the entry the socket stays when its backend goes.
+        let _ = UDP_PEERS.insert(key, peer, BPF_ANY.into());
+    }
+
+    #[inline(always)]
+    fn remove_udp_peer(&self, key: &SocketKey) {
+        // Most sockets have none.
+        let _ = UDP_PEERS.remove(key);
     }
 
     #[inline(always)]

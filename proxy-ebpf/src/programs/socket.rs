@@ -5,16 +5,17 @@
 
 use core::ptr::{addr_of, addr_of_mut};
 
-use aya_ebpf::bindings::bpf_sock_addr;
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr};
 use aya_ebpf::helpers::generated::{
     bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id, bpf_get_netns_cookie,
     bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_set_retval,
 };
-use aya_ebpf::macros::cgroup_sock_addr;
-use aya_ebpf::programs::SockAddrContext;
+use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr};
+use aya_ebpf::programs::{SockAddrContext, SockContext};
 use proxy_ebpf::layout::{Config, FrontendKey};
 use proxy_ebpf::order::{Address, Be16, Be32};
-use proxy_ebpf::parse::TCP;
+use proxy_ebpf::parse::{TCP, UDP};
 use proxy_ebpf::socket::{self, Caller};
 use proxy_ebpf::verdict::SocketVerdict;
 
@@ -28,6 +29,7 @@ static CAN_SET_RETVAL: u8 = 0;
 const PROCEED: i32 = 1;
 const REFUSE: i32 = 0;
 const ECONNREFUSED: i32 = 111;
+const AF_INET: u32 = 2;
 /// `kubepods.slice/kubepods-QOS.slice/kubepods-QOS-podUID.slice`, counted from the root.
 const POD_LEVEL: i32 = 3;
 
@@ -75,6 +77,42 @@ pub fn getpeername4(context: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(getpeername6)]
 pub fn getpeername6(context: SockAddrContext) -> i32 {
     restore(context.sock_addr, Family::V6)
+}
+
+/// What is remembered of a connected UDP socket goes with it.
+#[cgroup_sock(sock_release)]
+pub fn sock_release(context: SockContext) -> i32 {
+    let socket: *mut bpf_sock = context.as_ptr().cast();
+    // SAFETY: the kernel gives a valid context.
+    let protocol = unsafe { addr_of!((*socket).protocol).read_volatile() };
+    if protocol != u32::from(UDP) {
+        return PROCEED;
+    }
+    // SAFETY: as above; the helper takes the context.
+    let (family, port, cookie) = unsafe {
+        (
+            addr_of!((*socket).family).read_volatile(),
+            Be16::from_kernel(u32::from(addr_of!((*socket).dst_port).read_volatile())),
+            bpf_get_socket_cookie(socket.cast()),
+        )
+    };
+    // All of them, whichever the family: reads that depend on it come by one pointer into the
+    // context, which the verifier does not take.
+    // SAFETY: as above.
+    let (v4, v6) = unsafe {
+        (
+            Be32::from_kernel(addr_of!((*socket).dst_ip4).read_volatile()),
+            [
+                Be32::from_kernel(addr_of!((*socket).dst_ip6[0]).read_volatile()),
+                Be32::from_kernel(addr_of!((*socket).dst_ip6[1]).read_volatile()),
+                Be32::from_kernel(addr_of!((*socket).dst_ip6[2]).read_volatile()),
+                Be32::from_kernel(addr_of!((*socket).dst_ip6[3]).read_volatile()),
+            ],
+        )
+    };
+    let address = if family == AF_INET { Address::v4(v4) } else { Address::v6(v6) };
+    socket::closed(&Kernel, cookie, address, port);
+    PROCEED
 }
 
 #[inline(always)]

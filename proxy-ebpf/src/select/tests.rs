@@ -100,6 +100,35 @@ fn affinity_forgets_a_backend_that_left_the_clients_set() {
     assert_eq!(pick(&tables, &frontend, Client::Node, 1 << 31, 104), Ok(1));
 }
 
+#[test]
+fn affinity_is_to_an_endpoint_and_not_to_its_id() {
+    let (mut tables, frontend) = tables();
+    let frontend = Frontend { affinity: 10, ..frontend };
+    assert_eq!(pick(&tables, &frontend, Client::Node, 0, 100), Ok(0));
+    assert_eq!(pick(&tables, &frontend, Client::Node, 1 << 31, 101), Ok(0), "it holds");
+    // Another endpoint of the same Service has the id now, or the same pod's other port.
+    let before = tables.backends[0];
+    tables.backends[0].address = Ipv4Addr::new(10, 244, 0, 13).into();
+    assert_eq!(pick(&tables, &frontend, Client::Node, 1 << 31, 102), Ok(1));
+    tables.backends[1].port = Be16::from_host(8081);
+    assert_eq!(pick(&tables, &frontend, Client::Node, 0, 103), Ok(0));
+    // What an older version remembers says nothing of the place.
+    tables.backends[0] = before;
+    let entry = Affinity { seen: 103 * SECOND, backend: BackendId(0), place: 0 };
+    tables.affinity.borrow_mut().insert(client(1), entry);
+    assert_eq!(pick(&tables, &frontend, Client::Node, 1 << 31, 104), Ok(0));
+}
+
+#[test]
+fn a_backend_that_left_since_the_frontend_was_read_is_still_chosen_by_that() {
+    let (mut tables, frontend) = tables();
+    let frontend = Frontend { affinity: 10, ..frontend };
+    assert_eq!(pick(&tables, &frontend, Client::Node, 0, 100), Ok(0));
+    tables.backends[0].flags = Backend::LEAVING;
+    assert_eq!(pick(&tables, &frontend, Client::Node, 0, 101), Ok(0));
+    assert_eq!(pick(&tables, &frontend, Client::Node, u32::MAX, 102), Ok(2), "no affinity to it");
+}
+
 proptest! {
     #[test]
     fn a_slot_is_within_its_range(base in 0..u32::MAX / 2, len in 1..u32::MAX / 2, number: u32) {

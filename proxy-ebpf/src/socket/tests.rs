@@ -156,6 +156,24 @@ fn a_peer_is_known_as_the_frontend() {
 }
 
 #[test]
+fn a_connected_udp_socket_is_remembered_apart_and_until_it_is_closed() {
+    let mut tables = tables();
+    tables.config.features = Config::TCP_PEER_NAMES;
+    let Backend { address, port, .. } = tables.backends[0];
+    let _ = connect(&tables, &CALLER, &key(TCP), 0);
+    let other = Caller { cookie: CALLER.cookie + 1, ..CALLER };
+    let _ = send(&tables, &other, &key(UDP));
+    assert_eq!(tables.peers.borrow().len(), 2);
+    assert!(tables.udp_peers.borrow().is_empty(), "these are many");
+    let _ = connect(&tables, &CALLER, &key(UDP), 0);
+    assert_eq!((tables.peers.borrow().len(), tables.udp_peers.borrow().len()), (2, 1));
+    closed(&tables, CALLER.cookie + 1, address, port);
+    assert_eq!(tables.udp_peers.borrow().len(), 1, "another socket");
+    closed(&tables, CALLER.cookie, address, port);
+    assert!(tables.udp_peers.borrow().is_empty());
+}
+
+#[test]
 fn affinity_is_the_namespaces() {
     let mut tables = tables();
     change(&mut tables, |frontend| frontend.affinity = 10);

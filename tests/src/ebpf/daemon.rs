@@ -8,15 +8,17 @@ use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::mount::{MsFlags, mount};
+use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, unshare};
 
 use super::wire::{CLIENT, Namespaces, POD, REMOTE};
-use super::{Cgroup, in_netns, succeeds};
+use super::{Cgroup, has_tcx, in_netns, run, succeeds};
 use crate::binary::binary;
 use crate::daemon::Daemon;
 
@@ -29,7 +31,11 @@ pub(super) struct Bed {
     pub(super) net: Namespaces,
     directory: tempfile::TempDir,
     pub(super) cgroup: Cgroup,
+    /// The backends' end of the last connection.
+    accepted: Accepted,
 }
+
+type Accepted = Arc<Mutex<Option<TcpStream>>>;
 
 impl Bed {
     pub(super) fn new(net: Namespaces) -> Result<Self> {
@@ -39,7 +45,8 @@ impl Bed {
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
         let directory = tempfile::tempdir()?;
         fs::create_dir(directory.path().join("manifests"))?;
-        let bed = Self { net, directory, cgroup: Cgroup::new("daemon")? };
+        let accepted = Accepted::default();
+        let bed = Self { net, directory, cgroup: Cgroup::new("daemon")?, accepted };
         bed.write("service.yaml", SERVICE)?;
         for family in 0..2 {
             for (name, namespace, side) in
@@ -47,7 +54,7 @@ impl Bed {
             {
                 let address: IpAddr = side.other[family].parse()?;
                 let listener = bed.net.at(namespace, || Ok(TcpListener::bind((address, 8080))?))?;
-                serve(listener, name);
+                serve(listener, name, Arc::clone(&bed.accepted));
             }
         }
         Ok(bed)
@@ -100,7 +107,10 @@ impl Bed {
 
     pub(super) fn start_with(&self, more: &[&str]) -> Result<Daemon> {
         let arguments = self.arguments();
-        let mut arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let flag = |argument: &str| argument.split('=').next().map(str::to_owned);
+        let is_other = |argument: &&str| more.iter().all(|more| flag(more) != flag(argument));
+        let mut arguments: Vec<&str> =
+            arguments.iter().map(String::as_str).filter(is_other).collect();
         arguments.extend(more);
         Daemon::start_in("ebpf", &binary("proxy-daemon"), self.directory.path(), &arguments)
     }
@@ -161,10 +171,11 @@ impl Bed {
 }
 
 /// Says who it is, then echoes.
-fn serve(listener: TcpListener, name: &'static str) {
+fn serve(listener: TcpListener, name: &'static str, accepted: Accepted) {
     // Ends with the test process: a thread that waits in accept cannot be told to.
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
+            *accepted.lock().unwrap_or_else(PoisonError::into_inner) = stream.try_clone().ok();
             thread::spawn(move || {
                 let mut stream = stream;
                 let _ = write!(stream, "{name:6}");
@@ -291,6 +302,127 @@ pub fn ipvs_after_ebpf() -> Result<()> {
         for family in 0..2 {
             let answer = bed.ask(EXTERNAL[family], 80)?;
             ensure!(answer == "pod", "{answer}");
+        }
+        Ok(())
+    })
+}
+
+/// Connections that end make room for new ones, and one that is silent is not among them: when it
+/// is the server that speaks after thousands of others, the client hears it.
+///
+/// # Errors
+/// What differed.
+pub fn many_connections() -> Result<()> {
+    const CONNECTIONS: u32 = 1_500;
+    in_netns(|| {
+        let bed = Bed::new(Namespaces::new()?)?;
+        // Room for a fifth of them.
+        let daemon = bed.start_with(&["--ebpf-map-sizes=flows=300"])?;
+        bed.endpoints(&[("remote", "node-b")])?;
+        bed.settles(&daemon, &["remote"])?;
+        let node_port = (CLIENT.node[0], NODE_PORT);
+        let (mut idle, _) = bed.open(node_port.0, node_port.1)?;
+        let server = bed.accepted.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let mut server = server.context("nobody accepted")?;
+        let mut refused = 0;
+        for _ in 0..CONNECTIONS {
+            // A full table drops the first packet, which comes again after a second.
+            let mut tries = 0;
+            while let Err(error) = bed.ask(node_port.0, node_port.1) {
+                refused += 1;
+                tries += 1;
+                ensure!(tries < 5, "{error}\n{}", daemon.log());
+            }
+        }
+        println!("{CONNECTIONS} connections, {refused} tried again");
+        idle.set_read_timeout(Some(Duration::from_secs(5)))?;
+        server.write_all(b"after all")?;
+        let mut heard = [0; 9];
+        idle.read_exact(&mut heard).with_context(|| format!("cut\n{}", daemon.log()))?;
+        ensure!(&heard == b"after all", "{heard:?}");
+        exchange(&mut idle)
+    })
+}
+
+/// Programs that somebody else takes off are attached again by the next look at the kernel.
+///
+/// # Errors
+/// What differed.
+pub fn taken_off() -> Result<()> {
+    in_netns(|| {
+        let bed = Bed::new(Namespaces::new()?)?;
+        let daemon = bed.start_with(&["--ipvs-sync-period=1s"])?;
+        bed.endpoints(&[("remote", "node-b")])?;
+        bed.settles(&daemon, &["remote"])?;
+        let links = bed.pins("links");
+        let times = |what: &str| daemon.log().matches(what).count();
+        if has_tcx()? {
+            // A link that nobody holds is taken off.
+            let index = if_nametoindex(CLIENT.link)?;
+            let directory = bed.maps()?.with_file_name("links");
+            for entry in fs::read_dir(directory)? {
+                let path = entry?.path();
+                let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+                if name.starts_with("tc_") && name.contains(&format!("-{index}-")) {
+                    fs::remove_file(&path)?;
+                }
+            }
+        } else {
+            run("tc", &["qdisc", "del", "dev", CLIENT.link, "clsact"])?;
+        }
+        let end = Instant::now() + PATIENCE;
+        while times("attached again") == 0 {
+            ensure!(Instant::now() < end, "nothing is put back\n{}", daemon.log());
+            thread::sleep(Duration::from_millis(100));
+        }
+        bed.settles(&daemon, &["remote"])?;
+        bed.ask(CLIENT.node[0], NODE_PORT)?;
+        ensure!(bed.pins("links") == links, "{} links, before {links}", bed.pins("links"));
+        // What is there is left alone by the looks that follow.
+        thread::sleep(Duration::from_secs(4));
+        ensure!(times("attached again") == 1, "again and again\n{}", daemon.log());
+        Ok(())
+    })
+}
+
+/// A client of a ClusterIP is masqueraded when it is outside the cluster, and where nothing tells
+/// that of its family it is not, as with kube-proxy.
+///
+/// # Errors
+/// What differed.
+pub fn detection() -> Result<()> {
+    in_netns(|| {
+        let bed = Bed::new(Namespaces::new()?)?;
+        bed.endpoints(&[("pod", "node-a")])?;
+        let all = "--cluster-cidr=10.244.0.0/16,fd00:244::/56";
+        let cases = [
+            (all, [true, true]),
+            ("--cluster-cidr=10.244.0.0/16", [true, false]),
+            ("--cluster-cidr=", [false, false]),
+        ];
+        for (cidrs, masquerades) in cases {
+            let mut daemon = bed.start_with(&[cidrs])?;
+            bed.settles(&daemon, &["pod"])?;
+            for family in 0..2 {
+                let own: IpAddr = CLIENT.other[family].parse()?;
+                let end = Instant::now() + PATIENCE;
+                // What the daemon before this one has programmed may still be there.
+                loop {
+                    let (_stream, _) = bed.open(CLUSTER[family], 80)?;
+                    let server = bed.accepted.lock().unwrap_or_else(PoisonError::into_inner).take();
+                    let seen = server.context("nobody accepted")?.peer_addr()?.ip();
+                    if (seen != own) == masquerades[family] {
+                        break;
+                    }
+                    ensure!(
+                        Instant::now() < end,
+                        "{cidrs} {own}: seen as {seen}\n{}",
+                        daemon.log()
+                    );
+                    thread::sleep(Duration::from_millis(100));
+                }
+            }
+            daemon.kill()?;
         }
         Ok(())
     })

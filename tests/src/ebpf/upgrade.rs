@@ -6,9 +6,11 @@ use anyhow::{Context as _, Result, ensure};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use proxy_daemon::dataplane::ebpf::pins::Pins;
-use proxy_daemon::dataplane::ebpf::upgrade::{Converter, Upgrade, take_over};
+use proxy_daemon::dataplane::ebpf::upgrade::{CONVERTERS, Converter, Upgrade, take_over};
 use proxy_daemon::dataplane::ebpf::{self, Programs};
-use proxy_ebpf::layout::{Affinity, AffinityKey, Flow, LAYOUT_VERSION, ServiceId, Tuple, names};
+use proxy_ebpf::layout::{
+    Affinity, AffinityKey, Flow, LAYOUT_VERSION, ServiceId, Tuple, maps, names,
+};
 use proxy_ebpf::order::Be16;
 
 use super::{CAPACITY, in_netns};
@@ -27,6 +29,62 @@ fn convert(key: &[u8], value: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
 fn tuple(from: u16, to: u16) -> Tuple {
     let (source_port, destination_port) = (Be16::from_host(from), Be16::from_host(to));
     Tuple { source_port, destination_port, protocol: 6, ..Tuple::default() }
+}
+
+/// Version 6: flows are in a hash that makes room by itself, which is not taken over, and affinity
+/// does not tell the place of a backend.
+///
+/// # Errors
+/// What differed.
+pub fn carries_over_from_6() -> Result<()> {
+    /// Type, key, and value in the definition of `FLOWS`.
+    const DEFINITION: [u8; 12] = [1, 0, 0, 0, 40, 0, 0, 0, 64, 0, 0, 0];
+    const LRU_HASH: u8 = 9;
+    in_netns(|| {
+        unshare(CloneFlags::CLONE_NEWNS).context("a new mount namespace")?;
+        let none: Option<&str> = None;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+        let root = tempfile::tempdir()?;
+        let object = ebpf::object()?;
+        let mut older = object.clone().into_owned();
+        let places = older.windows(DEFINITION.len()).enumerate();
+        let places: Vec<usize> =
+            places.filter(|(_, bytes)| *bytes == DEFINITION).map(|(at, _)| at).collect();
+        ensure!(places.len() == 1, "{places:?}");
+        older[places[0]] = LRU_HASH;
+
+        let mut theirs = Programs::load_pinned(&older, CAPACITY, &Pins::open(root.path())?)?;
+        let flow = Flow { flags: 7, ..Flow::default() };
+        theirs.tables().set_flow(&tuple(80, 1000), &flow)?;
+        let client = AffinityKey { service: ServiceId::new(5), ..AffinityKey::default() };
+        theirs.tables().set_affinity(&client, &Affinity { seen: 9, ..Affinity::default() })?;
+        let directory = |version: u32| root.path().join(format!("proxy-daemon/v{version}"));
+        let other = directory(6);
+        fs::rename(directory(LAYOUT_VERSION), &other)?;
+        let looks = maps::fingerprint(names::AFFINITY).context("no AFFINITY")?;
+        fs::remove_dir(other.join(format!("layout/AFFINITY-{looks:016x}")))?;
+        fs::create_dir(other.join(format!("layout/AFFINITY-{:016x}", maps::AFFINITY_6)))?;
+
+        let pins = Pins::open(root.path())?;
+        take_over(&pins)?;
+        let mut programs = Programs::load_pinned(&object, CAPACITY, &pins)?;
+        let mut upgrade = Upgrade::open(&pins, CONVERTERS)?;
+        ensure!(upgrade.carry()? == 2, "a flow and a client");
+        ensure!(programs.tables().flow(&tuple(80, 1000))? == flow, "another flow");
+        let expected = (client, Affinity { seen: 9, ..Affinity::default() });
+        ensure!(programs.tables().affinities()? == [expected], "another client");
+        // Ours is another map, and none that makes room: it is full at its size.
+        theirs.tables().set_flow(&tuple(80, 1001), &flow)?;
+        ensure!(programs.tables().flows()?.len() == 1, "FLOWS is the same map");
+        let full = (0..=u16::MAX)
+            .find_map(|port| programs.tables().set_flow(&tuple(81, port), &flow).err());
+        let full = full.context("there is room for everything")?;
+        ensure!(full.is_beyond(), "{full}");
+        ensure!(programs.tables().flow(&tuple(80, 1000))? == flow, "the first one made room");
+        drop(pins);
+        Pins::cleanup(root.path())?;
+        Ok(())
+    })
 }
 
 /// # Errors
@@ -50,7 +108,7 @@ pub fn carries_over() -> Result<()> {
         let directory = |version: u32| root.path().join(format!("proxy-daemon/v{version}"));
         let (ours, other) = (directory(LAYOUT_VERSION), directory(LAYOUT_VERSION + 1));
         fs::rename(&ours, &other)?;
-        let looks = proxy_ebpf::layout::maps::fingerprint(names::FLOWS).context("no FLOWS")?;
+        let looks = maps::fingerprint(names::FLOWS).context("no FLOWS")?;
         fs::remove_dir(other.join(format!("layout/FLOWS-{looks:016x}")))?;
         fs::create_dir(other.join(format!("layout/FLOWS-{OTHERS_FLOWS:016x}")))?;
 

@@ -1,6 +1,6 @@
 //! UDP flows, and sockets that are connected to endpoints which go.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -121,6 +121,31 @@ fn pain_21_a_connected_udp_socket_recovers_in_every_namespace() {
         let took = resolvers.iter().map(|resolver| resolver.until_from(name, limit)).max();
         println!("all have moved to {name}, the last after {took:?}");
     }
+}
+
+/// Whatever the node's other sockets do meanwhile: TCP connections and datagrams to Services are
+/// remembered as well, and many more of them.
+#[test]
+fn pain_21_a_connected_udp_socket_recovers_however_many_others_there_were() {
+    let stage = Stage::new(&["--ebpf-map-sizes=sockets=256"]);
+    stage.web(&spec("NodePort"), &[], &[(1, 0)]);
+    let pod = stage.client(Client::Pod);
+    let target = SocketAddr::new(CLUSTER_IPS[0], PORT);
+    stage.until_served(pod, target);
+    let resolver = Resolver::open(pod, target);
+    resolver.until_from(stage.pod(1, 0).name(), LONG);
+    let others = || {
+        for _ in 0..1_000 {
+            drop(TcpStream::connect(target).expect("a connection"));
+            let short = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+            short.connect(target).expect("connected");
+            let single = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+            single.send_to(b"?", target).expect("sent");
+        }
+    };
+    pod.in_netns(others).expect("a namespace");
+    stage.endpoints(&[(1, 1)]);
+    resolver.until_from(stage.pod(1, 1).name(), Duration::from_secs(1));
 }
 
 /// The other half: the socket was connected when there was no daemon yet that could translate it.

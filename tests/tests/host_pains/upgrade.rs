@@ -78,7 +78,10 @@ fn an_upgrade_across_layout_versions_cuts_nothing() {
     let taken = log.lines().find(|line| line.contains("maps of another version")).expect("a line");
     let (taken, left) = taken.split_once("left=").expect("what was left");
     assert!(taken.contains("FLOWS") && taken.contains("BACKENDS"), "{taken}");
-    assert!(left.contains(r#"[\"CONFIG\", \"LOCALS\", \"DEVICES\"]"#), "{left}");
+    assert!(
+        left.contains(r#"[\"CONFIG\", \"LOCALS\", \"AFFINITY\", \"DEVICES\", \"UDP_PEERS\"]"#),
+        "{left}"
+    );
 
     // A newer one: a way back.
     stage.bed.kill_daemon(0).expect("running until killed");

@@ -25,7 +25,9 @@ use super::readback::{Found, Reading};
 use super::spans::Spans;
 use super::upgrade::Upgrade;
 use super::value::{Key, Lowering, Value};
-use super::{Capacity, LoadError, Programs, SocketRelease, TableError, Tables, XdpMode};
+use super::{
+    Capacity, LoadError, Programs, Remembered, SocketRelease, TableError, Tables, XdpMode,
+};
 use crate::dataplane::kubeproxy::Takeover;
 use crate::dataplane::{
     Dataplane, Fill, FlowRelease, OpError, Pieces, PlaneError, Reader, Surroundings, WorkDone,
@@ -65,6 +67,8 @@ pub struct EbpfConfig {
     pub sysctl_root: PathBuf,
     /// Cookie of the node's network namespace, where it is known.
     pub namespace: Option<u64>,
+    /// How full the programs' own tables are.
+    pub remembered: Arc<Remembered>,
     /// Connections may go through another proxy's translation.
     pub handing_over: Arc<AtomicBool>,
 }
@@ -94,7 +98,6 @@ pub struct EbpfPlane {
     takeover: Option<Takeover>,
     config: EbpfConfig,
     lowering: Lowering,
-    detect: LocalDetect,
     node_addresses: Vec<IpAddr>,
     /// With our programs: index to what the map says.
     devices: BTreeMap<u32, Device>,
@@ -111,6 +114,8 @@ pub struct EbpfPlane {
     /// The table's picture was made from the maps.
     adopted: bool,
     growth: Growth,
+    /// Programs that somebody took off, since somebody asked.
+    put_back: u64,
     complained: BTreeSet<String>,
 }
 
@@ -138,17 +143,19 @@ impl EbpfPlane {
         sockets: SocketRelease,
         takeover: Option<Takeover>,
     ) -> Self {
-        let detect = (config.local_detection)(None);
         Self {
             table: Table::new(programs, config.capacity).with_locals(config.direct.accepts),
-            lowering: Lowering { masquerade_all: config.masquerade_all, own: BTreeSet::new() },
+            lowering: Lowering {
+                masquerade_all: config.masquerade_all,
+                own: BTreeSet::new(),
+                detect: (config.local_detection)(None),
+            },
             pins,
             links,
             netdev,
             sockets,
             takeover,
             config,
-            detect,
             node_addresses: Vec::new(),
             devices: BTreeMap::new(),
             uplinks: BTreeSet::new(),
@@ -159,6 +166,7 @@ impl EbpfPlane {
             begun: false,
             adopted: false,
             growth: Growth::default(),
+            put_back: 0,
             complained: BTreeSet::new(),
         }
     }
@@ -259,7 +267,7 @@ impl EbpfPlane {
             let bytes = address.words().iter().flat_map(|word| word.to_wire()).collect();
             wanted.entry((bytes, length)).or_insert((address, 0)).1 |= kind;
         };
-        if let LocalDetect::Cidrs(cidrs) = &self.detect {
+        if let LocalDetect::Cidrs(cidrs) = &self.lowering.detect {
             for cidr in cidrs {
                 let (address, length) = prefix(cidr);
                 add(address, length, client::CLUSTER);
@@ -326,6 +334,17 @@ impl EbpfPlane {
         if self.spans.note(address) { self.write_config() } else { Ok(()) }
     }
 
+    /// A client's endpoint is not remembered beyond its Service's affinity.
+    fn forget_affinity(&mut self) {
+        let services = self.table.take_forgotten();
+        if services.is_empty() {
+            return;
+        }
+        if let Err(error) = self.table.store().tables().forget_affinity(&services) {
+            warn!(%error, "clients may go to the endpoints that they had before");
+        }
+    }
+
     /// The first look through the maps, at once: nothing was written before it.
     fn adopt(&mut self) -> Result<Vec<(Key, Value)>, TableError> {
         let objects = self.table.adopt_all()?;
@@ -361,8 +380,9 @@ impl Dataplane for EbpfPlane {
         let detect = (self.config.local_detection)(now.node);
         let addresses = now.node.map_or_else(Vec::new, |node| node.addresses.clone());
         let other_ranges = self.spans.set_ranges(now.service_cidrs);
-        let changed = other_ranges || detect != self.detect || addresses != self.node_addresses;
-        self.detect = detect;
+        let changed =
+            other_ranges || detect != self.lowering.detect || addresses != self.node_addresses;
+        self.lowering.detect = detect;
         self.node_addresses = addresses;
         changed
     }
@@ -391,7 +411,9 @@ impl Dataplane for EbpfPlane {
             info!("another version's programs go on until all Services are in the new tables");
             return Ok(());
         }
-        self.attach()
+        let attached = self.attached;
+        self.attach()?;
+        if attached { self.put_back() } else { Ok(()) }
     }
 
     fn reader(&mut self) -> Result<Reader<Key>, PlaneError> {
@@ -441,6 +463,7 @@ impl Dataplane for EbpfPlane {
             })
             .collect();
         self.sockets.release(self.table.take_gone());
+        self.forget_affinity();
         results
     }
 
@@ -472,6 +495,10 @@ impl Dataplane for EbpfPlane {
 
     fn take_releases(&mut self) -> Vec<FlowRelease> {
         self.sockets.take_done()
+    }
+
+    fn take_put_back(&mut self) -> u64 {
+        std::mem::take(&mut self.put_back)
     }
 
     fn work(&self) -> WorkDone {

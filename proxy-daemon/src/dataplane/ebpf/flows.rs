@@ -2,23 +2,111 @@
 
 use std::collections::HashSet;
 use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use aya::maps::{HashMap, Map, MapData};
 use nix::libc;
 use proxy_ebpf::flow::timeout;
 use proxy_ebpf::layout::{Flow, Timeouts, Tuple, names};
+use tracing::warn;
 
-use super::pins::Pins;
-use super::tables::failed;
+use super::per_cpu::from_bytes;
+use super::pins::{Pins, raw_pin};
+use super::tables::{failed, refused};
 use super::{LoadError, TableError};
+use crate::dataplane::Fill;
+use crate::kernel::bpf::RawMap;
 
 const SECOND: u64 = 1_000_000_000;
+
+/// How full the tables are that programs remember in, as they were looked through last.
+#[derive(Debug, Default)]
+pub struct Remembered {
+    flows: Level,
+    udp_peers: Level,
+}
+
+#[derive(Debug, Default)]
+struct Level {
+    used: AtomicU32,
+    capacity: AtomicU32,
+}
+
+impl Level {
+    fn set(&self, used: usize, capacity: u32) {
+        self.used.store(u32::try_from(used).unwrap_or(u32::MAX), Ordering::Relaxed);
+        self.capacity.store(capacity, Ordering::Relaxed);
+    }
+
+    fn fill(&self, table: &'static str) -> Fill {
+        let of = |number: &AtomicU32| number.load(Ordering::Relaxed);
+        Fill { table, used: of(&self.used), capacity: of(&self.capacity), growths: 0 }
+    }
+}
+
+impl Remembered {
+    pub(super) fn fills(&self) -> [Fill; 2] {
+        [self.flows.fill(names::FLOWS), self.udp_peers.fill(names::UDP_PEERS)]
+    }
+}
+
+/// How full a table of flows is that no longer remembers what has ended for as long as it could.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pressure {
+    None,
+    /// More than half.
+    Some,
+    /// More than seven parts of eight.
+    High,
+}
+
+impl Pressure {
+    const fn of(used: usize, capacity: u32) -> Self {
+        let (used, capacity) = (used as u64, capacity as u64);
+        if used * 8 > capacity * 7 {
+            Self::High
+        } else if used * 2 > capacity {
+            Self::Some
+        } else {
+            Self::None
+        }
+    }
+
+    /// What has ended, and what was never answered, makes room for what begins. Established
+    /// connections keep their time, as they do in the kernel's conntrack (`early_drop`).
+    fn timeouts(self) -> Timeouts {
+        let whole = Timeouts::default();
+        match self {
+            Self::None => whole,
+            Self::Some => Timeouts { tcp_opening: 20, tcp_closing: 2, udp: 10, ..whole },
+            Self::High => Timeouts { tcp_opening: 5, tcp_closing: 1, udp: 5, ..whole },
+        }
+    }
+
+    /// Until the next look.
+    const fn period(self) -> Duration {
+        match self {
+            Self::None => Duration::from_secs(5),
+            Self::Some | Self::High => Duration::from_secs(1),
+        }
+    }
+}
 
 /// The table of flows, apart from the others: it is looked through by a thread of its own.
 pub struct FlowTable {
     flows: HashMap<MapData, Tuple, Flow>,
+    /// The same map, to be read in batches.
+    all: RawMap,
+    udp_peers: RawMap,
     sweeper: Sweeper,
+    remembered: Arc<Remembered>,
+    sweeps: u64,
 }
+
+/// Sweeps from one count of connected UDP sockets to the next.
+const UDP_PEERS_EVERY: u64 = 6;
 
 impl fmt::Debug for FlowTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -33,18 +121,76 @@ impl FlowTable {
         let unusable = |e: &(dyn std::error::Error + 'static)| {
             LoadError::from_aya(format!("open map {}", names::FLOWS), e)
         };
-        let data = MapData::from_pin(pins.map(names::FLOWS)).map_err(|e| unusable(&e))?;
-        let flows = HashMap::try_from(Map::LruHashMap(data)).map_err(|e| unusable(&e))?;
-        Ok(Self { flows, sweeper: Sweeper::default() })
+        let path = pins.map(names::FLOWS);
+        let data = MapData::from_pin(&path).map_err(|e| unusable(&e))?;
+        let flows = HashMap::try_from(Map::HashMap(data)).map_err(|e| unusable(&e))?;
+        let (all, udp_peers) = (raw_pin(&path)?, raw_pin(&pins.map(names::UDP_PEERS))?);
+        let remembered = Arc::new(Remembered::default());
+        let table = Self {
+            flows,
+            all,
+            udp_peers,
+            sweeper: Sweeper::default(),
+            remembered: Arc::clone(&remembered),
+            sweeps: 0,
+        };
+        let capacity = |map: &RawMap| map.shape().max_entries;
+        remembered.flows.set(0, capacity(&table.all));
+        remembered.udp_peers.set(0, capacity(&table.udp_peers));
+        Ok(table)
     }
 
-    /// How many flows were removed.
+    /// What the last sweep found.
+    #[must_use]
+    pub fn remembered(&self) -> Arc<Remembered> {
+        Arc::clone(&self.remembered)
+    }
+
+    /// How long to wait for the next sweep: less, the fuller the table is.
+    #[must_use]
+    pub const fn period(&self) -> Duration {
+        self.sweeper.pressure.period()
+    }
+
+    fn read(&self) -> Result<Vec<(Tuple, Flow)>, TableError> {
+        let mut all = Vec::new();
+        let read = self.all.read(|keys, values| {
+            let values = values.chunks_exact(size_of::<Flow>());
+            let entries = keys.chunks_exact(size_of::<Tuple>()).zip(values);
+            all.extend(
+                entries.filter_map(|(key, flow)| Some((from_bytes(key)?, from_bytes(flow)?))),
+            );
+        });
+        read.map_err(refused(names::FLOWS, "read all")).map(|()| all)
+    }
+
+    fn count_udp_peers(&self) -> Result<(), TableError> {
+        let mut count = 0;
+        let read = self.udp_peers.read(|keys, _| count += keys.len());
+        read.map_err(refused(names::UDP_PEERS, "read all"))?;
+        let shape = self.udp_peers.shape();
+        self.remembered.udp_peers.set(count / shape.key_size as usize, shape.max_entries);
+        Ok(())
+    }
+
+    /// How many entries were removed.
     ///
     /// # Errors
     /// The kernel refuses.
     pub fn sweep(&mut self) -> Result<usize, TableError> {
-        let all: Result<Vec<(Tuple, Flow)>, _> = self.flows.iter().collect();
-        let all = all.map_err(failed(names::FLOWS, "read"))?;
+        let all = self.read()?;
+        let capacity = self.all.shape().max_entries;
+        let pressure = Pressure::of(all.len(), capacity);
+        if pressure == Pressure::High && self.sweeper.pressure != Pressure::High {
+            warn!(
+                entries = all.len(),
+                capacity,
+                "the table of flows is nearly full: new connections are dropped when it is \
+                 (--ebpf-map-sizes=flows=N)"
+            );
+        }
+        self.sweeper.pressure = pressure;
+        self.sweeper.timeouts = self.sweeper.pressure.timeouts();
         let mut removed = 0;
         for key in self.sweeper.candidates(&all, now()) {
             let Some(flow) = self.get(&key)? else { continue };
@@ -67,6 +213,11 @@ impl FlowTable {
             }
         }
         self.sweeper.end();
+        self.remembered.flows.set(all.len().saturating_sub(removed), capacity);
+        if self.sweeps.is_multiple_of(UDP_PEERS_EVERY) {
+            self.count_udp_peers()?;
+        }
+        self.sweeps += 1;
         Ok(removed)
     }
 
@@ -91,12 +242,21 @@ fn now() -> u64 {
 /// Which entries are over. The table is written to while it is read, so one half of a flow can
 /// be missing from what was read of it, and a reply's that has seen nothing yet says nothing of
 /// its age: each is looked at again, and a half alone goes only when it was alone before.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Sweeper {
+    pressure: Pressure,
     timeouts: Timeouts,
     /// Halves that were alone at the last sweep, and at this one.
     alone: HashSet<Tuple>,
     alone_now: HashSet<Tuple>,
+}
+
+impl Default for Sweeper {
+    fn default() -> Self {
+        let pressure = Pressure::None;
+        let (alone, alone_now) = (HashSet::new(), HashSet::new());
+        Self { pressure, timeouts: pressure.timeouts(), alone, alone_now }
+    }
 }
 
 impl Sweeper {
@@ -145,7 +305,7 @@ impl Sweeper {
 #[cfg(test)]
 mod tests {
     use proxy_ebpf::order::Be16;
-    use proxy_ebpf::parse::UDP;
+    use proxy_ebpf::parse::{TCP, UDP};
 
     use super::*;
 
@@ -175,6 +335,37 @@ mod tests {
             .map(|key| key.source_port.to_host().max(key.destination_port.to_host()))
             .collect();
         assert_eq!(ports, [1, 1, 3, 3]);
+    }
+
+    #[test]
+    fn a_table_that_fills_forgets_what_has_ended_and_never_what_lives() {
+        let levels = [0, 512, 513, 896, 897, 1024].map(|used| Pressure::of(used, 1024));
+        use Pressure::{High, None as Low, Some as More};
+        assert_eq!(levels, [Low, Low, More, More, High, High]);
+        let of = |flags, seen| {
+            let key = Tuple { protocol: TCP, ..Tuple::default() };
+            let to = Tuple { destination_port: Be16::from_host(9), ..key };
+            let reply = Flow { to: key.inverse(), flags: Flow::REPLY, ..Flow::default() };
+            [(key, Flow { to, seen, flags, ..Flow::default() }), (to.inverse(), reply)]
+        };
+        let now = 100_000 * SECOND;
+        let ended = |pressure: Pressure, flags, age: u64| {
+            let sweeper = Sweeper { pressure, timeouts: pressure.timeouts(), ..Sweeper::default() };
+            sweeper.candidates(&of(flags, now - age * SECOND), now).len() == 2
+        };
+        let closed = Flow::REPLIED | Flow::FIN | Flow::PEER_FIN;
+        for pressure in [Low, More, High] {
+            assert!(!ended(pressure, Flow::REPLIED, 80_000), "{pressure:?}: it lives");
+            assert!(
+                !ended(pressure, Flow::REPLIED | Flow::FIN, 3_600),
+                "{pressure:?}: half closed"
+            );
+            assert!(!ended(pressure, closed, 0) && !ended(pressure, 0, 4), "{pressure:?}");
+        }
+        assert_eq!([Low, More, High].map(|p| ended(p, closed, 1)), [false, false, true]);
+        assert_eq!([Low, More, High].map(|p| ended(p, closed, 3)), [false, true, true]);
+        assert_eq!([Low, More, High].map(|p| ended(p, 0, 7)), [false, false, true]);
+        assert!(More.period() < Low.period());
     }
 
     #[test]

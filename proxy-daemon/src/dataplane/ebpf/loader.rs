@@ -14,6 +14,7 @@ use nix::errno::Errno;
 use proxy_ebpf::device::Hook;
 use proxy_ebpf::layout::names;
 use proxy_ebpf::parse::ETHERNET;
+use tracing::info;
 
 mod attach;
 mod capacity;
@@ -25,6 +26,7 @@ pub use self::capacity::{Capacity, Limit};
 use self::attach::tc_hook;
 use self::capacity::GROWING;
 use super::pins::{Pins, raw_pin};
+use super::upgrade::MEMORY;
 use super::{LoadError, Tables, capability, check_layout};
 
 /// All programs, in the kernel and verified, with their maps.
@@ -76,6 +78,14 @@ impl Programs {
                 let too_small = there.zip(entries.get_mut(name)).is_some_and(|(there, wanted)| {
                     let grows = GROWING.contains(&name) && there < *wanted;
                     if !grows {
+                        if there != *wanted && MEMORY.contains(&name) {
+                            info!(
+                                map = name,
+                                entries = there,
+                                wanted = *wanted,
+                                "keeps its size until --cleanup or a reboot"
+                            );
+                        }
                         *wanted = there;
                     }
                     grows
@@ -319,6 +329,7 @@ fn load(ebpf: &mut Ebpf, wanted: impl Fn(&str) -> bool) -> Result<(), LoadError>
 fn load_one(name: &str, program: &mut Program) -> Result<(), LoadError> {
     match program {
         Program::CgroupSockAddr(program) => program.load(),
+        Program::CgroupSock(program) => program.load(),
         Program::SchedClassifier(program) => program.load(),
         Program::Xdp(program) => program.load(),
         _ => Err(ProgramError::UnexpectedProgramType),

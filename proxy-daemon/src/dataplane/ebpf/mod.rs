@@ -31,7 +31,7 @@ pub mod value;
 pub use cgroup::cgroup;
 pub use dataplane::{DirectReturn, EbpfConfig, EbpfPlane};
 pub use error::LoadError;
-pub use flows::FlowTable;
+pub use flows::{FlowTable, Remembered};
 pub use loader::{Attachment, Capacity, Limit, Programs, TcHook, XdpMode, check_capabilities};
 pub use object::{OBJECT_ENV, check_layout, object};
 pub use proxy_ebpf::layout::LAYOUT_VERSION;

@@ -289,6 +289,24 @@ impl Pins {
         Ok(None)
     }
 
+    /// The link of `program` at `place` that is in place now.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn current(&self, program: &str, place: u32) -> Result<Option<PathBuf>, LoadError> {
+        last_link(&self.directory, program, place, None)
+    }
+
+    /// Unpins what is attached no more. Whatever has a clsact filter's priority and handle by now
+    /// stays.
+    ///
+    /// # Errors
+    /// It cannot be removed.
+    pub fn unpin(&self, path: &Path) -> Result<(), LoadError> {
+        let result = if path.is_dir() { fs::remove_dir(path) } else { fs::remove_file(path) };
+        result.map_err(failed(path))
+    }
+
     /// Makes the link that is pinned at `path` one of this process, which has put its own program
     /// there.
     ///

@@ -4,7 +4,7 @@
 //! then the slots of a fresh range, then the frontend's value, then what nobody names any
 //! more. The picture of what is where is made from the maps, once, at the first readback.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -43,6 +43,10 @@ pub struct Table<S> {
     freed: Vec<Gone>,
     /// The same of UDP, until somebody asks.
     gone: Vec<Gone>,
+    /// Frontends with affinity.
+    affine: HashMap<ServiceId, u32>,
+    /// Services that have none any more, until somebody asks.
+    forgotten: BTreeSet<ServiceId>,
     counting: Counting,
     writes: u64,
     /// Why the last operation found no room.
@@ -179,6 +183,8 @@ impl<S: Store> Table<S> {
             locals: Locals::default(),
             freed: Vec::new(),
             gone: Vec::new(),
+            affine: HashMap::new(),
+            forgotten: BTreeSet::new(),
             counting: Counting::default(),
             writes: 0,
             shortage: None,
@@ -219,6 +225,27 @@ impl<S: Store> Table<S> {
     /// UDP backends that went since the last call of this.
     pub fn take_gone(&mut self) -> Vec<Gone> {
         std::mem::take(&mut self.gone)
+    }
+
+    /// Services whose last frontend with affinity went since the last call of this: when they have
+    /// one again, clients begin anew.
+    pub fn take_forgotten(&mut self) -> BTreeSet<ServiceId> {
+        std::mem::take(&mut self.forgotten)
+    }
+
+    fn count_affinity(&mut self, before: Option<&Programmed>, now: Option<&Programmed>) {
+        let of = |value: Option<&Programmed>| value.filter(|v| v.affinity > 0).map(|v| v.service);
+        if let Some(service) = of(now) {
+            *self.affine.entry(service).or_default() += 1;
+        }
+        let Some(service) = of(before) else { return };
+        if let Some(frontends) = self.affine.get_mut(&service) {
+            *frontends -= 1;
+            if *frontends == 0 {
+                self.affine.remove(&service);
+                self.forgotten.insert(service);
+            }
+        }
     }
 
     pub const fn store(&mut self) -> &mut S {
@@ -296,7 +323,9 @@ impl<S: Store> Table<S> {
             return Err(error);
         }
         self.frontends.insert(*key, Held { id: Some(id), value: Some(Arc::clone(value)) });
-        if let Some(old) = old.and_then(|old| old.value) {
+        let old = old.and_then(|old| old.value);
+        self.count_affinity(old.as_deref(), Some(value));
+        if let Some(old) = old {
             self.release(&old, Some(now));
         }
         Ok(())
@@ -315,6 +344,7 @@ impl<S: Store> Table<S> {
                 self.frontend_ids.release(id.0, 1, now);
             }
             if let Some(value) = value {
+                self.count_affinity(Some(&value), None);
                 self.release(&value, Some(now));
             }
         }
@@ -535,7 +565,12 @@ impl<S: Store> Table<S> {
         *held.users(part) -= 1;
         let held = *held;
         let gone = held.cluster + held.local + held.serving == 0;
-        let after = if gone { layout::Backend::default() } else { held.value(service) };
+        // A frontend's value that was read before may lead here until the id has rested.
+        let after = if gone {
+            layout::Backend { flags: layout::Backend::LEAVING, ..before }
+        } else {
+            held.value(service)
+        };
         if after != before && held.id != NO_ID {
             // What is refused here leads to a backend that is none any more.
             let _ = self.write_local(held.id, &layout::Backend { flags: after.flags, ..before });

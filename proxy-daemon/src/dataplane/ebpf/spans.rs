@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use proxy_ebpf::layout::{Config, Prefix};
+use tracing::warn;
 
 use super::plane::prefix;
 
@@ -13,6 +14,8 @@ use super::plane::prefix;
 pub struct Spans {
     /// ServiceCIDRs.
     ranges: Vec<IpNetwork>,
+    /// Those of them that there is a place for.
+    placed: Vec<IpNetwork>,
     /// By family (IPv4?): the least and the greatest address outside these.
     others: BTreeMap<bool, (IpAddr, IpAddr)>,
 }
@@ -24,13 +27,25 @@ impl Spans {
     /// True when they are others than before.
     pub fn set_ranges(&mut self, ranges: &[IpNetwork]) -> bool {
         let changed = self.ranges != ranges;
-        self.ranges = ranges.to_vec();
+        if changed {
+            self.ranges = ranges.to_vec();
+            self.placed = place(ranges);
+            let rest: Vec<&IpNetwork> =
+                ranges.iter().filter(|range| !self.placed.contains(range)).collect();
+            if !rest.is_empty() {
+                warn!(
+                    ranges = ?rest,
+                    "packets to addresses in these ServiceCIDRs that are no Service's are not \
+                     dropped: there is room for {RANGES} ranges"
+                );
+            }
+        }
         changed
     }
 
     /// An address is a Service's; true when it was not inside.
     pub fn note(&mut self, address: IpAddr) -> bool {
-        if self.ranges.iter().take(RANGES).any(|range| range.contains(address)) {
+        if self.placed.iter().any(|range| range.contains(address)) {
             return false;
         }
         let span = self.others.entry(address.is_ipv4());
@@ -46,7 +61,7 @@ impl Spans {
     }
 
     pub fn write(&self, config: &mut Config) {
-        let ranges = self.ranges.iter().take(RANGES).map(|range| {
+        let ranges = self.placed.iter().map(|range| {
             let (address, length) = prefix(range);
             Prefix::new(address, length)
         });
@@ -62,6 +77,19 @@ impl Spans {
             config.prefixes += 1;
         }
     }
+}
+
+/// The first one, the first of the other family, and others as long as there is room.
+fn place(ranges: &[IpNetwork]) -> Vec<IpNetwork> {
+    let mut placed: Vec<IpNetwork> = Vec::new();
+    let Some(first) = ranges.first() else { return placed };
+    let other = ranges.iter().find(|range| range.is_ipv4() != first.is_ipv4());
+    for range in [first].into_iter().chain(other).chain(ranges) {
+        if placed.len() < RANGES && !placed.contains(range) {
+            placed.push(*range);
+        }
+    }
+    placed
 }
 
 /// The longest prefix with both in it.
@@ -102,5 +130,29 @@ mod tests {
         assert!(inside("10.96.255.1", &[0]) && inside("fd00:96::1", &[1]));
         assert!(inside("198.51.100.200", &[2, 3]) && inside("2001:db8::1", &[2, 3]));
         assert!(!inside("10.97.0.1", &[0, 1, 2, 3]) && !inside("192.0.2.1", &[0, 1, 2, 3]));
+    }
+
+    #[test]
+    fn each_family_has_a_range_and_addresses_in_others_are_looked_for() {
+        let mut spans = Spans::default();
+        let ranges: Vec<IpNetwork> = ["10.96.0.0/16", "10.112.0.0/16", "fd00:96::/112"]
+            .map(|range| range.parse().unwrap())
+            .to_vec();
+        spans.set_ranges(&ranges);
+        let mut config = Config::default();
+        spans.write(&mut config);
+        assert_eq!((config.dropping, config.prefixes), (2, 2));
+        let dropped = |address: &str, config: &Config| {
+            let within = &config.service_prefixes[..config.dropping as usize];
+            within.iter().any(|prefix| prefix.contains(&ip(address).into()))
+        };
+        assert!(dropped("10.96.0.1", &config) && dropped("fd00:96::1", &config));
+        assert!(!dropped("10.112.0.1", &config));
+        assert!(spans.note(ip("10.112.0.7")), "no place says so otherwise");
+        assert!(!spans.note(ip("fd00:96::7")));
+        // Two of one family have a place each.
+        spans.set_ranges(&ranges[..2]);
+        spans.write(&mut config);
+        assert!(dropped("10.96.0.1", &config) && dropped("10.112.0.1", &config));
     }
 }

@@ -1,5 +1,6 @@
 //! The maps, typed.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::os::fd::AsFd as _;
 use std::path::PathBuf;
@@ -11,8 +12,8 @@ use aya::sys::SyscallError;
 use aya::util::nr_cpus;
 use proxy_ebpf::layout::{
     Affinity, AffinityKey, Backend, BackendCounters, BackendId, Config, Device, Flow, Frontend,
-    FrontendCounters, FrontendId, FrontendKey, LocalKey, OptOut, RangeData, SocketKey, SocketPeer,
-    Tuple, names,
+    FrontendCounters, FrontendId, FrontendKey, LocalKey, OptOut, RangeData, ServiceId, SocketKey,
+    SocketPeer, Tuple, names,
 };
 use proxy_ebpf::order::Address;
 use proxy_ebpf::verdict::Reason;
@@ -88,6 +89,7 @@ pub struct Tables {
     flows: HashMap<MapData, Tuple, Flow>,
     affinity: HashMap<MapData, AffinityKey, Affinity>,
     sockets: HashMap<MapData, SocketKey, SocketPeer>,
+    udp_peers: HashMap<MapData, SocketKey, SocketPeer>,
     prefixes: LpmTrie<MapData, Address, u32>,
     source_ranges: LpmTrie<MapData, RangeData, u32>,
     devices: HashMap<MapData, u32, Device>,
@@ -146,6 +148,7 @@ impl Tables {
             flows: typed(map, names::FLOWS)?,
             affinity: typed(map, names::AFFINITY)?,
             sockets: typed(map, names::SOCKETS)?,
+            udp_peers: typed(map, names::UDP_PEERS)?,
             prefixes: typed(map, names::PREFIXES)?,
             source_ranges: typed(map, names::SOURCE_RANGES)?,
             devices: typed(map, names::DEVICES)?,
@@ -301,11 +304,47 @@ impl Tables {
         result.map_err(failed(names::AFFINITY, "update"))
     }
 
+    /// Removes all entries of these Services: how many.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn forget_affinity(&mut self, services: &BTreeSet<ServiceId>) -> Result<usize, TableError> {
+        let all: Result<Vec<AffinityKey>, _> = self.affinity.keys().collect();
+        let all = all.map_err(failed(names::AFFINITY, "read"))?;
+        let mut removed = 0;
+        for key in all.iter().filter(|key| services.contains(&key.service)) {
+            match self.affinity.remove(key).map_err(failed(names::AFFINITY, "remove")) {
+                // It made room meanwhile.
+                Err(error) if error.is_missing() => {}
+                result => {
+                    result?;
+                    removed += 1;
+                }
+            }
+        }
+        Ok(removed)
+    }
+
+    /// Of UDP sockets, those connected and those whose single datagrams were translated; some of
+    /// TCP are among them.
+    ///
     /// # Errors
     /// The kernel refuses.
     pub fn peers(&self) -> Result<Vec<(SocketKey, SocketPeer)>, TableError> {
-        let all: Result<_, _> = self.sockets.iter().collect();
-        all.map_err(failed(names::SOCKETS, "read"))
+        let mut all = self.udp_peers()?;
+        // Until version 6 connected ones were there, too.
+        let others: Result<Vec<_>, _> = self.sockets.iter().collect();
+        all.extend(others.map_err(failed(names::SOCKETS, "read"))?);
+        Ok(all)
+    }
+
+    /// Of connected UDP sockets.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn udp_peers(&self) -> Result<Vec<(SocketKey, SocketPeer)>, TableError> {
+        let all: Result<_, _> = self.udp_peers.iter().collect();
+        all.map_err(failed(names::UDP_PEERS, "read"))
     }
 
     /// Adds or replaces; a reader meets the old value or the new one.

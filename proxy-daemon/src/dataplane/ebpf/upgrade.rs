@@ -15,7 +15,7 @@
 
 use std::collections::HashSet;
 
-use proxy_ebpf::layout::maps::fingerprint;
+use proxy_ebpf::layout::maps::{AFFINITY_6, fingerprint};
 use proxy_ebpf::layout::names;
 use tracing::{info, warn};
 
@@ -36,8 +36,9 @@ pub struct Converter {
     pub convert: Convert,
 }
 
-/// Versions so far differ in maps that the daemon writes anew.
-pub const CONVERTERS: &[Converter] = &[];
+/// Affinity did not tell the place of its backend until version 6, where zeros are now: not known.
+pub const CONVERTERS: &[Converter] =
+    &[Converter { map: names::AFFINITY, from: AFFINITY_6, convert: as_it_is }];
 
 /// What names each other by ids: all of it is taken over or nothing.
 const SERVICE_TABLE: [&str; 4] =
@@ -47,10 +48,20 @@ const SERVICE_TABLE: [&str; 4] =
 const DERIVED: &str = names::LOCALS;
 
 /// What the programs remember.
-const MEMORY: [&str; 4] = [names::FLOWS, names::FRAGMENTS, names::AFFINITY, names::SOCKETS];
+pub(super) const MEMORY: [&str; 5] =
+    [names::FLOWS, names::FRAGMENTS, names::AFFINITY, names::SOCKETS, names::UDP_PEERS];
 
 fn same_looks(other: &Other, name: &str) -> bool {
     other.has(name) && other.fingerprint(name) == fingerprint(name)
+}
+
+/// A hash that makes room by itself (`BPF_MAP_TYPE_LRU_HASH`, include/uapi/linux/bpf.h).
+const LRU: u32 = 9;
+
+/// Until version 6 flows were in one of these, which forgets idle connections: its entries are
+/// carried over, and it is not used any more.
+fn forgets(other: &Other, name: &str) -> Result<bool, LoadError> {
+    Ok(name == names::FLOWS && raw_pin(&other.map(name))?.shape().kind == LRU)
 }
 
 /// Pins what can be taken over of the other version, before maps are made. Once ours are
@@ -66,7 +77,7 @@ pub fn take_over(pins: &Pins) -> Result<(), LoadError> {
         // Of a daemon that died before it attached anything.
         pins.forget(name)?;
         let of_table = SERVICE_TABLE.contains(&name) || name == DERIVED;
-        if same_looks(other, name) && (table || !of_table) {
+        if same_looks(other, name) && (table || !of_table) && !forgets(other, name)? {
             pins.share(other, name)?;
             taken.push(name);
         } else {

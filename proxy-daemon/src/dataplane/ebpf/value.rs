@@ -11,7 +11,7 @@ use proxy_ebpf::order::Be16;
 use proxy_ebpf::parse::{SCTP, TCP, UDP};
 
 use super::slots::{Fill, Share, fill, key_of};
-use crate::model::Protocol;
+use crate::model::{LocalDetect, Protocol};
 use crate::plan::{ObjectKey, Standing};
 use crate::policy::{
     Backend, Frontend, FrontendKey, FrontendKind, Known, Masquerade, PortName, WhenEmpty,
@@ -145,6 +145,8 @@ pub struct Lowering {
     pub masquerade_all: bool,
     /// Addresses of the node.
     pub own: BTreeSet<IpAddr>,
+    /// What counts as a pod.
+    pub detect: LocalDetect,
 }
 
 impl Lowering {
@@ -179,7 +181,7 @@ impl Lowering {
             affinity: frontend
                 .affinity
                 .map_or(0, |timeout| u32::try_from(timeout.as_secs()).unwrap_or(u32::MAX)),
-            flags: self.flags(frontend),
+            flags: self.flags(key, frontend),
             node,
             outside,
             serving: self.serving(key, frontend),
@@ -201,7 +203,7 @@ impl Lowering {
         serving.map(member).collect()
     }
 
-    fn flags(&self, frontend: &Frontend) -> u32 {
+    fn flags(&self, key: &FrontendKey, frontend: &Frontend) -> u32 {
         use layout::Frontend as F;
         let mut flags = 0;
         if frontend.local_only {
@@ -225,8 +227,9 @@ impl Lowering {
             | match frontend.masquerade {
                 _ if self.masquerade_all => F::MASQUERADE_ALL,
                 Masquerade::Always => F::MASQUERADE_REMOTE,
-                Masquerade::FromOutside => F::MASQUERADE_OUTSIDE,
-                Masquerade::Never => 0,
+                // Where nothing tells who is outside, nobody is.
+                Masquerade::FromOutside if self.detect.tells(key.family()) => F::MASQUERADE_OUTSIDE,
+                Masquerade::FromOutside | Masquerade::Never => 0,
             }
     }
 }

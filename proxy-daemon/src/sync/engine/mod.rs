@@ -257,6 +257,7 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
             let now_are = Surroundings { node: self.state.node(), service_cidrs: &service_cidrs };
             if self.plane.surroundings_changed(now_are) {
                 self.readback_due.get_or_insert(now);
+                self.compare_all();
             }
         }
         self.queue.changed(dirty, now);
@@ -291,6 +292,10 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
             self.observer.node_port_addresses(&view.node_port_addresses);
         }
         self.node = view;
+        self.compare_all();
+    }
+
+    fn compare_all(&mut self) {
         for name in self.state.service_names() {
             self.queue.push(name.clone(), Urgency::Compared);
         }

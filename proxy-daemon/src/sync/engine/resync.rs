@@ -43,6 +43,7 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
         self.readback_due = None;
         self.next_resync = None;
         let started = self.plane.prepare().and_then(|()| self.plane.reader());
+        self.totals.repaired += self.plane.take_put_back();
         match started.and_then(|reader| Reading::start(self.background.as_mut(), reader, now)) {
             Ok(reading) => {
                 self.ledger.begin_readback();

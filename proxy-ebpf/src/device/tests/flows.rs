@@ -50,6 +50,11 @@ fn a_full_table_of_flows_drops_and_says_so() {
     assert_eq!(node.syn(client(4000)).0, Fate::Drop);
     assert_eq!(node.drops(), [Reason::FlowsFull]);
     assert!(node.tables.flows.borrow().is_empty());
+    // With ports to try that are all free.
+    node.frontend(VIP, TCP, Frontend::MASQUERADE_REMOTE, 1..2);
+    node.tables.room = Some(0);
+    assert_eq!(node.syn(client(4000)).0, Fate::Drop);
+    assert_eq!(node.drops(), [Reason::FlowsFull; 2]);
 }
 
 #[test]

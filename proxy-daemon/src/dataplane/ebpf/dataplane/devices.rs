@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use nix::errno::Errno;
 use proxy_ebpf::layout::{Device, names};
 use proxy_ebpf::order::Address;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::super::{LoadError, XdpMode, object, uplinks};
 use super::{EbpfPlane, load, table};
@@ -81,6 +82,71 @@ impl EbpfPlane {
         self.write_xdp()
     }
 
+    /// Attaches again what somebody took off. Putting a program in its own place tells: it changes
+    /// nothing where it is, and is refused where it is not.
+    pub(super) fn put_back(&mut self) -> Result<(), PlaneError> {
+        let devices = self.links.devices().map_err(|e| PlaneError::new("network devices", e))?;
+        for device in &devices {
+            if !self.devices.contains_key(&device.index) {
+                continue;
+            }
+            match self.put_back_at(device) {
+                Ok(missing) if missing.is_empty() => {}
+                Ok(missing) => {
+                    self.put_back += missing.len() as u64;
+                    warn!(device = %device.name, ?missing, "programs were taken off: attached again");
+                }
+                // A device may go at any time.
+                Err(error) => {
+                    self.complain(&format!("programs taken off device {}", device.name), &error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn put_back_at(&mut self, device: &links::Device) -> Result<Vec<&'static str>, LoadError> {
+        let (name, index) = (&*device.name, device.index);
+        let frames = device.frames.unwrap_or(Frames::Ethernet);
+        let mut missing = Vec::new();
+        for program in [names::TC_EGRESS, names::TC_INGRESS] {
+            let wanted = program == names::TC_EGRESS || !is_port(device);
+            if wanted && !self.is_attached(program, frames, index)? {
+                missing.push(program);
+            }
+        }
+        if !missing.is_empty() {
+            let (_, attachments) = self.table.store().attach_tc_programs(name, frames, &missing)?;
+            for (program, attachment) in attachments {
+                attachment.pin(&self.pins.link(program, index))?;
+            }
+        }
+        if let Some(mode) = self.config.xdp
+            && self.uplinks.contains(&index)
+            && !self.is_attached(names::XDP_INGRESS, Frames::Ethernet, index)?
+        {
+            let own = self.pins.link(names::XDP_INGRESS, index);
+            self.table.store().attach_xdp(name, mode)?.pin(&own)?;
+            missing.push(names::XDP_INGRESS);
+        }
+        Ok(missing)
+    }
+
+    fn is_attached(&mut self, program: &str, frames: Frames, at: u32) -> Result<bool, LoadError> {
+        /// Of a link that is detached; of a filter that is not there; of one without its qdisc.
+        const MISSING: [Errno; 3] = [Errno::ENOLINK, Errno::ENOENT, Errno::EINVAL];
+        let Some(path) = self.pins.current(program, at)? else { return Ok(false) };
+        match self.table.store().replace(program, frames, &path, at) {
+            Err(error)
+                if error.errno().is_some_and(|e| MISSING.iter().any(|m| *m as i32 == e.0)) =>
+            {
+                self.pins.unpin(&path)?;
+                Ok(false)
+            }
+            result => result.map(|()| true),
+        }
+    }
+
     /// Beside tc's programs, which do what this one leaves.
     fn attach_xdp(&mut self, device: &links::Device, mode: XdpMode) -> Result<(), LoadError> {
         let index = device.index;
@@ -130,7 +196,7 @@ impl EbpfPlane {
             };
             addresses.iter().find(usable).map(|a| Address::from(*a)).unwrap_or_default()
         };
-        let pods = match &self.detect {
+        let pods = match &self.lowering.detect {
             LocalDetect::Bridge(bridge) => *device.name == **bridge,
             LocalDetect::InterfacePrefix(prefix) => device.name.starts_with(&**prefix),
             LocalDetect::Unknown | LocalDetect::Cidrs(_) => false,

@@ -50,7 +50,9 @@ impl EbpfPlane {
             let growths = self.growth.times.get(&map).copied().unwrap_or(0);
             Fill { table: map.name(), used, capacity, growths }
         };
-        Growing::ALL.map(fill).to_vec()
+        let mut fills = Growing::ALL.map(fill).to_vec();
+        fills.extend(self.config.remembered.fills());
+        fills
     }
 
     fn grow(&mut self, shortage: Shortage) -> Result<(), String> {

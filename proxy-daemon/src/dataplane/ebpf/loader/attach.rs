@@ -4,12 +4,14 @@ use std::fs::File;
 use std::path::Path;
 
 use aya::Ebpf;
+use aya::programs::cgroup_sock::CgroupSockLink;
 use aya::programs::cgroup_sock_addr::CgroupSockAddrLink;
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions};
 use aya::programs::xdp::{self, XdpLink};
 use aya::programs::{
-    CgroupAttachMode, CgroupSockAddr, LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp,
+    CgroupAttachMode, CgroupSock, CgroupSockAddr, LinkOrder, ProgramError, SchedClassifier,
+    TcAttachType, Xdp,
 };
 use nix::errno::Errno;
 use proxy_ebpf::layout::names;
@@ -47,6 +49,7 @@ pub struct Attachment {
 #[derive(Debug)]
 enum AnyLink {
     Cgroup(CgroupSockAddrLink),
+    CgroupSock(CgroupSockLink),
     Tc(TcHook, SchedClassifierLink),
     Xdp(XdpLink),
 }
@@ -63,6 +66,7 @@ impl Attachment {
         };
         let link = match self.link {
             AnyLink::Cgroup(link) => FdLink::try_from(link),
+            AnyLink::CgroupSock(link) => FdLink::try_from(link),
             AnyLink::Tc(TcHook::Tcx, link) => FdLink::try_from(link),
             AnyLink::Tc(TcHook::Clsact, link) => return keep_filter(link, path),
             AnyLink::Xdp(link) => FdLink::try_from(link),
@@ -133,6 +137,12 @@ impl Programs {
             let refused = |e: ProgramError| LoadError::from_aya(at(name, cgroup.display()), &e);
             // A link (kernel 5.7) always shares the cgroup with others, and the kernel takes
             // no flag that says so; aya's name for no flag is `Single`.
+            if name == names::SOCK_RELEASE {
+                let program: &mut CgroupSock = program(&mut self.ebpf, name)?;
+                let id = program.attach(&directory, CgroupAttachMode::Single).map_err(refused)?;
+                let link = program.take_link(id).map_err(refused)?;
+                return Ok(Attachment { link: AnyLink::CgroupSock(link) });
+            }
             let program: &mut CgroupSockAddr = program(&mut self.ebpf, name)?;
             let id = program.attach(&directory, CgroupAttachMode::Single).map_err(refused)?;
             let link = program.take_link(id).map_err(refused)?;

@@ -16,12 +16,13 @@ pub struct Capacity {
     pub slots: u32,
     /// 24 bytes each, allocated at once.
     pub backends: u32,
-    /// Entries of the tables that make room by themselves, allocated at once: two for each
-    /// flow (about 190 bytes each), and one for each client with affinity, datagram in
-    /// pieces, and socket with a peer.
+    /// Two for each flow, about 190 bytes each, allocated at once. A full table takes no new flow.
     pub flows: u32,
+    /// Entries of the tables that make room by themselves, allocated at once: one for each
+    /// client with affinity, and datagram in pieces.
     pub affinities: u32,
     pub fragments: u32,
+    /// Also of these: for sockets with a peer, and as many for connected UDP sockets.
     pub sockets: u32,
     /// Allocated as used: these are bounds.
     pub prefixes: u32,
@@ -42,7 +43,7 @@ impl Default for Capacity {
             frontends: 1 << 16,
             slots: 1 << 19,
             backends: 5 << 16,
-            flows: 1 << 17,
+            flows: ENTRIES_PER_FLOW * LEAST_FLOWS,
             affinities: 1 << 15,
             fragments: 1 << 12,
             sockets: 1 << 16,
@@ -65,6 +66,18 @@ pub struct Limit {
     pub backends: u32,
 }
 
+/// One for each direction.
+const ENTRIES_PER_FLOW: u32 = 2;
+
+/// About, in the kernel.
+const FLOW_BYTES: u64 = 2 * 190;
+
+/// Flows that there is room for on the smallest machine.
+const LEAST_FLOWS: u32 = 1 << 16;
+
+/// Flows take no more than this part of the machine's memory by themselves.
+const SHARE_OF_MEMORY: u64 = 256;
+
 /// In `FRONTENDS`: the frontend itself, and that its address is a Service's. Many share one
 /// address, none has two.
 const ENTRIES_PER_FRONTEND: u32 = 2;
@@ -83,6 +96,20 @@ fn counted<T>(ids: u32) -> Result<u32, LoadError> {
 impl Capacity {
     /// What maps grow to unless something else is said: 180 MiB, and what frontends take.
     pub const LIMIT: Limit = Limit { frontends: 1 << 20, slots: 1 << 24, backends: 1 << 22 };
+
+    /// With room for so many connections, two entries each.
+    #[must_use]
+    pub fn with_flows(self, flows: u32) -> Self {
+        Self { flows: flows.saturating_mul(ENTRIES_PER_FLOW), ..self }
+    }
+
+    /// How many connections there is room for when nobody says: as many as kube-proxy has the
+    /// kernel's conntrack take (`wanted`), unless that is too much of the machine's memory (bytes).
+    #[must_use]
+    pub fn default_flows(wanted: u32, memory: u64) -> u32 {
+        let affordable = u32::try_from(memory / SHARE_OF_MEMORY / FLOW_BYTES).unwrap_or(u32::MAX);
+        wanted.min(affordable).max(LEAST_FLOWS)
+    }
 
     /// No smaller than the maps that are there: they keep their size, or grow.
     ///
@@ -134,7 +161,7 @@ impl Capacity {
     }
 
     /// Entries of the maps in the kernel.
-    pub(super) fn entries(&self) -> Result<[(&'static str, u32); 14], LoadError> {
+    pub(super) fn entries(&self) -> Result<[(&'static str, u32); 15], LoadError> {
         let counted_frontends = self.counted_frontends.max(self.frontends);
         let counted_backends = self.counted_backends.max(self.backends);
         Ok([
@@ -147,6 +174,7 @@ impl Capacity {
             (names::AFFINITY, self.affinities),
             (names::FRAGMENTS, self.fragments),
             (names::SOCKETS, self.sockets),
+            (names::UDP_PEERS, self.sockets),
             (names::PREFIXES, self.prefixes),
             (names::SOURCE_RANGES, self.source_ranges),
             (names::DEVICES, self.devices),
@@ -171,6 +199,16 @@ pub(super) const GROWING: [&str; 8] = [
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn flows_are_as_many_as_conntrack_has_unless_memory_is_short() {
+        const GIB: u64 = 1 << 30;
+        assert_eq!(Capacity::default_flows(131_072, 16 * GIB), 131_072);
+        assert_eq!(Capacity::default_flows(16 * 32_768, 64 * GIB), 524_288);
+        assert_eq!(Capacity::default_flows(131_072, 8 * GIB), 88_301);
+        assert_eq!(Capacity::default_flows(131_072, 0), 65_536);
+        assert_eq!(Capacity::default().with_flows(100).flows, 200);
+    }
 
     #[test]
     fn maps_double_as_often_as_it_takes_and_no_further_than_their_limit() {

@@ -59,6 +59,7 @@ impl<S: Store> Table<S> {
                     // else.
                     self.frontend_ids.claim(in_map.id.0, 1);
                     self.adopt(value, [in_map.node, in_map.outside]);
+                    self.count_affinity(None, Some(value));
                     Held { id: Some(in_map.id), value: Some(Arc::clone(value)) }
                 }
             };
