@@ -66,8 +66,15 @@ fn own(config: &Config) -> Value {
 }
 
 fn map_sizes(sizes: MapSizes) -> Value {
-    let MapSizes { frontends, backends, slots } = sizes;
-    json!({ "frontends": frontends, "backends": backends, "slots": slots })
+    let MapSizes { frontends, backends, slots, flows, sockets } = sizes;
+    let mut document = json!({ "frontends": frontends, "backends": backends, "slots": slots });
+    // Derived from the node's size unless they are set.
+    for (key, size) in [("flows", flows), ("sockets", sockets)] {
+        if let Some(size) = size {
+            document[key] = size.into();
+        }
+    }
+    document
 }
 
 /// With what was set that has no effect here, and kube-proxy's defaults for the rest of that.
