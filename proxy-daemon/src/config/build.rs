@@ -185,6 +185,7 @@ pub(super) fn build(
                 .filter(|score| (-1000..=1000).contains(score))
                 .ok_or_else(|| "must be a whole number from -1000 to 1000".to_owned())
         }),
+        flags: Vec::new(),
         notes,
         warnings,
     };
@@ -479,7 +480,8 @@ fn serving(p: &mut Problems, flags: &ServingFlags) -> Serving {
     }
     let hard_fail =
         p.take("--bind-address-hard-fail", &flags.bind_address_hard_fail, value::boolean);
-    Serving { healthz, metrics, hard_fail }
+    let profiling = p.take("--profiling", &flags.profiling, value::boolean);
+    Serving { healthz, metrics, hard_fail, profiling }
 }
 
 fn series(p: &mut Problems, flags: &ServingFlags) -> SeriesLimits {

@@ -83,6 +83,7 @@ const EFFECTS: &[Effect] = &[
         c.serving.metrics == Some("[::]:1249".parse().unwrap())
     }),
     ("bindAddressHardFail", "true", |c| c.serving.hard_fail),
+    ("enableProfiling", "true", |c| c.serving.profiling),
     ("mode", "ebpf", |c| c.proxy_mode == ProxyMode::Ebpf),
     ("iptables.masqueradeBit", "0", |c| c.masquerade.bit == 0),
     ("iptables.masqueradeAll", "true", |c| c.masquerade.all),
@@ -133,7 +134,6 @@ const WITHOUT_EFFECT: &[(&str, &str)] = &[
     ("logging.options.text.infoBufferSize", "1Ki"),
     ("logging.options.json.splitStream", "true"),
     ("logging.options.json.infoBufferSize", "512"),
-    ("enableProfiling", "true"),
     ("showHiddenMetricsForVersion", "'1.35'"),
     ("iptables.syncPeriod", "31s"),
     ("iptables.minSyncPeriod", "2s"),
@@ -450,7 +450,7 @@ fn what_is_written_reads_back_as_the_same() {
 fn a_change_without_effect_is_told_from_one_with() {
     let text = HEAD.to_owned() + "mode: ipvs\nclusterCIDR: 10.0.0.0/8\n";
     let config = good(&text, &[]);
-    let noted = good(&(text.clone() + "enableProfiling: true\nzzz: 1\n"), &[]);
+    let noted = good(&(text.clone() + "configSyncPeriod: 20s\nzzz: 1\n"), &[]);
     assert!(!noted.notes.is_empty() && config.same_effect(&noted));
     assert!(!config.same_effect(&good(&(text + "oomScoreAdj: 1\n"), &[])));
 }

@@ -89,6 +89,8 @@ pub struct Config {
     pub sysctl_root: PathBuf,
     /// -1000 to 1000.
     pub oom_score_adj: i32,
+    /// Every flag with its value in force, whether it came from a file or the command line.
+    pub flags: Vec<(String, String)>,
     /// Accepted, but without effect here: for the log.
     pub notes: Vec<String>,
     /// Accepted, but probably not what was meant: for the log.
@@ -276,6 +278,8 @@ pub struct Serving {
     pub metrics: Option<SocketAddr>,
     /// Failure to bind ends the daemon.
     pub hard_fail: bool,
+    /// `/debug/` beside the metrics.
+    pub profiling: bool,
 }
 
 /// What may have metrics of traffic of its own.
@@ -396,7 +400,12 @@ impl Config {
     /// Whether a daemon that runs with `self` would do the same with `other`.
     #[must_use]
     pub fn same_effect(&self, other: &Self) -> bool {
-        let quiet = |config: &Self| Self { notes: vec![], warnings: vec![], ..config.clone() };
+        let quiet = |config: &Self| Self {
+            flags: vec![],
+            notes: vec![],
+            warnings: vec![],
+            ..config.clone()
+        };
         quiet(self) == quiet(other)
     }
 

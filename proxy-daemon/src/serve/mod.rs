@@ -19,11 +19,13 @@ mod source;
 #[cfg(test)]
 mod tests;
 mod traffic;
+mod zpages;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::net::TcpListener;
 use tracing::{info, warn};
@@ -42,6 +44,9 @@ pub use observer::StatusObserver;
 /// kube-proxy tries again this often too.
 const BIND_RETRY: Duration = Duration::from_secs(5);
 
+/// False when how much is logged is decided elsewhere.
+type SetVerbosity = Box<dyn Fn(u32) -> bool + Send + Sync>;
+
 type Clock = Box<dyn Fn() -> Now + Send + Sync>;
 
 /// Shared by the engine's observer and the HTTP servers.
@@ -49,6 +54,12 @@ pub struct Status {
     mode: ProxyMode,
     node: NodeName,
     configz: serde_json::Value,
+    started: SystemTime,
+    /// By name.
+    flags: BTreeMap<String, String>,
+    profiling: bool,
+    slis: zpages::Slis,
+    verbosity: OnceLock<SetVerbosity>,
     health: Mutex<Health>,
     metrics: Metrics,
     checks: Checks,
@@ -75,6 +86,11 @@ impl Status {
             mode: config.proxy_mode,
             node: config.node_name.clone(),
             configz: crate::config::document(config),
+            started,
+            flags: config.flags.iter().cloned().collect(),
+            profiling: config.serving.profiling,
+            slis: zpages::Slis::default(),
+            verbosity: OnceLock::new(),
             health: Mutex::new(Health::new(families, config.health_timeout())),
             metrics: Metrics::new(families, config, started),
             checks: Checks::default(),
@@ -112,6 +128,15 @@ impl Status {
     /// Troubles of a Service are announced beside it from now on.
     pub fn announce_through(&self, announcer: Announcer) {
         let _ = self.announcer.set(announcer);
+    }
+
+    /// How much is logged can be changed over HTTP from now on, where that is served.
+    pub fn log_through(&self, set: impl Fn(u32) -> bool + Send + Sync + 'static) {
+        let _ = self.verbosity.set(Box::new(set));
+    }
+
+    fn set_verbosity(&self, verbosity: u32) -> bool {
+        self.verbosity.get().is_some_and(|set| set(verbosity))
     }
 
     fn announce(&self, announcement: Announcement) {

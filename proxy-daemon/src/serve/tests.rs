@@ -18,6 +18,7 @@ use crate::policy::{FrontendKey, LocalReady};
 use crate::sync::{Failing, HealthCheck, Observer as _, SyncKind, SyncReport, Totals, Work};
 
 mod pages;
+mod zpages;
 
 pub use self::pages::full_page;
 
@@ -130,9 +131,16 @@ impl Reply {
 }
 
 async fn get(address: SocketAddr, path: &str, headers: &str) -> Reply {
+    ask(address, "GET", path, headers, "").await
+}
+
+async fn ask(address: SocketAddr, method: &str, path: &str, headers: &str, body: &str) -> Reply {
     let mut stream = TcpStream::connect(address).await.unwrap();
-    let request =
-        format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n{headers}\r\n");
+    let length = body.len();
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\
+         Content-Length: {length}\r\n{headers}\r\n{body}"
+    );
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut text = String::new();
     stream.read_to_string(&mut text).await.unwrap();
@@ -346,7 +354,7 @@ async fn health_check_node_port_follows_the_endpoints() {
     let mut bed = Bed::new();
     let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
     let address = SocketAddr::from(([127, 0, 0, 1], port));
-    let serving = Serving { healthz: None, metrics: None, hard_fail: false };
+    let serving = Serving { healthz: None, metrics: None, hard_fail: false, profiling: false };
     tokio::spawn(run(Arc::clone(&bed.status), serving));
     let web = ObjectName::new("shop", "web");
 
