@@ -29,7 +29,7 @@ _proxy__daemon() {
 
     case "${cmd}" in
         proxy__daemon)
-            opts="-v -h --proxy-mode --cleanup --config --dataplane-config --write-config-to --init-only --version --kubeconfig --master --hostname-override --manifests --cluster-cidr --detect-local-mode --pod-bridge-interface --pod-interface-name-prefix --nodeport-addresses --bind-address --iptables-localhost-nodeports --masquerade-all --iptables-masquerade-bit --drain-timeout --ipvs-scheduler --ipvs-sync-period --ipvs-min-sync-period --ipvs-strict-arp --ipvs-tcp-timeout --ipvs-tcpfin-timeout --ipvs-udp-timeout --ipvs-exclude-cidrs --conntrack-max-per-core --conntrack-min --conntrack-tcp-timeout-established --conntrack-tcp-timeout-close-wait --conntrack-tcp-be-liberal --conntrack-udp-timeout --conntrack-udp-timeout-stream --healthz-bind-address --metrics-bind-address --healthz-port --metrics-port --service-metrics-limit --endpoint-metrics --endpoint-metrics-limit --bind-address-hard-fail --v --logging-format --oom-score-adj --cgroup-root --socket-opt-out --devices --ebpf-map-sizes --ebpf-map-limits --xdp --direct-server-return --direct-server-return-port --bpf-root --sysctl-root --feature-gates --kube-api-content-type --kube-api-qps --kube-api-burst --config-sync-period --iptables-sync-period --iptables-min-sync-period --profiling --show-hidden-metrics-for-version --log-flush-frequency --log-text-split-stream --log-text-info-buffer-size --log-json-split-stream --log-json-info-buffer-size --vmodule --add-dir-header --alsologtostderr --log-backtrace-at --log-dir --log-file --log-file-max-size --logtostderr --one-output --skip-headers --skip-log-headers --stderrthreshold --boot-id-file --machine-id-file --network-name --source-vip --enable-dsr --root-hnsendpoint-name --forward-healthcheck-vip --windows-service --help config"
+            opts="-v -h --proxy-mode --cleanup --config --dataplane-config --write-config-to --init-only --version --kubeconfig --master --hostname-override --manifests --cluster-cidr --detect-local-mode --pod-bridge-interface --pod-interface-name-prefix --nodeport-addresses --bind-address --iptables-localhost-nodeports --masquerade-all --iptables-masquerade-bit --drain-timeout --ipvs-scheduler --ipvs-sync-period --ipvs-min-sync-period --ipvs-strict-arp --ipvs-tcp-timeout --ipvs-tcpfin-timeout --ipvs-udp-timeout --ipvs-exclude-cidrs --conntrack-max-per-core --conntrack-min --conntrack-tcp-timeout-established --conntrack-tcp-timeout-close-wait --conntrack-tcp-be-liberal --conntrack-udp-timeout --conntrack-udp-timeout-stream --healthz-bind-address --metrics-bind-address --healthz-port --metrics-port --service-metrics-limit --endpoint-metrics --endpoint-metrics-limit --bind-address-hard-fail --profiling --v --logging-format --oom-score-adj --cgroup-root --socket-opt-out --devices --ebpf-map-sizes --ebpf-map-limits --xdp --direct-server-return --direct-server-return-port --bpf-root --sysctl-root --feature-gates --kube-api-content-type --kube-api-qps --kube-api-burst --config-sync-period --iptables-sync-period --iptables-min-sync-period --show-hidden-metrics-for-version --log-flush-frequency --log-text-split-stream --log-text-info-buffer-size --log-json-split-stream --log-json-info-buffer-size --vmodule --add-dir-header --alsologtostderr --log-backtrace-at --log-dir --log-file --log-file-max-size --logtostderr --one-output --skip-headers --skip-log-headers --stderrthreshold --boot-id-file --machine-id-file --network-name --source-vip --enable-dsr --root-hnsendpoint-name --forward-healthcheck-vip --windows-service --help config"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -211,6 +211,10 @@ _proxy__daemon() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --profiling)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --v)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -292,10 +296,6 @@ _proxy__daemon() {
                     return 0
                     ;;
                 --iptables-min-sync-period)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --profiling)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

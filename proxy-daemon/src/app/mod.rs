@@ -18,7 +18,7 @@ use std::time::Instant;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, error, info, warn};
 
-use crate::config::{self, Config, ProxyMode, Source};
+use crate::config::{self, Config, Logging, ProxyMode, Source};
 use crate::dataplane::Dataplane;
 use crate::dataplane::traffic::TrafficSource;
 use crate::kernel::capabilities::check_net_admin;
@@ -250,6 +250,8 @@ async fn serve_until_stopped(
     let (announcer, announced) = Announcer::new();
     status.announce_through(announcer.clone());
     announcer.announce(starting(&config.node_name));
+    let (log, logging) = (Arc::clone(verbosity), config.logging);
+    status.log_through(move |verbosity| log(Logging { verbosity, ..logging }));
     let source = source(config, Outlet { events, stats, announcer }, announced);
     let stuck = serve::stuck(Arc::clone(&status), serve::WATCH);
     let servers = serve::run(status, config.serving);

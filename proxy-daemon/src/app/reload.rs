@@ -93,7 +93,7 @@ mod tests {
         tokio::pin!(ended);
         for harmless in [
             good.to_owned(),
-            format!("{good}enableProfiling: true\n"),
+            format!("{good}configSyncPeriod: 20s\n"),
             format!("{good}ipvs: {{scheduler: 5}}\n"),
             "[".to_owned(),
         ] {

@@ -189,6 +189,7 @@ pub(super) fn build(
         }),
         inert: Vec::new(),
         kube_proxy_mode: String::new(),
+        flags: Vec::new(),
         notes,
         warnings,
     };
@@ -498,7 +499,8 @@ fn serving(p: &mut Problems, flags: &ServingFlags) -> Serving {
     }
     let hard_fail =
         p.take("--bind-address-hard-fail", &flags.bind_address_hard_fail, value::boolean);
-    Serving { healthz, metrics, hard_fail }
+    let profiling = p.take("--profiling", &flags.profiling, value::boolean);
+    Serving { healthz, metrics, hard_fail, profiling }
 }
 
 fn series(p: &mut Problems, flags: &ServingFlags) -> SeriesLimits {

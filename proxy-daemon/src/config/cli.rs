@@ -192,7 +192,8 @@ fn resolve(
     let config = build::build(&flags, hostname, problems, notes, warnings);
     let config = config.map_err(Usage::Problems)?;
     let kube_proxy_mode = kube_proxy_mode(files, config.proxy_mode);
-    Ok(Config { inert: inert_settings(&merged, files), kube_proxy_mode, ..config })
+    let inert = inert_settings(&merged, files);
+    Ok(Config { inert, kube_proxy_mode, flags: in_force(&merged), ..config })
 }
 
 /// What kube-proxy's document says is its own mode: what its file has, as far as that is one of
@@ -227,6 +228,31 @@ fn inert_settings(matches: &ArgMatches, files: &Files) -> Vec<(&'static str, Val
         settings.extend(set.map(|(_, raw)| (field.path, document::value(field.shape, &raw))));
     }
     settings
+}
+
+/// Every flag with its value.
+fn in_force(merged: &ArgMatches) -> Vec<(String, String)> {
+    let value = |id: &str| {
+        let values = merged.get_raw(id).into_iter().flatten();
+        let values: Vec<_> = values.map(|value| value.to_string_lossy()).collect();
+        values.join(",")
+    };
+    let asks = |id: &str| ["help", "version"].contains(&id);
+    let default_of = |id: &str| {
+        inert::FLAGS.iter().find(|inert| inert.id() == id).map(|inert| inert.default.to_owned())
+    };
+    let mut flags: Vec<_> = command()
+        .get_arguments()
+        .filter(|arg| !asks(arg.get_id().as_str()))
+        .filter_map(|arg| {
+            let id = arg.get_id().as_str();
+            let given = merged.value_source(id).is_some();
+            let value = if given { value(id) } else { default_of(id).unwrap_or_default() };
+            Some((arg.get_long()?.to_owned(), value))
+        })
+        .collect();
+    flags.sort_unstable();
+    flags
 }
 
 /// By flag the field that it is called by in messages: where a file is in force, all of the

@@ -106,7 +106,7 @@ fn kube_proxy(config: &Config) -> Value {
         },
         "hostnameOverride": config.node_name.to_string(),
         "bindAddress": bind_address,
-        "enableProfiling": false,
+        "enableProfiling": config.serving.profiling,
         "showHiddenMetricsForVersion": "",
         "oomScoreAdj": config.oom_score_adj,
         "configSyncPeriod": "15m0s",

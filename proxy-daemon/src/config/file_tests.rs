@@ -85,6 +85,7 @@ const EFFECTS: &[Effect] = &[
         c.serving.metrics == Some("[::]:1249".parse().unwrap())
     }),
     ("bindAddressHardFail", "true", |c| c.serving.hard_fail),
+    ("enableProfiling", "true", |c| c.serving.profiling),
     ("mode", "ebpf", |c| c.proxy_mode == ProxyMode::Ebpf),
     ("iptables.masqueradeBit", "0", |c| c.masquerade.bit == 0),
     ("iptables.masqueradeAll", "true", |c| c.masquerade.all),
@@ -123,7 +124,6 @@ pub(super) const WITHOUT_EFFECT: &[(&str, &str)] = &[
     ("logging.options.text.infoBufferSize", "1Ki"),
     ("logging.options.json.splitStream", "true"),
     ("logging.options.json.infoBufferSize", "512"),
-    ("enableProfiling", "true"),
     ("showHiddenMetricsForVersion", "'1.35'"),
     ("iptables.syncPeriod", "31s"),
     ("iptables.minSyncPeriod", "2s"),
@@ -465,7 +465,7 @@ fn addresses_follow_the_family_of_bind_address() {
 fn a_change_without_effect_is_told_from_one_with() {
     let text = HEAD.to_owned() + "mode: ipvs\nclusterCIDR: 10.0.0.0/8\n";
     let config = good(&text, &[]);
-    let noted = good(&(text.clone() + "enableProfiling: true\nzzz: 1\n"), &[]);
+    let noted = good(&(text.clone() + "configSyncPeriod: 20s\nzzz: 1\n"), &[]);
     assert!(!noted.notes.is_empty() && config.same_effect(&noted));
     assert!(!config.same_effect(&good(&(text + "oomScoreAdj: 1\n"), &[])));
 }

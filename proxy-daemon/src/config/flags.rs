@@ -333,7 +333,7 @@ pub struct ServingFlags {
     #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:10256")]
     pub healthz_bind_address: String,
 
-    /// Address of /metrics, /proxyMode and /configz; empty disables
+    /// Address of /metrics, /proxyMode, /configz, /statusz and /flagz; empty disables
     ///
     /// 0.0.0.0:10249 lets Prometheus scrape from other nodes.
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:10249")]
@@ -367,6 +367,13 @@ pub struct ServingFlags {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
           default_missing_value = "true", default_value = "false")]
     pub bind_address_hard_fail: String,
+
+    /// Serve /debug/flags/v beside the metrics, to change how much is logged
+    ///
+    /// kube-proxy also serves profiles of its Go runtime with it; there are none here.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", default_value = "false")]
+    pub profiling: String,
 
     /// Log verbosity: 0 to 3 what matters, 4 and 5 every change, 6 and more everything
     #[arg(short = 'v', long = "v", value_name = "LEVEL", default_value = "0")]

@@ -68,7 +68,6 @@ pub const FLAGS: &[Inert] = &[
     ),
     inert("--iptables-sync-period", Kind::Period, "30s", IPTABLES),
     inert("--iptables-min-sync-period", Kind::Duration, "1s", IPTABLES),
-    inert("--profiling", Kind::Bool, "false", "there is no Go profile to serve"),
     inert("--show-hidden-metrics-for-version", Kind::MinorVersion, "", "no metrics are hidden"),
     inert("--log-flush-frequency", Kind::Duration, "5s", SPLIT),
     inert("--log-text-split-stream", Kind::Bool, "false", SPLIT),

@@ -101,6 +101,8 @@ pub struct Config {
     pub inert: Vec<(&'static str, serde_json::Value)>,
     /// The mode as kube-proxy knows it: its file's, which may be another than ours.
     pub kube_proxy_mode: String,
+    /// Every flag with its value in force, whether it came from a file or the command line.
+    pub flags: Vec<(String, String)>,
     /// Accepted, but without effect here: for the log.
     pub notes: Vec<String>,
     /// Accepted, but probably not what was meant: for the log.
@@ -293,6 +295,8 @@ pub struct Serving {
     pub metrics: Option<SocketAddr>,
     /// Failure to bind ends the daemon.
     pub hard_fail: bool,
+    /// `/debug/` beside the metrics.
+    pub profiling: bool,
 }
 
 /// What may have metrics of traffic of its own.
@@ -416,6 +420,7 @@ impl Config {
         let quiet = |config: &Self| Self {
             inert: vec![],
             kube_proxy_mode: String::new(),
+            flags: vec![],
             notes: vec![],
             warnings: vec![],
             ..config.clone()

@@ -80,6 +80,7 @@ fn defaults_are_those_of_kube_proxy() {
                 healthz: Some("0.0.0.0:10256".parse().unwrap()),
                 metrics: Some("127.0.0.1:10249".parse().unwrap()),
                 hard_fail: false,
+                profiling: false,
             },
             series: SeriesLimits { service_ports: 1000, endpoints: false, endpoint_limit: 1000 },
             logging: Logging { verbosity: 0, format: LogFormat::Text },
@@ -96,6 +97,7 @@ fn defaults_are_those_of_kube_proxy() {
             oom_score_adj: -999,
             inert: vec![],
             kube_proxy_mode: "ipvs".to_owned(),
+            flags: config.flags.clone(),
             notes: vec![],
             warnings: config.warnings.clone(),
         }
@@ -445,6 +447,28 @@ fn help_teaches() {
             "--{name} is under no heading"
         );
     }
+}
+
+#[test]
+fn flags_in_force_are_all_of_them_with_defaults_and_what_a_file_says() {
+    let of = |flags: &[&str], name: &str| {
+        let held = good(flags).flags;
+        held.into_iter().find(|(held, _)| held == name).map(|(_, value)| value)
+    };
+    assert_eq!(of(&[], "ipvs-scheduler").as_deref(), Some("rr"));
+    assert_eq!(of(&[], "kube-api-qps").as_deref(), Some("5"));
+    assert_eq!(of(&["-v=4"], "v").as_deref(), Some("4"));
+    assert_eq!(of(&["--profiling"], "profiling").as_deref(), Some("true"));
+    assert_eq!(of(&["--cluster-cidr=10.0.0.0/8"], "cluster-cidr").as_deref(), Some("10.0.0.0/8"));
+    assert_eq!(of(&[], "help"), None);
+    let config = good(&[]);
+    assert!(config.flags.len() > 80 && config.flags.is_sorted(), "{}", config.flags.len());
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let text = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n\
+                mode: ipvs\nipvs: {scheduler: lc}\n";
+    std::fs::write(file.path(), text).unwrap();
+    let flag = format!("--config={}", file.path().display());
+    assert_eq!(of(&[&flag, "--ipvs-scheduler=sh"], "ipvs-scheduler").as_deref(), Some("lc"));
 }
 
 #[test]

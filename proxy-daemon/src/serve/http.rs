@@ -10,12 +10,13 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::any;
 
 use super::health::Answer;
+use super::zpages::{self, Check};
 use super::{Status, exposition};
 
-type Shared = State<Arc<Status>>;
+pub(super) type Shared = State<Arc<Status>>;
 
-const JSON: &str = "application/json";
-const TEXT: &str = "text/plain; charset=utf-8";
+pub(super) const JSON: &str = "application/json";
+pub(super) const TEXT: &str = "text/plain; charset=utf-8";
 
 pub(super) fn health_router(status: Arc<Status>) -> Router {
     Router::new()
@@ -29,14 +30,16 @@ pub(super) fn metrics_router(status: Arc<Status>) -> Router {
     Router::new()
         .route("/metrics", any(metrics))
         .route("/healthz", any(ok))
+        .route("/healthz/ping", any(ok))
         .route("/proxyMode", any(proxy_mode))
         .route("/configz", any(configz))
+        .merge(zpages::routes(status.profiling))
         .fallback(not_found)
         .with_state(status)
 }
 
 /// Content type and `nosniff`, which kube-proxy sends with every answer.
-fn headers(content_type: &'static str) -> [(HeaderName, HeaderValue); 2] {
+pub(super) fn headers(content_type: &'static str) -> [(HeaderName, HeaderValue); 2] {
     [
         (CONTENT_TYPE, HeaderValue::from_static(content_type)),
         (X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
@@ -47,6 +50,7 @@ async fn healthz(State(status): Shared) -> Response {
     let answer = status.health().healthz(status.now());
     let code = code_of(&answer);
     status.metrics.healthz(code.as_u16());
+    status.slis.count(Check::Healthz, answer.healthy);
     respond(code, &answer)
 }
 
@@ -54,6 +58,7 @@ async fn livez(State(status): Shared) -> Response {
     let answer = status.health().livez(status.now());
     let code = code_of(&answer);
     status.metrics.livez(code.as_u16());
+    status.slis.count(Check::Livez, answer.healthy);
     respond(code, &answer)
 }
 

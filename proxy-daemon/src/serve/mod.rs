@@ -19,11 +19,13 @@ mod source;
 #[cfg(test)]
 mod tests;
 mod traffic;
+mod zpages;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::net::TcpListener;
 use tracing::{info, warn};
@@ -50,6 +52,8 @@ const REMINDER: Duration = Duration::from_secs(300);
 
 /// How often it is looked whether the engine comes round.
 pub const WATCH: Duration = Duration::from_secs(10);
+/// False when how much is logged is decided elsewhere.
+type SetVerbosity = Box<dyn Fn(u32) -> bool + Send + Sync>;
 
 type Clock = Box<dyn Fn() -> Now + Send + Sync>;
 
@@ -58,6 +62,12 @@ pub struct Status {
     mode: ProxyMode,
     node: NodeName,
     configz: serde_json::Value,
+    started: SystemTime,
+    /// By name.
+    flags: BTreeMap<String, String>,
+    profiling: bool,
+    slis: zpages::Slis,
+    verbosity: OnceLock<SetVerbosity>,
     health: Mutex<Health>,
     metrics: Metrics,
     checks: Checks,
@@ -84,6 +94,11 @@ impl Status {
             mode: config.proxy_mode,
             node: config.node_name.clone(),
             configz: crate::config::document(config),
+            started,
+            flags: config.flags.iter().cloned().collect(),
+            profiling: config.serving.profiling,
+            slis: zpages::Slis::default(),
+            verbosity: OnceLock::new(),
             health: Mutex::new(Health::new(families, config.health_timeout())),
             metrics: Metrics::new(families, config, started),
             checks: Checks::new(config.node_port_addresses == NodePortAddresses::All),
@@ -127,6 +142,15 @@ impl Status {
     #[must_use]
     pub fn is_stuck(&self) -> bool {
         self.health().stuck(self.now()).is_some()
+    }
+
+    /// How much is logged can be changed over HTTP from now on, where that is served.
+    pub fn log_through(&self, set: impl Fn(u32) -> bool + Send + Sync + 'static) {
+        let _ = self.verbosity.set(Box::new(set));
+    }
+
+    fn set_verbosity(&self, verbosity: u32) -> bool {
+        self.verbosity.get().is_some_and(|set| set(verbosity))
     }
 
     fn announce(&self, announcement: Announcement) {

@@ -20,6 +20,7 @@ use crate::sync::{Failing, HealthCheck, Observer as _, SyncKind, SyncReport, Tot
 mod checks;
 mod pages;
 mod start;
+mod zpages;
 
 pub use self::pages::full_page;
 
@@ -139,9 +140,16 @@ impl Reply {
 }
 
 async fn get(address: SocketAddr, path: &str, headers: &str) -> Reply {
+    ask(address, "GET", path, headers, "").await
+}
+
+async fn ask(address: SocketAddr, method: &str, path: &str, headers: &str, body: &str) -> Reply {
     let mut stream = TcpStream::connect(address).await.unwrap();
-    let request =
-        format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n{headers}\r\n");
+    let length = body.len();
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\
+         Content-Length: {length}\r\n{headers}\r\n{body}"
+    );
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut text = String::new();
     stream.read_to_string(&mut text).await.unwrap();

@@ -9,7 +9,7 @@ async fn health_check_node_port_follows_the_endpoints() {
     let mut bed = Bed::with(&[]);
     let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
     let address = SocketAddr::from(([127, 0, 0, 1], port));
-    let serving = Serving { healthz: None, metrics: None, hard_fail: false };
+    let serving = Serving { healthz: None, metrics: None, hard_fail: false, profiling: false };
     tokio::spawn(run(Arc::clone(&bed.status), serving));
     let web = ObjectName::new("shop", "web");
 
@@ -63,7 +63,7 @@ async fn health_check_node_port_follows_the_endpoints() {
 async fn health_check_node_ports_listen_where_node_ports_do() {
     let mut bed = Bed::with(&["--nodeport-addresses=127.0.0.0/8"]);
     let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
-    let serving = Serving { healthz: None, metrics: None, hard_fail: false };
+    let serving = Serving { healthz: None, metrics: None, hard_fail: false, profiling: false };
     tokio::spawn(run(Arc::clone(&bed.status), serving));
     let [first, second, third]: [IpAddr; 3] =
         ["127.0.0.1", "127.0.0.2", "127.0.0.3"].map(|ip| ip.parse().unwrap());
@@ -94,7 +94,7 @@ async fn health_check_node_ports_listen_where_node_ports_do() {
 async fn all_addresses_stay_all_addresses_whatever_they_are() {
     let mut bed = Bed::with(&[]);
     let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
-    let serving = Serving { healthz: None, metrics: None, hard_fail: false };
+    let serving = Serving { healthz: None, metrics: None, hard_fail: false, profiling: false };
     tokio::spawn(run(Arc::clone(&bed.status), serving));
     bed.observer.node_port_addresses(&[[192, 0, 2, 1].into()]);
     let local_endpoints = LocalReady { v4: Some(1), v6: None };
