@@ -96,6 +96,7 @@ fn size(plan: &Plan, services: u32) -> Result<Size> {
     for (name, hook) in [("XDP", Hook::Xdp), ("tc ingress", Hook::Ingress)] {
         let found = cost::packets(hook, services, plan.packets)?;
         packets.push((format!("{name}, sent on"), Stats::of(&found.forwarded)));
+        packets.push((format!("{name}, sent on, each further one"), Stats::of(&found.further)));
         packets.push((format!("{name}, none of ours"), Stats::of(&found.foreign)));
     }
     println!("{services} Services: updates");

@@ -101,7 +101,10 @@ pub fn decide(
         work.to = work.known.to;
         return carry_on(tables, arrival, work);
     }
-    make_way(tables, &work.headers, arrival);
+    // What is nobody's comes by at tc again, which does that.
+    if arrival.hook != Hook::Xdp {
+        make_way(tables, &work.headers, arrival);
+    }
     if arrival.device & Device::PORT != 0 {
         return Verdict::Pass;
     }
@@ -233,7 +236,7 @@ pub fn count_sent(tables: &impl Tables, work: &Work, traffic: Traffic) {
 }
 
 #[inline(always)]
-fn count_known(tables: &impl Tables, flow: &Flow, traffic: Traffic) {
+pub fn count_known(tables: &impl Tables, flow: &Flow, traffic: Traffic) {
     let reply = flow.flags & Flow::REPLY != 0;
     count(tables, flow.frontend, flow.backend, traffic, reply);
 }
@@ -245,7 +248,7 @@ fn count_known(tables: &impl Tables, flow: &Flow, traffic: Traffic) {
 /// and is translated there, so that the stack between (its rules, its connection tracking)
 /// sees the same two addresses in both directions.
 #[inline(always)]
-fn way(hook: Hook, flags: u32) -> Option<Verdict> {
+pub(crate) fn way(hook: Hook, flags: u32) -> Option<Verdict> {
     if Flow::is_direct(flags) {
         return if hook == Hook::Egress { None } else { Some(Verdict::Encapsulate) };
     }
@@ -311,6 +314,9 @@ fn begin(
             return refuse(tables, arrival, None, Reason::Misdirected);
         }
         return refuse_unmatched(tables, config, arrival, &work.headers.tuple.destination);
+    }
+    if arrival.hook == Hook::Xdp {
+        make_way(tables, &work.headers, arrival);
     }
     // No other proxy's connection comes inside packets of ours.
     if !arrival.wrapped

@@ -103,8 +103,9 @@ fn is_over(tables: &impl Tables, flow: &Flow, tcp_flags: u8) -> bool {
     }
 }
 
+/// Whether the backend of a flow is one still.
 #[inline(always)]
-fn still_there(tables: &impl Tables, flow: &Flow) -> bool {
+pub(crate) fn still_there(tables: &impl Tables, flow: &Flow) -> bool {
     // The id may be another backend's by now.
     tables.backend(flow.backend).is_some_and(|backend| {
         backend.is_there()

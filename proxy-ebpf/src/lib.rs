@@ -10,6 +10,7 @@
 //! * [`select`]: which backend; [`flow`]: connection tracking.
 //! * [`socket`], [`device`]: decisions, generic over [`tables`].
 //! * [`verdict`]: what is to become of a packet or a connect, and why.
+//! * [`fast`]: the short way of a flow's packets.
 //! * [`rewrite`], [`answer`]: a packet made into another one; [`direct`]: put inside one.
 //!
 //! Nothing here knows of eBPF: the same code is compiled into the programs
@@ -27,6 +28,7 @@ pub mod device;
 pub mod direct;
 #[cfg(any(test, feature = "host"))]
 pub mod fake;
+pub mod fast;
 pub mod flow;
 pub mod layout;
 pub mod order;

@@ -36,6 +36,17 @@ pub trait Packet: Bytes {
     /// Checksums are not touched.
     fn store<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) -> Option<()>;
 
+    /// Whole words, as they lie in memory.
+    #[inline(always)]
+    fn store_words<const N: usize>(&mut self, offset: usize, words: [u32; N]) -> Option<()> {
+        let mut i = 0;
+        while i < N {
+            self.store(offset + i * 4, words[i].to_ne_bytes())?;
+            i += 1;
+        }
+        Some(())
+    }
+
     /// The IPv4 header checksum at `offset` after a change of the header by `delta`.
     #[inline(always)]
     fn adjust_header_sum(&mut self, offset: usize, delta: u32) -> Option<()> {

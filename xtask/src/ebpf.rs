@@ -162,7 +162,10 @@ pub fn build() -> Result<PathBuf> {
     command.env("PATH", with_linker(&linker)?);
     // BTF, which the kernel needs for the maps and for messages that name the source line,
     // comes from debug information; the host's release profile would strip it.
-    command.env("CARGO_ENCODED_RUSTFLAGS", "-Cdebuginfo=2\x1f-Clink-arg=--btf");
+    // Instructions on 32 bits: half of what is done is, and without them each result is shifted
+    // up and down. Kernels have them since 5.1.
+    let flags = ["-Cdebuginfo=2", "-Clink-arg=--btf", "-Ctarget-cpu=v3"];
+    command.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
     command.env("CARGO_PROFILE_RELEASE_STRIP", "none");
     let label = format!("building the eBPF programs with {compiler}");
     shell::quietly(&label, &mut command)?;

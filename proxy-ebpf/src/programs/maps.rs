@@ -3,16 +3,19 @@
 //! The sizes here are for tests; the loader sets them from the daemon's configuration.
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST};
+use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_ns};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use proxy_ebpf::device::Work;
+use proxy_ebpf::fast::{self, Receiver, Way};
 use proxy_ebpf::layout::{
     Affinity, AffinityKey, Backend, BackendCounters, BackendId, Config, Device, Flow, FragmentKey,
     FragmentPorts, Frontend, FrontendCounters, FrontendId, FrontendKey, LocalKey, OptOut,
     RangeData, ServiceId, SocketKey, SocketPeer, Tuple,
 };
 use proxy_ebpf::order::Address;
+use proxy_ebpf::parse::Version;
 use proxy_ebpf::tables::Tables;
 use proxy_ebpf::verdict::Reason;
 
@@ -88,6 +91,43 @@ pub struct Scratch {
     pub errors_left: u32,
     pub pad: u32,
     pub errors_since: u64,
+    /// The longest packet that is known to fit there; and `Device::PODS | ..` of the device that
+    /// the packet came in by.
+    pub longest: u32,
+    pub device: u32,
+    /// See [`now`].
+    pub ticks: u64,
+    pub now: u64,
+}
+
+impl Scratch {
+    /// Remembers the way that was found for this packet.
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, reason = "made from 16 bits")]
+    pub fn remember(&self, came_in: u32, receiver: Receiver, how: u32) -> u32 {
+        let to = &self.work.to;
+        let v6 = self.work.headers.version == Version::V6;
+        let place =
+            if v6 { Way::place::<true>(to, came_in) } else { Way::place::<false>(to, came_in) };
+        let Some(way) = way(place) else {
+            return 0;
+        };
+        way.to = *to;
+        way.v6 = v6.into();
+        way.since = ticks();
+        way.came_in = came_in;
+        way.receiver = receiver;
+        way.longest = self.longest as u16;
+        let [a, b, c, d, e, f, g, h, i, j, k, l] = self.ethernet;
+        way.ethernet = [
+            u32::from_ne_bytes([a, b, c, d]),
+            u32::from_ne_bytes([e, f, g, h]),
+            u32::from_ne_bytes([i, j, k, l]),
+        ];
+        way.out = self.ifindex;
+        way.how = how;
+        how
+    }
 }
 
 #[map]
@@ -98,6 +138,59 @@ static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 pub fn scratch() -> Option<&'static mut Scratch> {
     // SAFETY: programs at devices run with bottom halves off, so that no other one has it.
     SCRATCH.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch })
+}
+
+/// This CPU's memory of ways. Like [`SCRATCH`] nobody else's, and gone with the programs.
+#[map]
+static WAYS: PerCpuArray<Way> = PerCpuArray::with_max_entries(fast::WAYS, 0);
+
+/// As [`Tables::flow`], with the key written in whole words. What is written in smaller pieces than
+/// it is read in has to reach the cache before it can be read, and the kernel reads it at once.
+#[inline(always)]
+pub fn flow<R>(tuple: &Tuple, access: impl FnOnce(&mut Flow) -> R) -> Option<R> {
+    let pair = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
+    let (source, destination) = (tuple.source.words(), tuple.destination.words());
+    let ports = tuple.source_port.to_kernel() | tuple.destination_port.to_kernel() << 16;
+    let key: [u64; 5] = [
+        pair(source[0].to_kernel(), source[1].to_kernel()),
+        pair(source[2].to_kernel(), source[3].to_kernel()),
+        pair(destination[0].to_kernel(), destination[1].to_kernel()),
+        pair(destination[2].to_kernel(), destination[3].to_kernel()),
+        pair(ports, tuple.protocol.into()),
+    ];
+    // SAFETY: of the same size, more strictly aligned, and integers all of them; the programs are
+    // little-endian.
+    Kernel.flow(unsafe { &*key.as_ptr().cast::<Tuple>() }, access)
+}
+
+#[inline(always)]
+pub fn way(place: u32) -> Option<&'static mut Way> {
+    // SAFETY: as in `scratch`.
+    WAYS.get_ptr_mut(place).map(|way| unsafe { &mut *way })
+}
+
+/// See [`fast::TICKS`]. A load and no call: the verifier puts it in the place of the helper.
+#[inline(always)]
+pub fn ticks() -> u64 {
+    // SAFETY: a helper without arguments.
+    unsafe { bpf_jiffies64() }
+}
+
+/// `bpf_ktime_get_ns` at the first packet since the clock's last tick (1 to 10 ms): near enough to
+/// tell when a flow was seen.
+#[inline(always)]
+pub fn now() -> u64 {
+    // SAFETY: a helper without arguments.
+    let exact = || unsafe { bpf_ktime_get_ns() };
+    let Some(scratch) = scratch() else {
+        return exact();
+    };
+    let ticks = ticks();
+    if scratch.ticks != ticks {
+        scratch.now = exact();
+        scratch.ticks = ticks;
+    }
+    scratch.now
 }
 
 #[inline(always)]

@@ -59,6 +59,9 @@ impl Place {
             SUCCESS => {
                 let ([a, b, c, d, e, f], [g, h, i, j, k, l]) = (params.dmac, params.smac);
                 scratch.ethernet = [a, b, c, d, e, f, g, h, i, j, k, l];
+                // What the route takes, from kernel 5.12 on; before, what was asked stays there.
+                // SAFETY: both members of the union are u16.
+                scratch.longest = unsafe { params.__bindgen_anon_1.mtu_result }.into();
                 way::FOUND
             }
             NO_NEIGH => way::NO_NEIGHBOUR,

@@ -7,6 +7,7 @@ use aya_ebpf::helpers::generated::{
     bpf_csum_update, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_adjust_room,
     bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_store_bytes,
 };
+use proxy_ebpf::fast::Fields;
 use proxy_ebpf::packet::{Bytes, Packet, Resize, Sum};
 use proxy_ebpf::parse::{ETHERNET, MAX_TRANSPORT};
 
@@ -133,6 +134,13 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
+    fn store_words<const N: usize>(&mut self, offset: usize, words: [u32; N]) -> Option<()> {
+        let at = Self::at(offset);
+        // SAFETY: a valid context and that many bytes.
+        ok(unsafe { bpf_skb_store_bytes(self.0, at, words.as_ptr().cast(), N as u32 * 4, 0) })
+    }
+
+    #[inline(always)]
     fn adjust_header_sum(&mut self, offset: usize, delta: u32) -> Option<()> {
         // SAFETY: a valid context.
         ok(unsafe { bpf_l3_csum_replace(self.0, Self::at(offset), 0, delta.into(), 0) })
@@ -244,5 +252,44 @@ impl Bytes for Frame {
         // SAFETY: within the packet, as just compared. Bytes, since a header may lie on
         // any address.
         Some(unsafe { *(at as *const [u8; N]) })
+    }
+}
+
+/// The first bytes of a packet, for [`proxy_ebpf::fast`]: compared with the end once and not at
+/// each access.
+pub struct Start {
+    pub start: usize,
+    pub end: usize,
+}
+
+impl Fields for Start {
+    #[inline(always)]
+    fn has(&self, length: usize) -> bool {
+        self.start + length <= self.end
+    }
+
+    #[inline(always)]
+    fn get16(&self, at: usize) -> u16 {
+        // SAFETY: within the packet, which the verifier sees to; and it sees to the alignment where
+        // the machine has any (the kernel puts the IP header on a whole word there).
+        unsafe { ((self.start + at) as *const u16).read() }
+    }
+
+    #[inline(always)]
+    fn get32(&self, at: usize) -> u32 {
+        // SAFETY: as above.
+        unsafe { ((self.start + at) as *const u32).read() }
+    }
+
+    #[inline(always)]
+    fn put16(&mut self, at: usize, value: u16) {
+        // SAFETY: as above.
+        unsafe { ((self.start + at) as *mut u16).write(value) };
+    }
+
+    #[inline(always)]
+    fn put32(&mut self, at: usize, value: u32) {
+        // SAFETY: as above.
+        unsafe { ((self.start + at) as *mut u32).write(value) };
     }
 }

@@ -9,9 +9,10 @@ use aya_ebpf::programs::TcContext;
 use proxy_ebpf::answer::{self, Error};
 use proxy_ebpf::device::{self, Arrival, Hook, Work};
 use proxy_ebpf::direct::overhead;
-use proxy_ebpf::layout::Traffic;
+use proxy_ebpf::fast::{self, Course, Head, Receiver, Way};
+use proxy_ebpf::layout::{Config, Flow, Traffic};
 use proxy_ebpf::packet::{Bytes as _, Packet as _};
-use proxy_ebpf::parse::{self, Headers, Kind, TCP};
+use proxy_ebpf::parse::{self, Headers, Kind, TCP, UDP, Version};
 use proxy_ebpf::rewrite;
 use proxy_ebpf::tables::Tables as _;
 use proxy_ebpf::verdict::{Reason, Verdict};
@@ -19,7 +20,7 @@ use proxy_ebpf::verdict::{Reason, Verdict};
 use crate::direct;
 use crate::maps::{self, Kernel, Scratch};
 use crate::route::{Place, way};
-use crate::skb::Skb;
+use crate::skb::{Frame, Skb, Start};
 
 /// `TCX_NEXT`, and `TC_ACT_UNSPEC` for a clsact filter: whatever else is attached here
 /// runs as if we were not. `TC_ACT_OK` would end the chain.
@@ -60,6 +61,10 @@ fn run(skb: *mut __sk_buff, hook: Hook) -> i32 {
     if is_of_another(skb, egress) {
         return NEXT;
     }
+    let result = short(skb, egress);
+    if result != LONG {
+        return result;
+    }
     if !parse(skb, &mut scratch.work) {
         return NEXT;
     }
@@ -83,6 +88,108 @@ fn run(skb: *mut __sk_buff, hook: Hook) -> i32 {
         _ if scratch.wrapped != 0 => finish(failed(Reason::Misdirected)),
         _ => NEXT,
     }
+}
+
+/// No action of tc's.
+const LONG: i32 = -99;
+/// [`Way::how`]
+const INGRESS: u32 = 3;
+const EGRESS: u32 = 4;
+
+/// The short way, if the packet is one for it; else `LONG`.
+#[inline(never)]
+fn short(skb: *mut __sk_buff, egress: bool) -> i32 {
+    let Frame { start, end, missing } = Skb(skb).frame();
+    // The verifier ends here for the programs of devices without link headers.
+    if missing != 0 {
+        return LONG;
+    }
+    let frame = Start { start, end };
+    match fast::version(&frame) {
+        Some(Version::V4) => short_as::<false>(skb, &frame, egress),
+        Some(Version::V6) => short_as::<true>(skb, &frame, egress),
+        None => LONG,
+    }
+}
+
+#[inline(always)]
+fn short_as<const V6: bool>(skb: *mut __sk_buff, frame: &Start, egress: bool) -> i32 {
+    let (Some(head), Some(config)) = (fast::parse::<V6>(frame), maps::config()) else {
+        return LONG;
+    };
+    if !egress && head.may_have_one_inside(config) {
+        return LONG;
+    }
+    let hook = if egress { Hook::Egress } else { Hook::Ingress };
+    let found = maps::flow(&head.tuple, |flow| match fast::course(&Kernel, hook, flow) {
+        Course::Forward => follow::<V6>(skb, &head, flow, egress),
+        Course::Translate => {
+            count(skb, flow);
+            match fast::translate::<V6>(&mut Skb(skb), &head, &flow.to, false) {
+                Some(()) => NEXT,
+                None => dropped(Reason::Unwritable),
+            }
+        }
+        // Its sender has been heard of, wherever it goes.
+        Course::Leave => {
+            flow.seen = maps::now();
+            NEXT
+        }
+        Course::Long => LONG,
+    });
+    match found {
+        Some(result) => result,
+        None if is_nothing(config, &head) => NEXT,
+        None => LONG,
+    }
+}
+
+/// Not even in the way of a flow ([`device::decide`]).
+#[inline(always)]
+fn is_nothing(config: &Config, head: &Head) -> bool {
+    (head.tuple.protocol != UDP || maps::flow(&head.tuple.inverse(), |_| ()).is_none())
+        && fast::is_foreign(&Kernel, config, &head.tuple)
+}
+
+#[inline(always)]
+#[allow(clippy::cast_possible_truncation, reason = "a segment")]
+fn follow<const V6: bool>(skb: *mut __sk_buff, head: &Head, flow: &mut Flow, egress: bool) -> i32 {
+    // SAFETY: a valid context.
+    let (came_in, segments, size) = unsafe { ((*skb).ifindex, (*skb).gso_segs, (*skb).gso_size) };
+    let whole = segments == 1 || size == 0;
+    let length = if whole { head.length } else { head.segment_length::<V6>(size as u16) };
+    let Some(way) = maps::way(Way::place::<V6>(&flow.to, came_in)) else {
+        return LONG;
+    };
+    if !egress && head.ttl <= 1
+        || !way.is_for::<V6>(&flow.to, came_in, length, maps::ticks())
+        || way.how != if egress { EGRESS } else { INGRESS }
+    {
+        return LONG;
+    }
+    count(skb, flow);
+    let mut packet = Skb(skb);
+    let translated = fast::translate::<V6>(&mut packet, head, &flow.to, !egress);
+    if translated.and_then(|()| packet.store_words(0, way.ethernet)).is_none() {
+        return dropped(Reason::Unwritable);
+    }
+    // SAFETY: a helper that takes numbers.
+    unsafe { bpf_redirect(way.out, 0) as i32 }
+}
+
+#[inline(always)]
+fn count(skb: *mut __sk_buff, flow: &mut Flow) {
+    // SAFETY: a valid context.
+    let (segments, bytes) = unsafe { ((*skb).gso_segs, (*skb).len) };
+    flow.seen = maps::now();
+    let traffic = Traffic { packets: segments.max(1).into(), bytes: bytes.into() };
+    device::count_known(&Kernel, flow, traffic);
+}
+
+#[inline(always)]
+fn dropped(reason: Reason) -> i32 {
+    Kernel.count_drop(reason);
+    DROP
 }
 
 /// Whether a frame is another machine's, or another device's: one of a VLAN comes by the
@@ -226,12 +333,22 @@ fn packet_length(skb: *mut __sk_buff, headers: &Headers) -> u16 {
 
 #[inline(always)]
 fn send(skb: *mut __sk_buff, scratch: &Scratch, egress: bool, direct: bool) -> i32 {
+    if !direct && scratch.wrapped == 0 && scratch.work.headers.kind == Kind::Whole {
+        remember(skb, scratch, egress);
+    }
     let ready = ready(skb, scratch, egress, direct);
     if ready.and_then(|()| Skb(skb).store_link_addresses(scratch.ethernet)).is_none() {
         return failed(Reason::Unwritable);
     }
     // SAFETY: a helper that takes numbers.
     unsafe { bpf_redirect(scratch.ifindex, 0) as i32 }
+}
+
+/// The way on, for the packets after this one.
+#[inline(never)]
+fn remember(skb: *mut __sk_buff, scratch: &Scratch, egress: bool) -> u32 {
+    let how = if egress { EGRESS } else { INGRESS };
+    scratch.remember(place(skb).ifindex, Receiver::default(), how)
 }
 
 /// What both ways to send ask for: the packet as it is to be, with an Ethernet header.

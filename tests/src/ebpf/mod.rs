@@ -33,6 +33,7 @@ mod counters;
 mod daemon;
 mod packets;
 mod upgrade;
+mod ways;
 mod wire;
 mod xdp;
 
@@ -40,6 +41,7 @@ pub use counters::counters;
 pub use daemon::{bare_daemon, daemon, detection, ipvs_after_ebpf, many_connections, taken_off};
 pub use packets::packets;
 pub use upgrade::{carries_over, carries_over_from_6};
+pub use ways::follows_changes;
 pub use wire::{bare_forwards, bare_path_mtu, bare_refuses, forwards, path_mtu, refuses, tagged};
 pub use xdp::{xdp_forwards, xdp_leaves_the_rest, xdp_path_mtu, xdp_where_frames_are_taken};
 
@@ -74,7 +76,8 @@ macro_rules! ebpf_cases {
             forwards refuses path_mtu tagged
             bare_forwards bare_refuses bare_path_mtu bare_daemon
             xdp_forwards xdp_path_mtu xdp_leaves_the_rest xdp_where_frames_are_taken
-            packets refusals verified_instructions batches carries_over carries_over_from_6 daemon many_connections taken_off detection counters
+            packets follows_changes refusals verified_instructions batches carries_over carries_over_from_6
+            daemon many_connections taken_off detection counters
         }
     };
     (@each $attributes:tt $($case:ident)+) => {

@@ -22,25 +22,25 @@ use proxy_ebpf::verdict::Reason;
 
 use super::{in_netns, load, older_than, run};
 
-const DEVICE: &str = "front0";
-const MTU: u16 = 1500;
-const OWN: [u8; 6] = [2, 0, 0, 0, 0, 2];
-const GATEWAY: [u8; 6] = [2, 0, 0, 0, 0, 1];
+pub(super) const DEVICE: &str = "front0";
+pub(super) const MTU: u16 = 1500;
+pub(super) const OWN: [u8; 6] = [2, 0, 0, 0, 0, 2];
+pub(super) const GATEWAY: [u8; 6] = [2, 0, 0, 0, 0, 1];
 
 /// One family's addresses. Everything is beyond the gateway but what the node has itself.
 #[derive(Clone, Copy)]
-struct Names {
-    node: &'static str,
-    gateway: &'static str,
-    service: &'static str,
-    clients: &'static str,
-    pod: &'static str,
-    backends: &'static str,
+pub(super) struct Names {
+    pub node: &'static str,
+    pub gateway: &'static str,
+    pub service: &'static str,
+    pub clients: &'static str,
+    pub pod: &'static str,
+    pub backends: &'static str,
     /// Of a prefix, from the front of the 128 bits.
-    bits: u32,
+    pub bits: u32,
 }
 
-const FAMILIES: [Names; 2] = [
+pub(super) const FAMILIES: [Names; 2] = [
     Names {
         node: "192.0.2.2",
         gateway: "192.0.2.1",
@@ -61,7 +61,7 @@ const FAMILIES: [Names; 2] = [
     },
 ];
 
-fn ip(text: &str) -> Result<Address> {
+pub(super) fn ip(text: &str) -> Result<Address> {
     Ok(text.parse::<std::net::IpAddr>().with_context(|| text.to_owned())?.into())
 }
 
