@@ -215,7 +215,8 @@ impl Way {
         }
         let mixed =
             (words ^ came_in).wrapping_mul(0x9e37_79b1) ^ both(to).wrapping_mul(0x85eb_ca77);
-        (mixed ^ mixed >> 15) % WAYS
+        // A port may differ in the highest byte alone.
+        (mixed ^ mixed >> 16).wrapping_mul(0x7feb_352d) >> (u32::BITS - WAYS.ilog2())
     }
 
     /// Whether it is still good for a packet of that length that is to become `to`.

@@ -161,11 +161,10 @@ impl State {
                 Event::Services(change) => self.apply_services(change, &mut dirty),
                 Event::Slices(change) => self.apply_slices(change, &mut dirty),
                 Event::Node(node) => {
-                    // That there is none is news at first, too.
-                    dirty.node_changed |= !self.node_seen;
-                    self.node_seen = true;
                     let was_there = std::mem::replace(&mut self.node_is_there, node.is_some());
-                    dirty.node_presence_changed |= was_there != node.is_some();
+                    // That there is none is news at first, too.
+                    dirty.node_presence_changed |= !self.node_seen || was_there != node.is_some();
+                    self.node_seen = true;
                     if node.is_some() && self.node != node {
                         self.node = node;
                         dirty.node_changed = true;

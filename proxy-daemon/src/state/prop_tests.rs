@@ -268,6 +268,7 @@ fn what_the_node_said_holds_when_it_is_gone() {
         let (held, there) = (state.node().cloned(), state.node_is_there());
         (dirty.node_changed, dirty.node_presence_changed, held, there)
     };
+    assert_eq!(told(None), (false, true, None, false), "that there is none is news");
     assert_eq!(told(None), (false, false, None, false));
     assert_eq!(told(Some(node("a"))), (true, true, Some(node("a")), true));
     assert_eq!(told(None), (false, true, Some(node("a")), false));

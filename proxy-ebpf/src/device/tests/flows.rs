@@ -121,6 +121,8 @@ fn datagrams_straight_to_the_backend_of_a_flow_get_their_own_replies() {
     for hook in [Hook::Ingress, Hook::Xdp] {
         node.at(Hook::Ingress).send(&query(by_frontend));
         assert_eq!(node.at(hook).send(&query(direct)).1, Some(direct));
+        // What XDP lets through comes by there.
+        assert_eq!(node.at(Hook::Ingress).send(&query(direct)).1, Some(direct));
         assert_eq!(node.at(Hook::Egress).send(&answer).1, Some(direct.inverse()));
     }
     node.at(Hook::Ingress).send(&query(by_frontend));
