@@ -36,18 +36,7 @@ pub fn plane(config: &Config) -> Result<Parts<EbpfPlane>, Fatal> {
     let text = |error: &dyn std::fmt::Display| error.to_string();
     let cgroup = cgroup(config.cgroup_root.as_deref()).map_err(|e| text(&e))?;
     let pins = Pins::open(&config.bpf_root).map_err(|e| text(&e))?;
-    let (sizes, limit) = (config.map_sizes, config.map_limits);
-    let limit = Limit { frontends: limit.frontends, backends: limit.backends, slots: limit.slots };
-    let capacity = Capacity {
-        frontends: sizes.frontends,
-        backends: sizes.backends,
-        slots: sizes.slots,
-        counted_frontends: limit.frontends,
-        counted_backends: limit.backends,
-        sockets: sizes.sockets.unwrap_or(Capacity::default().sockets),
-        ..Capacity::default()
-    };
-    let capacity = capacity.with_flows(sizes.flows.unwrap_or_else(|| default_flows(config)));
+    let (capacity, limit) = sizes(config);
     let object = object().map_err(|e| text(&e))?;
     upgrade::take_over(&pins).map_err(|e| text(&e))?;
     // They may have grown.
@@ -61,18 +50,7 @@ pub fn plane(config: &Config) -> Result<Parts<EbpfPlane>, Fatal> {
     let flows = FlowTable::open(&pins).map_err(|e| text(&e))?;
     let remembered = flows.remembered();
     sweep(flows)?;
-    let missing: Vec<&str> =
-        [(Capability::SysAdmin, "CAP_SYS_ADMIN"), (Capability::SysPtrace, "CAP_SYS_PTRACE")]
-            .into_iter()
-            .filter_map(|(capability, name)| (!has(capability)).then_some(name))
-            .collect();
-    if !missing.is_empty() {
-        warn!(
-            ?missing,
-            "UDP sockets of pods that are connected to an endpoint will not be ended when it goes: \
-             other network namespaces cannot be entered"
-        );
-    }
+    warn_of_namespaces();
     let namespace = own_cookie();
     if config.localhost_node_ports && namespace.is_none() {
         info!("node ports do not answer on 127.0.0.1: that takes a kernel from 5.14 on");
@@ -119,6 +97,37 @@ pub fn plane(config: &Config) -> Result<Parts<EbpfPlane>, Fatal> {
     let netdev = Box::new(GenericNetdev::new(generic));
     let plane = EbpfPlane::new(config, programs, pins, (links, netdev), sockets, takeover);
     Ok(Parts { plane, traffic: Box::new(traffic), features })
+}
+
+/// What the maps have room for, and what they may grow to.
+fn sizes(config: &Config) -> (Capacity, Limit) {
+    let (sizes, limit) = (config.map_sizes, config.map_limits);
+    let limit = Limit { frontends: limit.frontends, backends: limit.backends, slots: limit.slots };
+    let capacity = Capacity {
+        frontends: sizes.frontends,
+        backends: sizes.backends,
+        slots: sizes.slots,
+        counted_frontends: limit.frontends,
+        counted_backends: limit.backends,
+        sockets: sizes.sockets.unwrap_or(Capacity::default().sockets),
+        ..Capacity::default()
+    };
+    (capacity.with_flows(sizes.flows.unwrap_or_else(|| default_flows(config))), limit)
+}
+
+fn warn_of_namespaces() {
+    let missing: Vec<&str> =
+        [(Capability::SysAdmin, "CAP_SYS_ADMIN"), (Capability::SysPtrace, "CAP_SYS_PTRACE")]
+            .into_iter()
+            .filter_map(|(capability, name)| (!has(capability)).then_some(name))
+            .collect();
+    if !missing.is_empty() {
+        warn!(
+            ?missing,
+            "UDP sockets of pods that are connected to an endpoint will not be ended when it goes: \
+             other network namespaces cannot be entered"
+        );
+    }
 }
 
 fn direct_return(config: &Config) -> DirectReturn {

@@ -307,7 +307,7 @@ fn udp_backends_that_nothing_leads_to_are_told() {
 fn known(lasts: &[u8]) -> KnownSet {
     let known = |last: &u8| Known {
         at: HostPort::new([10, 244, 0, *last].into(), 8080),
-        local: last % 2 == 0,
+        local: last.is_multiple_of(2),
         serving: true,
     };
     lasts.iter().map(known).collect()

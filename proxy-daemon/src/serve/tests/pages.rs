@@ -375,6 +375,11 @@ async fn metrics_count_what_a_round_did() {
         assert!(page.lines().any(|held| held == line), "{line} is missing from\n{page}");
     }
     assert!(!page.contains("last_timestamp_seconds{"), "a round with a failure is no success");
+}
+
+#[tokio::test]
+async fn metrics_tell_what_the_process_takes() {
+    let page = Bed::new().metrics().await;
     let resident = page
         .lines()
         .find_map(|line| line.strip_prefix("process_resident_memory_bytes "))
