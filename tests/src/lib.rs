@@ -16,3 +16,4 @@ pub mod port;
 pub mod scale;
 pub mod traffic;
 pub mod tunnel;
+pub mod witness;

@@ -21,6 +21,7 @@ use crate::apiserver::{ApiServer, Options};
 use crate::binary::binary;
 use crate::daemon::Daemon;
 use crate::traffic::{Held, Listen, Protocol, Server};
+use crate::witness::Witness;
 use serde_json::{Value, json};
 
 /// Objects as a real API server had them.
@@ -213,6 +214,7 @@ pub fn virtual_servers() -> usize {
 #[derive(Debug, Default)]
 pub struct Traffic {
     pause: Duration,
+    witness: Option<Witness>,
     stop: AtomicBool,
     exchanges: AtomicUsize,
     connects: AtomicUsize,
@@ -246,7 +248,17 @@ impl Clients {
     /// The same with a pause of this length between two connections, and twice that between
     /// exchanges: many clients leave an emulated guest no time for anything else.
     pub fn with_pause(to: SocketAddr, pause: Duration) -> Self {
-        let shared = Arc::new(Traffic { pause, ..Traffic::default() });
+        Self::of(to, Traffic { pause, ..Traffic::default() })
+    }
+
+    /// As [`Self::start`]; `witness` is asked about a new connection that is not answered.
+    pub fn watched(to: SocketAddr, witness: Witness) -> Self {
+        let pause = Duration::from_millis(10);
+        Self::of(to, Traffic { pause, witness: Some(witness), ..Traffic::default() })
+    }
+
+    fn of(to: SocketAddr, traffic: Traffic) -> Self {
+        let shared = Arc::new(traffic);
         let client = |work: fn(SocketAddr, &Traffic)| {
             let shared = Arc::clone(&shared);
             thread::spawn(move || work(to, &shared))
@@ -288,8 +300,13 @@ fn hold(to: SocketAddr, shared: &Traffic) {
 
 fn reconnect(to: SocketAddr, shared: &Traffic) {
     while !shared.stop.load(Ordering::Relaxed) {
-        let result = Held::open(to, PATIENCE).and_then(|mut held| held.echo());
+        let mut look = None;
+        let slow = |own| look = shared.witness.as_ref().map(|witness| witness.look(own));
+        let result = Held::open_watched(to, PATIENCE, slow).and_then(|mut held| held.echo());
         shared.count(&result, &shared.connects);
+        if let Some(seen) = look.and_then(|look| look.join().ok()) {
+            println!("traffic: {seen}");
+        }
         thread::sleep(shared.pause);
     }
 }

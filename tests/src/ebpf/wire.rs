@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::process;
 use std::thread;
@@ -24,11 +24,12 @@ use proxy_daemon::kernel::links::{Frames, Links as _, NetlinkLinks};
 use proxy_daemon::kernel::netlink::{Socket, Subsystem};
 use proxy_ebpf::fake::frames::{Frame, check, is_partial};
 use proxy_ebpf::layout::{
-    Backend, BackendId, Config, Device, Frontend, FrontendId, FrontendKey, ServiceId, SlotRange,
-    Timeouts, Tuple, names,
+    Backend, BackendId, Config, Device, Flow, Frontend, FrontendId, FrontendKey, ServiceId,
+    SlotRange, Timeouts, Tuple, names,
 };
 use proxy_ebpf::order::Be16;
 use proxy_ebpf::parse::{TCP, UDP};
+use proxy_ebpf::verdict::Reason;
 
 use super::{CAPACITY, PATIENCE, has_tcx, in_netns, load, older_than, run};
 use crate::tunnel::{self, Tunnel};
@@ -102,6 +103,11 @@ pub(super) struct Wire {
     _pins: Option<(Pins, tempfile::TempDir)>,
     /// Ids given out so far: of slots and backends, and of frontends.
     used: (u32, u32),
+    /// Of the next socket that sends datagrams; below those that the kernel gives by itself.
+    ///
+    /// A flow lives on while its backend is there. A port that the kernel draws is now and then one
+    /// of a socket before, whose flow leads to the backend of that time.
+    next_port: u16,
 }
 
 fn netns() -> Result<File> {
@@ -187,7 +193,14 @@ impl Wire {
             let device = Device { source4, source6, flags, ..Device::default() };
             programs.tables().set_device(index(side.link)?, device)?;
         }
-        Ok(Self { net, programs, attachments: Vec::new(), _pins: pins, used: (0, 0) })
+        Ok(Self {
+            net,
+            programs,
+            attachments: Vec::new(),
+            _pins: pins,
+            used: (0, 0),
+            next_port: 20_000,
+        })
     }
 
     pub(super) fn attach(&mut self, links: &[&str]) -> Result<()> {
@@ -298,7 +311,7 @@ impl Wire {
 
     /// A datagram there and back.
     pub(super) fn query(
-        &self,
+        &mut self,
         namespace: &File,
         server: &str,
         vip: &str,
@@ -310,18 +323,42 @@ impl Wire {
         server.set_read_timeout(Some(PATIENCE))?;
         client.send(&vec![7; length])?;
         let mut buffer = vec![0; 65536];
-        let (got, peer) = server.recv_from(&mut buffer).context("the query")?;
+        let port = client.local_addr()?.port();
+        let received = server.recv_from(&mut buffer);
+        let (got, peer) = received.context("the query").with_context(|| self.seen(port))?;
         ensure!(got == length, "{got} bytes of {length}");
         server.send_to(&buffer[..got], peer)?;
-        let got = client.recv(&mut buffer).context("the reply")?;
+        let received = client.recv(&mut buffer);
+        let got = received.context("the reply").with_context(|| self.seen(port))?;
         ensure!(got == length, "{got} bytes back of {length}");
         Ok(peer.ip())
     }
 
-    fn udp_client(&self, vip: &str) -> Result<UdpSocket> {
+    /// What the programs know of a client's port, and what they have dropped, for whoever has to
+    /// find out where a datagram went.
+    fn seen(&mut self, port: u16) -> String {
+        let tables = self.programs.tables();
+        let dropped = |reason: &Reason| match tables.drops(*reason) {
+            Ok(0) => None,
+            number => Some(format!("{}: {number:?}", reason.name())),
+        };
+        let dropped: Vec<String> = Reason::ALL.iter().filter_map(dropped).collect();
+        let port = Be16::from_host(port);
+        let of_port = |(key, flow): &(Tuple, Flow)| {
+            [key.source_port, key.destination_port].contains(&port)
+                || [flow.to.source_port, flow.to.destination_port].contains(&port)
+        };
+        let flows = tables.flows().map(|all| all.into_iter().filter(of_port).collect::<Vec<_>>());
+        format!("dropped {dropped:?}, flows {flows:?}")
+    }
+
+    fn udp_client(&mut self, vip: &str) -> Result<UdpSocket> {
         let to = SocketAddr::new(vip.parse()?, PORT);
-        let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-        let client = self.at(&self.net.client, || Ok(UdpSocket::bind(any)?))?;
+        let any: IpAddr =
+            if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        let from = SocketAddr::new(any, self.next_port);
+        self.next_port += 1;
+        let client = self.at(&self.net.client, || Ok(UdpSocket::bind(from)?))?;
         client.connect(to)?;
         client.set_read_timeout(Some(PATIENCE))?;
         Ok(client)

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::Greeting;
 use super::server::CLOSE_REQUEST;
+use super::socket::connect_within;
 
 /// A TCP connection to a test server that stays open and silent until it is used.
 #[derive(Debug)]
@@ -23,8 +24,19 @@ impl Held {
     /// # Errors
     /// When there is no connection or no greeting.
     pub fn open(target: SocketAddr, timeout: Duration) -> Result<Self> {
-        let stream = TcpStream::connect_timeout(&target, timeout)
-            .with_context(|| format!("connect to {target}"))?;
+        Self::open_watched(target, timeout, |_| {})
+    }
+
+    /// The same; `slow` is told the client's own address when there is no answer for long.
+    ///
+    /// # Errors
+    /// When there is no connection or no greeting.
+    pub fn open_watched(
+        target: SocketAddr,
+        timeout: Duration,
+        slow: impl FnOnce(SocketAddr),
+    ) -> Result<Self> {
+        let stream = connect_within(target, timeout, slow)?;
         stream.set_read_timeout(Some(timeout))?;
         let mut stream = BufReader::new(stream);
         let mut line = String::new();

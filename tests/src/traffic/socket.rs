@@ -5,9 +5,12 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::Duration;
 
+use anyhow::{Context, Result};
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, connect,
     listen, setsockopt, socket, sockopt,
@@ -98,6 +101,49 @@ pub(super) async fn connected_stream(
     match stream.take_error()? {
         Some(error) => Err(error),
         None => Ok(stream),
+    }
+}
+
+/// The second SYN of a client leaves after one second: this one had no answer either.
+const SLOW: Duration = Duration::from_millis(1500);
+
+/// The same without a runtime; the error names the socket's own address. `slow` is told that
+/// address when nothing was heard for long, and the connection goes on trying.
+pub(super) fn connect_within(
+    target: SocketAddr,
+    limit: Duration,
+    slow: impl FnOnce(SocketAddr),
+) -> Result<std::net::TcpStream> {
+    let fd = client(Protocol::Tcp, target, None)?;
+    let connecting = connect(fd.as_raw_fd(), &SockaddrStorage::from(target));
+    let stream = std::net::TcpStream::from(fd);
+    let own = stream.local_addr()?;
+    let what = || format!("connect to {target} from {own}");
+    match connecting {
+        Ok(()) | Err(Errno::EINPROGRESS) => {}
+        Err(errno) => return Err(io::Error::from(errno)).with_context(what),
+    }
+    let mut ready = wait(&stream, limit.min(SLOW))?;
+    if !ready && limit > SLOW {
+        slow(own);
+        ready = wait(&stream, limit.saturating_sub(SLOW))?;
+    }
+    let failed = if ready { stream.take_error()? } else { Some(io::ErrorKind::TimedOut.into()) };
+    if let Some(error) = failed {
+        return Err(error).with_context(what);
+    }
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
+
+/// False when it neither connected nor failed in time.
+fn wait(stream: &std::net::TcpStream, limit: Duration) -> Result<bool> {
+    let mut ready = [PollFd::new(stream.as_fd(), PollFlags::POLLOUT)];
+    loop {
+        match poll(&mut ready, PollTimeout::try_from(limit)?) {
+            Err(Errno::EINTR) => {}
+            ended => return Ok(ended? > 0),
+        }
     }
 }
 

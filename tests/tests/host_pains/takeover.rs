@@ -4,9 +4,10 @@
 use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpListener};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use proxy_tests::node::{Clients, run, run_with};
+use proxy_tests::witness::Witness;
 
 use super::node::{LONG, until};
 use super::stage::{CLUSTER_IPS, Client, NODE_PORT, PORT, Stage, spec, tcp};
@@ -126,6 +127,14 @@ fn is_held() -> bool {
     tables().iter().any(|table| table.ends_with(" proxy-daemon-hold"))
 }
 
+fn until_seen(what: &str, stage: &Stage, mut holds: impl FnMut() -> bool) {
+    let end = Instant::now() + LONG;
+    while !holds() {
+        assert!(Instant::now() < end, "not within {LONG:?}: {what}\n{}", stage.bed.log_tails(60));
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
 fn take_over_from(mode: Mode) {
     let mut stage = Stage::without_daemons(&["--ipvs-sync-period=1s"], None);
     let inside = |stage: &Stage, work: &(dyn Fn() -> bool + Sync)| {
@@ -134,6 +143,10 @@ fn take_over_from(mode: Mode) {
     let on_node = stage.client(Client::Host);
     let closing = [("netfilter/nf_conntrack_tcp_timeout_time_wait", "1")];
     on_node.set_sysctls(&closing).expect("entries of connections that ended go soon");
+    // So few that sockets which go to an endpoint by themselves get, by and by, the ports of
+    // connections that kube-proxy translated to the same endpoint.
+    let few = [("ipv4/ip_local_port_range", "40000 40999"), ("ipv4/tcp_tw_reuse", "1")];
+    stage.pod(0, 1).set_sysctls(&few).expect("few ports");
     let prepared = on_node.in_netns(|| {
         foreign_state(mode);
         let before = snapshot();
@@ -153,21 +166,23 @@ fn take_over_from(mode: Mode) {
         (stage.client(Client::Host), vips[0]),
         (stage.client(Client::Outside), node_port),
     ];
+    let hosts = [stage.client(Client::Host), stage.pod(0, 0), stage.pod(0, 1)];
+    let witness = Witness::of(&hosts).expect("the hosts").with_maps(&stage.bed.bpf_root(0));
     let clients: Vec<Clients> = ways
         .iter()
         .map(|(from, target)| {
             stage.until_served(from, *target);
-            from.in_netns(|| Clients::start(*target)).expect("a namespace")
+            from.in_netns(|| Clients::watched(*target, witness.clone())).expect("a namespace")
         })
         .collect();
     thread::sleep(Duration::from_secs(1));
 
     stage.bed.start_daemon(0, &[]).expect("a daemon");
-    until("seeing kube-proxy", LONG, || stage.bed.log(0).contains("seems to run"));
+    until_seen("kube-proxy", &stage, || stage.bed.log(0).contains("seems to run"));
     thread::sleep(Duration::from_secs(2));
     assert!(!inside(&stage, &is_clean), "nothing is taken away from one that runs");
     drop(kube_proxy);
-    until("all of kube-proxy's is gone", LONG, || inside(&stage, &is_clean));
+    until_seen("all of kube-proxy's gone", &stage, || inside(&stage, &is_clean));
     // Long enough for the look whether anything comes back, and for a look at connections.
     let exchanges: Vec<usize> = clients.iter().map(Clients::exchanges).collect();
     thread::sleep(Duration::from_secs(8));
@@ -180,7 +195,7 @@ fn take_over_from(mode: Mode) {
     for client in clients {
         println!("{mode:?}: {}", client.stop());
     }
-    until("nothing is held any more", LONG, || !inside(&stage, &is_held));
+    until_seen("nothing held any more", &stage, || !inside(&stage, &is_held));
     let after = stage.client(Client::Host).in_netns(snapshot).expect("the node");
     for ((what, before), (_, after)) in before.iter().zip(&after) {
         assert_eq!(before, after, "{what} differs\n{log}");

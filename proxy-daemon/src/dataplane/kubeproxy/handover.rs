@@ -95,7 +95,8 @@ impl Handover {
     /// Removes what is left, and returns when the last connection that went through it has ended.
     pub(super) fn run(&mut self, leftovers: &mut Leftovers) -> Result<(), LeftoverError> {
         let mut old = HashSet::new();
-        if self.something_is_left(leftovers)? {
+        let left = self.something_is_left(leftovers)?;
+        if left {
             old = self.translated()?;
             self.hold(&old)?;
         }
@@ -103,6 +104,12 @@ impl Handover {
         let mut servers = self.servers.present();
         if !servers {
             leftovers.remove(Forwarding::Keep)?.tell();
+            if left {
+                // The rules have translated until now: what a pod on a bridge sends meets them
+                // before it meets a program at the bridge (br_netfilter).
+                old.extend(self.translated()?);
+                self.hold(&old)?;
+            }
         }
         if !old.is_empty() {
             info!(connections = old.len(), "connections go through an earlier proxy's translation");
@@ -232,12 +239,13 @@ mod tests {
     /// What was done, in order.
     type Log = Arc<Mutex<Vec<&'static str>>>;
 
-    /// A kernel with our table or without.
-    fn kernel(log: &Log) -> FakeNetlink {
-        let log = Arc::clone(log);
+    /// A kernel with our table or without. `late` begins while rules are being removed.
+    fn kernel(log: &Log, conntrack: &FakeConntrack, mut late: Option<Flow>) -> FakeNetlink {
+        let (log, conntrack) = (Arc::clone(log), conntrack.clone());
         let mut held = false;
         FakeNetlink::new(move |message| {
             match message.kind {
+                NEW_TABLE if held => {}
                 NEW_TABLE => {
                     held = true;
                     log.lock().unwrap().push("held");
@@ -246,7 +254,15 @@ mod tests {
                     held = false;
                     log.lock().unwrap().push("released");
                 }
-                GET_CHAIN if held && message.payload.first() == Some(&2) => {
+                GET_CHAIN => {
+                    // Both families were looked at once.
+                    let mut tracked = conntrack.inner();
+                    if tracked.dumps == 2 {
+                        tracked.tcp.extend(late.take());
+                    }
+                    if !held || message.payload.first() != Some(&2) {
+                        return Ok(Vec::new());
+                    }
                     let table = Table { family: Family::V4, name: HOLD };
                     return Ok(vec![table.add_chain(CHAIN, None)]);
                 }
@@ -274,9 +290,17 @@ mod tests {
     }
 
     fn scene(servers: bool, limit: Duration) -> (Log, FakeConntrack, FakeIpSets, Leftovers) {
+        scene_with(servers, limit, None)
+    }
+
+    fn scene_with(
+        servers: bool,
+        limit: Duration,
+        late: Option<Flow>,
+    ) -> (Log, FakeConntrack, FakeIpSets, Leftovers) {
         let log = Log::default();
-        let netlink = kernel(&log);
         let (conntrack, sets) = (FakeConntrack::default(), FakeIpSets::default());
+        let netlink = kernel(&log, &conntrack, late);
         sets.state().sets.insert("KUBE-CLUSTER-IP".to_owned(), Vec::new());
         let servers = Box::new(Virtual { log: Arc::clone(&log), there: servers });
         let mut handover =
@@ -311,6 +335,16 @@ mod tests {
         assert!(sets.state().sets.is_empty());
         assert_eq!(*log.lock().unwrap(), ["held", "released"]);
         assert!(!going_on.load(Ordering::Relaxed));
+    }
+
+    #[test]
+    fn a_connection_that_began_before_the_rules_were_gone_is_waited_for() {
+        let (log, conntrack, sets, mut leftovers) =
+            scene_with(false, Duration::ZERO, Some(flow(1)));
+        end_later(&conntrack);
+        leftovers.take_over().unwrap();
+        assert!(sets.state().sets.is_empty());
+        assert_eq!(*log.lock().unwrap(), ["held", "released"]);
     }
 
     #[test]
