@@ -144,8 +144,10 @@ fn neighbour(address: &str, mac: [u8; 6]) -> Result<()> {
 fn route(names: Names, gateway: &str, mtu: u16) -> Result<()> {
     let family = if names.bits == 0 { "-6" } else { "-4" };
     let mtu = mtu.to_string();
-    let to = ["route", "replace", "default", "via", gateway, "dev", DEVICE, "mtu", &mtu];
-    run("ip", &[&[family][..], &to[..]].concat())
+    let to = ["route", "replace", "default", "via", gateway, "dev", DEVICE];
+    // One that is not locked the kernel does not heed where it forwards IPv4.
+    let mtu = ["mtu", "lock", &mtu];
+    run("ip", &[&[family][..], &to[..], &mtu[..]].concat())
 }
 
 /// Another gateway of the same network.
