@@ -323,7 +323,10 @@ impl Sets {
             // from a node without endpoints.
             let short_circuit =
                 (local && categories.cluster != categories.local).then(|| holder(false));
-            let shared = service.affinity.is_some().then(|| holder(local));
+            // Who is refused or dropped is so by the address that it asked: a refusal in the name of
+            // another one means nothing to it.
+            let set = if local { &categories.local } else { &categories.cluster };
+            let shared = (service.affinity.is_some() && !set.is_empty()).then(|| holder(local));
             sets = Self { short_circuit, shared, ..sets };
         }
         if sets.hidden.is_none() && connected(&key) {

@@ -288,6 +288,24 @@ fn a_set_that_the_cluster_ip_lacks_is_held_by_a_hidden_frontend() {
 }
 
 #[test]
+fn a_frontend_with_nobody_behind_it_leads_nowhere_else() {
+    let mut api = service();
+    api.affinity = Some(Duration::from_secs(60));
+    api.external_ips = vec![[198, 51, 100, 7].into()];
+    for (external, endpoints) in [
+        (TrafficPolicy::Cluster, vec![]),
+        (TrafficPolicy::Local, vec![]),
+        (TrafficPolicy::Local, vec![there(2)]),
+    ] {
+        api.external_policy = external;
+        let lowered = lowered(&api, &[slice("a", endpoints)]);
+        let frontend = at(&lowered, [198, 51, 100, 7], 80);
+        assert_eq!(frontend.shared, None, "{external:?}");
+        assert!(lowered.frontends.values().all(|f| f.kind != FrontendKind::Hidden));
+    }
+}
+
+#[test]
 fn a_hidden_frontend_stays_for_its_connections_and_takes_no_more() {
     let hidden = cluster_ip(80 ^ 0x8000);
     let slices = [slice("a", vec![here(1), there(2)])];
@@ -320,7 +338,13 @@ fn a_hidden_port_is_none_of_the_services_whatever_their_order() {
     };
     api.ports = [80, 80 ^ 0x8000, 0x8000, 1].map(named).to_vec();
     let hidden = |api: &Service| -> std::collections::BTreeSet<FrontendKey> {
-        let lowered = lowered(api, &[]);
+        let named = |p: &ServicePort| SlicePort {
+            name: p.name.clone(),
+            protocol: p.protocol,
+            port: port(8080),
+        };
+        let ports = api.ports.iter().map(named).collect();
+        let lowered = lowered(api, &[EndpointSlice { ports, ..slice("a", vec![here(1)]) }]);
         let hidden = lowered.frontends.iter().filter(|(_, f)| f.kind == FrontendKind::Hidden);
         hidden.map(|(key, _)| *key).collect()
     };

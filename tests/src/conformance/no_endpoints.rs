@@ -34,6 +34,12 @@ fn refused(cx: &mut Context<'_>) -> Result<()> {
     let mut targets = refusable(&web.everywhere());
     targets.extend(refusable(&cx.node_ports_of(&web, 0)));
     cx.look(&[from(EVERYBODY).to(&targets).refused()])?;
+    // Affinity is over all of a Service's addresses, of which each refuses in its own name.
+    let sticky = web.clone().spec(&json!({"sessionAffinity": "ClientIP"}));
+    for policy in [json!({}), external_local()] {
+        cx.program(&[&sticky.clone().spec(&policy)])?;
+        cx.look(&[from(EVERYBODY).to(&targets).refused()])?;
+    }
     let served = web.endpoints(&["b0"]);
     cx.program(&[&served])?;
     cx.look(&[from(EVERYBODY).to(&targets).answers(&["b0"])])
