@@ -270,7 +270,7 @@ fn direct_is_rolled_out_in_two_steps() {
 }
 
 fn syncs(stage: &Stage, node: usize) -> usize {
-    stage.bed.log(node).matches("attached cgroup").count()
+    stage.bed.log(node).matches("\"attached\" cgroup").count()
 }
 
 /// Flows are in pinned maps on both nodes.

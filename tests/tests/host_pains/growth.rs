@@ -125,11 +125,11 @@ fn maps_grow_under_traffic_and_nothing_is_lost() {
     // The next daemon has them as large as they are.
     stage.bed.kill_daemon(0).expect("running until killed");
     load.probe(&stage, 10);
-    let before = stage.bed.log(0).matches("attached cgroup").count();
+    let before = stage.bed.log(0).matches("\"attached\" cgroup").count();
     stage.bed.start_daemon(0, &[]).expect("a daemon");
     until("the next daemon serves", LONG, || {
         load.probe(&stage, 10);
-        stage.bed.log(0).matches("attached cgroup").count() > before
+        stage.bed.log(0).matches("\"attached\" cgroup").count() > before
     });
     std::thread::sleep(Duration::from_millis(500));
     load.probe(&stage, 10);
@@ -165,11 +165,11 @@ fn a_kill_in_the_middle_of_a_growth_cuts_nothing() {
         interrupted += usize::from(begun(&stage) - ended > open);
         open = begun(&stage) - ended;
         load.probe(&stage, 10);
-        let before = log.matches("attached cgroup").count();
+        let before = log.matches("\"attached\" cgroup").count();
         stage.bed.start_daemon(0, &[]).expect("a daemon");
         until("the next daemon serves", LONG, || {
             load.probe(&stage, 5);
-            stage.bed.log(0).matches("attached cgroup").count() > before
+            stage.bed.log(0).matches("\"attached\" cgroup").count() > before
         });
         load.probe(&stage, 10);
     }

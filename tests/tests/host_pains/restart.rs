@@ -58,7 +58,7 @@ fn pain_23_kills_in_a_loop_cut_nothing() {
     }
     let names = ways.map(|(from, target)| format!("{} to {target}", from.name()));
     let mut connections = 0;
-    let attached = |stage: &Stage| stage.bed.log(0).matches("attached cgroup").count();
+    let attached = |stage: &Stage| stage.bed.log(0).matches("\"attached\" cgroup").count();
     for _ in 0..KILLS {
         let before = attached(&stage);
         stage.bed.kill_daemon(0).expect("running until killed");

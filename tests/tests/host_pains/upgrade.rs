@@ -135,10 +135,10 @@ fn a_kill_in_the_middle_of_an_upgrade_cuts_nothing() {
 
 /// The upgrade was over before the kill.
 fn continue_with(stage: &mut Stage, load: &mut Load) {
-    let before = count(stage, "attached cgroup");
+    let before = count(stage, "\"attached\" cgroup");
     stage.bed.start_daemon(0, &[]).expect("a daemon");
     until("the next daemon serves", LONG, || {
         load.probe(stage, 5);
-        count(stage, "attached cgroup") > before
+        count(stage, "\"attached\" cgroup") > before
     });
 }
