@@ -58,18 +58,20 @@ fn switch(programs: &mut Programs, service: u32, shift: u32) -> Result<()> {
     let id = ServiceId::new(service.into());
     let tables = programs.tables();
     let SlotRange { base, len } = range(service);
-    let mut ids = Vec::new();
-    for number in 0..len {
-        let address = Ipv4Addr::from_bits(0x7f00_0001 + number + shift);
-        let backend = Backend {
-            address: IpAddr::V4(address).into(),
-            port: Be16::from_host(8080),
-            flags: Backend::IN_USE,
-            service: id,
-        };
-        tables.set_backend(BackendId(base + number), backend)?;
-        ids.push(BackendId(base + number));
-    }
+    let backends: Vec<(BackendId, Backend)> = (0..len)
+        .map(|number| {
+            let address = Ipv4Addr::from_bits(0x7f00_0001 + number + shift);
+            let backend = Backend {
+                address: IpAddr::V4(address).into(),
+                port: Be16::from_host(8080),
+                flags: Backend::IN_USE,
+                service: id,
+            };
+            (BackendId(base + number), backend)
+        })
+        .collect();
+    tables.set_backends(&backends)?;
+    let ids: Vec<BackendId> = backends.iter().map(|(id, _)| *id).collect();
     tables.set_slots(base, &ids)?;
     let key = FrontendKey::new(IpAddr::V4(vip(service)).into(), Be16::from_host(80), TCP);
     let set = range(service);

@@ -11,11 +11,14 @@ use std::time::Instant;
 
 use ipnetwork::IpNetwork;
 use proxy_ebpf::layout::{self, BackendId, FrontendId, RangeData, ServiceId, SlotRange};
-use proxy_ebpf::order::{Address, Be16};
+use proxy_ebpf::order::Address;
 
 mod adopt;
+mod held;
 
-use super::backends::{Backends, Placed};
+use held::{HeldBackend, NO_ID, Part, parts_of};
+
+use super::backends::Backends;
 use super::ids::Ranges;
 use super::locals::{Change, Locals};
 use super::store::Store;
@@ -107,62 +110,6 @@ struct Held {
 struct SharedRange {
     range: SlotRange,
     users: u32,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct HeldBackend {
-    id: BackendId,
-    member: Member,
-    /// Frontends that have it in the one set and in the other.
-    cluster: u32,
-    local: u32,
-    /// Frontends whose flows to it go on.
-    serving: u32,
-    /// The flags that the map has; 0 (which no backend has) when it has another entry, or is
-    /// not known to have this one.
-    written: u16,
-}
-
-impl Placed for HeldBackend {
-    fn place(&self) -> (IpAddr, u16) {
-        (self.member.address, self.member.port)
-    }
-}
-
-/// What a backend is to a frontend.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Part {
-    Cluster,
-    Local,
-    Serving,
-}
-
-/// Of a backend that found no room.
-const NO_ID: BackendId = BackendId(u32::MAX);
-
-impl HeldBackend {
-    const fn users(&mut self, part: Part) -> &mut u32 {
-        match part {
-            Part::Cluster => &mut self.cluster,
-            Part::Local => &mut self.local,
-            Part::Serving => &mut self.serving,
-        }
-    }
-
-    fn value(&self, service: ServiceId) -> layout::Backend {
-        use layout::Backend as B;
-        let flag = |is: bool, flag| if is { flag } else { 0 };
-        layout::Backend {
-            address: self.member.address.into(),
-            port: Be16::from_host(self.member.port),
-            flags: flag(self.cluster > 0, B::IN_CLUSTER_SET)
-                | flag(self.local > 0, B::IN_LOCAL_SET)
-                | flag(self.serving > 0, B::SERVING)
-                | flag(self.member.local, B::LOCAL)
-                | flag(self.member.host, B::HOST),
-            service,
-        }
-    }
 }
 
 fn refused(error: TableError) -> OpError {
@@ -602,17 +549,6 @@ fn free(ranges: &mut Ranges, start: u32, length: u32, named: Option<Instant>) {
 /// Each range's set.
 const fn sets_of(value: &Programmed) -> [&Arc<Set>; 2] {
     [&value.node, &value.outside]
-}
-
-/// Everything that keeps a backend one.
-fn parts_of(value: &Programmed) -> [(&[Member], Part); 3] {
-    use layout::Frontend as F;
-    let part = |local| if value.flags & local == 0 { Part::Cluster } else { Part::Local };
-    [
-        (&value.node.members, part(F::NODE_LOCAL_SET)),
-        (&value.outside.members, part(F::OUTSIDE_LOCAL_SET)),
-        (&value.serving, Part::Serving),
-    ]
 }
 
 pub fn member_of(backend: &layout::Backend) -> Member {
