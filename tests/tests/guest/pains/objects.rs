@@ -121,8 +121,9 @@ fn unload_ipvs() {
 #[test]
 #[ignore = "needs a guest kernel: cargo xtask vm"]
 fn pain_13_a_kernel_without_ipvs_ends_the_daemon_with_the_modules_name() {
-    // What the test itself needs, when it is the first of a guest.
-    proxy_tests::node::run("modprobe", &["veth"]);
+    // What the test and the daemon need besides, when this is the first test of a guest.
+    let others = ["-a", "veth", "dummy", "nf_tables", "nf_conntrack_netlink", "ip_set"];
+    proxy_tests::node::run("modprobe", &others);
     let _no_autoload = NoAutoload::new();
     unload_ipvs();
     in_namespace(|| {
