@@ -25,7 +25,7 @@ pub struct Args {
     /// Data plane to measure
     #[arg(long, value_enum, default_value_t = Mode::Ipvs)]
     proxy_mode: Mode,
-    /// Numbers of Services [default: 10,1000,5000; 1,100,1000,10000,30000 in ebpf mode]
+    /// Numbers of Services [default: 10,1000,5000; 1,100,1000,10000 in ebpf mode]
     #[arg(long, value_name = "N,...")]
     sizes: Option<String>,
     /// Endpoints of each Service
@@ -73,7 +73,7 @@ fn here(args: &Args, out: &Path) -> Result<ExitCode> {
         bail!("the measurement failed")
     };
     let bench = || Command::new(programs.join("bench"));
-    run(bench().args(comparison(args, &programs, "ebpf", "1,100,1000,10000,30000", out)))?;
+    run(bench().args(comparison(args, &programs, "ebpf", "1,100,1000,10000", out)))?;
     run(bench().arg("report").arg(out))?;
     run(bench().arg("ebpf").arg("--out").arg(out))?;
     println!("results: {}", out.display());
