@@ -1,11 +1,7 @@
 use core::net::IpAddr;
-use std::collections::HashMap;
 use std::vec::Vec;
 
-use proptest::prelude::*;
-
 use super::*;
-use crate::checksum;
 use crate::fake::Fake;
 use crate::fake::frames::{Frame, MACS, check, icmp_error};
 use crate::fake::program::{Fate, Way, run};
@@ -16,6 +12,9 @@ use crate::verdict::Reason;
 
 mod direct;
 mod flows;
+mod fragments;
+mod properties;
+mod xdp;
 
 const WAY: Way = Way {
     ethernet: [4, 4, 4, 4, 4, 4, 2, 0, 0, 0, 0, 2],
@@ -325,68 +324,6 @@ fn a_reset_of_nothing_is_dropped() {
 }
 
 #[test]
-fn sctp_changes_its_ports_as_others_do() {
-    let mut node = Node::new();
-    node.frontend(VIP, SCTP, Frontend::MASQUERADE_REMOTE, 1..2);
-    let mut sources = Vec::new();
-    for address in [CLIENT, "203.0.113.8"] {
-        let by_client = tuple(SCTP, (address, 4000), (VIP, 80));
-        let (fate, seen) = node.send(&Frame::new(by_client, b"chunk"));
-        let seen = seen.unwrap();
-        assert_eq!((fate, seen.source), (Fate::Redirect, ip(NODE)));
-        assert_eq!((seen.destination, seen.destination_port.to_host()), (ip("10.244.1.5"), 8080));
-        let reply = node.send(&Frame::new(seen.inverse(), b"chunk"));
-        assert_eq!(reply, (Fate::Redirect, Some(by_client.inverse())));
-        sources.push(seen.source_port);
-    }
-    assert_ne!(sources[0], sources[1]);
-    assert_eq!(node.drops(), []);
-}
-
-#[test]
-fn a_fragment_of_sctp_keeps_its_ports_or_is_dropped() {
-    let mut node = Node::new();
-    node.frontend(VIP, SCTP, 0, 0..1);
-    let whole = Frame {
-        dont_fragment: false,
-        ..Frame::new(Tuple { protocol: SCTP, ..client(4000) }, &[5; 100])
-    };
-    let (cut, length) = (48, whole.transport_length());
-    for port in [8080, 80] {
-        node.tables.backends[0].port = Be16::from_host(port);
-        node.tables.flows.borrow_mut().clear();
-        for part in [(0, cut), (cut, length - cut)] {
-            let piece = Frame { part: Some(part), ..whole.clone() };
-            let expected = if port == 80 { Fate::Next } else { Fate::Drop };
-            assert_eq!(node.send(&piece).0, expected);
-        }
-    }
-    assert_eq!(node.drops(), [Reason::SctpPort; 2]);
-}
-
-#[test]
-fn fragments_follow_the_first() {
-    let mut node = Node::new();
-    node.frontend(VIP, UDP, 0, 0..1);
-    let whole = Frame {
-        dont_fragment: false,
-        id: 77,
-        ..Frame::new(Tuple { protocol: UDP, ..client(4000) }, &[7; 100])
-    };
-    let part = |from, length| Frame { part: Some((from, length)), ..whole.clone() };
-    let seen = whole.with(tuple(UDP, (CLIENT, 4000), ("10.244.0.5", 8080)));
-    let run = |from, length| {
-        let mut bytes = part(from, length).bytes();
-        (node.run(&mut bytes), bytes)
-    };
-    assert_eq!(run(48, 60), (Fate::Next, part(48, 60).bytes()), "before the first");
-    for (from, length) in [(0, 48), (48, 60)] {
-        let expected = Frame { part: Some((from, length)), ..seen.clone() }.bytes();
-        assert_eq!(run(from, length), (Fate::Next, expected));
-    }
-}
-
-#[test]
 fn icmp_errors_go_the_way_of_their_flow() {
     let mut node = Node::new();
     node.frontend(VIP, TCP, Frontend::MASQUERADE_REMOTE, 1..2);
@@ -438,179 +375,4 @@ fn what_cannot_go_on_is_answered() {
     }
     assert_eq!(node.send(&frame(1500, 64, false)).0, Fate::Drop);
     assert_eq!(node.drops(), [Reason::TooBig, Reason::TimeToLive, Reason::TooBig]);
-}
-
-#[test]
-fn xdp_does_what_needs_no_stack_and_leaves_the_rest_as_it_is() {
-    let mut node = Node::new();
-    node.hook = Hook::Xdp;
-    node.frontend(VIP, TCP, Frontend::MASQUERADE_REMOTE, 0..1);
-    let untouched = |node: &Node, tuple| assert_eq!(node.syn(tuple), (Fate::Next, Some(tuple)));
-    untouched(&node, client(4000));
-    // tc finds the flow, and is the one that counts the packet.
-    assert_eq!(node.at(Hook::Ingress).syn(client(4000)).1.unwrap().destination, ip("10.244.0.5"));
-    let counted = node.tables.frontend_counters.borrow()[&ID];
-    assert_eq!((counted.connections, counted.requests.packets), (1, 1));
-    node.frontend(VIP, TCP, Frontend::MASQUERADE_REMOTE, 1..2);
-    assert_eq!(node.at(Hook::Xdp).syn(client(4001)).0, Fate::Redirect);
-    let counted = |node: &Node| node.tables.frontend_counters.borrow()[&ID];
-    assert_eq!((counted(&node).connections, counted(&node).requests.packets), (2, 2));
-    // A checksum that hardware is to finish, a frame for another machine, a device that would
-    // lose it: nothing is sent, and tc counts.
-    let frame = Frame { tcp_flags: tcp::SYN, ..Frame::new(client(4001), b"") };
-    let mut unfinished = frame.bytes();
-    let pseudo = checksum::pseudo_sum(&frame.tuple, TCP, 20);
-    unfinished[14 + 20 + 16..][..2].copy_from_slice(&(!checksum::finish(pseudo)).to_ne_bytes());
-    let mut of_others = frame.bytes();
-    of_others[5] = 9;
-    for bytes in [unfinished, of_others] {
-        assert_eq!(node.run(&mut bytes.clone()), Fate::Next);
-    }
-    node.device = 0;
-    untouched(&node, client(4001));
-    assert_eq!((counted(&node).connections, counted(&node).requests.packets), (2, 2));
-    node.frontend(VIP, TCP, 0, 0..0);
-    untouched(&node, client(4002));
-    assert_eq!(node.drops(), [], "tc refuses, and counts");
-}
-
-#[test]
-fn a_frame_for_another_machine_is_left_alone() {
-    let mut node = Node::new();
-    node.frontend(VIP, TCP, 0, 0..0);
-    let frame = Frame { tcp_flags: tcp::SYN, ..Frame::new(client(4000), b"") };
-    for (receiver, fate) in [(2, Fate::Redirect), (9, Fate::Next)] {
-        let mut bytes = frame.bytes();
-        bytes[5] = receiver;
-        assert_eq!(node.run(&mut bytes), fate);
-    }
-    let mut bytes = frame.bytes();
-    bytes[0] = 3;
-    assert_eq!(node.run(&mut bytes), Fate::Drop, "to many: refused, and not answered");
-}
-
-#[test]
-fn xdp_redirects_only_where_frames_are_taken() {
-    use Device as D;
-    for (came_in, out, may) in [
-        (D::XDP_TX, D::XDP_TX, false),
-        (D::XDP_TAKES, 0, false),
-        (0, D::XDP_TAKES, true),
-        (D::XDP_GENERIC, 0, true),
-    ] {
-        assert_eq!(Device::xdp_may_redirect(came_in, out), may, "{came_in} {out}");
-    }
-}
-
-#[derive(Debug, Clone)]
-enum Step {
-    /// A client sends from a port to a frontend.
-    Request {
-        client: u8,
-        port: u16,
-        frontend: u8,
-    },
-    /// The backend answers what it saw, the how-manieth it was.
-    Reply(prop::sample::Index),
-    Wait(u64),
-}
-
-fn step() -> impl Strategy<Value = Step> {
-    prop_oneof![
-        6 => (0_u8..4, 4000_u16..4006, 0_u8..3)
-            .prop_map(|(client, port, frontend)| Step::Request { client, port, frontend }),
-        4 => any::<prop::sample::Index>().prop_map(Step::Reply),
-        1 => (0_u64..40).prop_map(Step::Wait),
-    ]
-}
-
-proptest! {
-    /// The model of NAT: one translation for each flow, no two flows with the same, and the
-    /// reply to it leads to that flow. Whatever the order of packets.
-    #[test]
-    fn translation_is_one_to_one(
-        udp: bool,
-        steps in prop::collection::vec(step(), 1..60),
-    ) {
-        let protocol = if udp { UDP } else { TCP };
-        let mut node = Node::new();
-        for (address, flags) in [
-            (VIP, Frontend::MASQUERADE_REMOTE),
-            ("198.51.100.2", Frontend::MASQUERADE_ALL),
-            ("198.51.100.3", 0),
-        ] {
-            node.frontend(address, protocol, flags, 0..2);
-        }
-        let mut model: HashMap<Tuple, Tuple> = HashMap::new();
-        for step in steps {
-            match step {
-                Step::Request { client, port, frontend } => {
-                    let source = std::format!("203.0.113.{client}");
-                    let destination = std::format!("198.51.100.{}", frontend + 1);
-                    let from = tuple(protocol, (&source, port), (&destination, 80));
-                    let (fate, seen) = node.at(Hook::Ingress).syn(from);
-                    let seen = seen.unwrap();
-                    prop_assert_eq!(*model.entry(from).or_insert(seen), seen);
-                    let kept = seen.source == from.source;
-                    prop_assert_eq!(fate, if kept { Fate::Next } else { Fate::Redirect });
-                    prop_assert!(kept || seen.source == ip(NODE));
-                }
-                Step::Reply(index) if !model.is_empty() => {
-                    let mut flows: Vec<_> = model.iter().collect();
-                    flows.sort_by_key(|(from, _)| std::format!("{from:?}"));
-                    let (from, seen) = flows[index.index(flows.len())];
-                    let kept = seen.source == from.source;
-                    let hook = if kept { Hook::Egress } else { Hook::Ingress };
-                    let (_, reply) = node.at(hook).send(&Frame::new(seen.inverse(), b"reply"));
-                    prop_assert_eq!(reply, Some(from.inverse()));
-                }
-                Step::Reply(_) => {}
-                Step::Wait(seconds) => node.now += seconds * SECOND / 100,
-            }
-            let mut seen: Vec<_> = model.values().collect();
-            seen.sort_by_key(|tuple| std::format!("{tuple:?}"));
-            seen.dedup();
-            prop_assert_eq!(seen.len(), model.len());
-            prop_assert_eq!(node.tables.flows.borrow().len(), model.len() * 2);
-        }
-    }
-
-    /// Whatever the bytes, what leaves is as right as what came: no wrong length or
-    /// checksum is made of a right one, and nothing panics.
-    #[test]
-    fn any_bytes(
-        (frame, hook) in (any::<bool>().prop_flat_map(crate::fake::strategy::frame), 0_usize..3),
-        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
-        to_service: bool,
-        cut in any::<prop::sample::Index>(),
-        do_cut: bool,
-    ) {
-        let mut node = Node::new();
-        node.hook = [Hook::Ingress, Hook::Egress, Hook::Xdp][hook];
-        let mut frame = frame;
-        frame.tuple.destination_port = Be16::from_host(80);
-        if to_service && frame.is_v4() {
-            frame.tuple.destination = ip(VIP);
-        }
-        for (protocol, slots) in [(TCP, 0..2), (UDP, 0..0), (SCTP, 1..2)] {
-            node.frontend(VIP, protocol, Frontend::MASQUERADE_REMOTE, slots);
-        }
-        let mut bytes = frame.bytes();
-        for (index, value) in damage {
-            let at = index.index(bytes.len());
-            bytes[at] = value;
-        }
-        if do_cut {
-            bytes.truncate(14 + cut.index(bytes.len() - 14));
-        }
-        let right = check(&bytes).is_ok();
-        let before = bytes.clone();
-        let fate = node.run(&mut bytes);
-        if right && fate != Fate::Drop {
-            prop_assert!(check(&bytes).is_ok(), "{fate:?} {before:02x?} became {bytes:02x?}");
-        }
-        if fate == Fate::Next {
-            prop_assert_eq!(bytes.len(), before.len());
-        }
-    }
 }
