@@ -25,6 +25,18 @@ pub fn own_cookie() -> Option<u64> {
     getsockopt(&socket, Cookie).ok()
 }
 
+/// Runs `test` in a network namespace that ends with it.
+#[cfg(test)]
+pub fn in_new_namespace(test: impl FnOnce() + Send + 'static) {
+    std::thread::spawn(move || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
+            .expect("a network namespace of the test's own (needs root)");
+        test();
+    })
+    .join()
+    .expect("the test in its namespace");
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,6 +9,8 @@ mod host_port;
 mod intern;
 mod local;
 mod node;
+#[cfg(test)]
+pub mod sample;
 mod scheduling;
 mod service;
 mod slice;

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::num::NonZeroU16;
-use std::sync::Arc;
 
 use proptest::prelude::*;
 
@@ -11,9 +10,7 @@ use super::{Claims, Ledger, ObjectKey, Op, Standing, Sweep, diff};
 use crate::dataplane::Dataplane;
 use crate::dataplane::fake::{Fake, Key};
 use crate::model::{ObjectName, Protocol};
-use crate::policy::{
-    Backend, Frontend, FrontendKey, FrontendKind, Masquerade, PortName, WhenEmpty,
-};
+use crate::policy::{Backend, Frontend, FrontendKey, sample};
 
 type Wants = BTreeMap<(u8, u16), BTreeSet<u8>>;
 
@@ -40,30 +37,13 @@ fn key(address: u8, number: u16) -> FrontendKey {
 }
 
 fn frontend(service: &ObjectName, backends: &BTreeSet<u8>) -> Frontend {
-    Frontend {
-        port: PortName { service: service.clone(), port: "".into() },
-        kind: FrontendKind::ClusterIp,
-        backends: backends
-            .iter()
-            .map(|b| Backend {
-                address: [10, 244, 0, *b].into(),
-                port: port(80),
-                local: false,
-                weight: 1,
-            })
-            .collect(),
-        local_only: false,
-        endpoints: Arc::default(),
-        short_circuit_set: None,
-        short_circuit: None,
-        shared: None,
-        when_empty: WhenEmpty::Reject,
-        masquerade: Masquerade::FromOutside,
-        on_node_address: false,
-        affinity: None,
-        source_ranges: Arc::from([]),
-        scheduling: None,
-    }
+    let backend = |last: &u8| Backend {
+        address: [10, 244, 0, *last].into(),
+        port: port(80),
+        local: false,
+        weight: 1,
+    };
+    sample::frontend(service.clone(), backends.iter().map(backend).collect())
 }
 
 /// What frontends want, in place of what others wanted before.

@@ -6,6 +6,8 @@
 mod endpoints;
 mod frontend;
 mod lower;
+#[cfg(test)]
+pub mod sample;
 
 pub use endpoints::{Candidate, Categories, candidates, categorize};
 pub use frontend::{

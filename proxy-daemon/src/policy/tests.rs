@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::*;
 use crate::model::{
     Endpoint, EndpointSlice, Family, NodeName, ObjectName, Placement, Protocol, Service,
-    ServicePort, SlicePort, TrafficPolicy, Zone,
+    ServicePort, SlicePort, TrafficPolicy, Zone, sample,
 };
 
 fn port(n: u16) -> NonZeroU16 {
@@ -67,25 +67,9 @@ fn slice(name: &str, endpoints: Vec<Endpoint>) -> EndpointSlice {
 }
 
 fn service() -> Service {
-    Service {
-        name: ObjectName::new("ns", "web"),
-        created: 0,
-        cluster_ips: vec![[10, 96, 0, 1].into()],
-        external_ips: vec![],
-        load_balancer_ips: vec![],
-        ports: vec![ServicePort {
-            name: "http".into(),
-            protocol: Protocol::Tcp,
-            port: port(80),
-            node_port: None,
-        }],
-        internal_policy: TrafficPolicy::Cluster,
-        external_policy: TrafficPolicy::Cluster,
-        affinity: None,
-        source_ranges: vec![],
-        health_check_node_port: None,
-        scheduling: None,
-    }
+    let (name, protocol) = ("http".into(), Protocol::Tcp);
+    let port = ServicePort { name, protocol, port: port(80), node_port: None };
+    sample::service(ObjectName::new("ns", "web"), [10, 96, 0, 1], port)
 }
 
 fn node() -> NodeView {

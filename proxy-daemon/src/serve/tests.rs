@@ -112,6 +112,15 @@ impl Bed {
     }
 }
 
+/// What a round tells of an object that fails since then.
+fn failing_since(since: Instant) -> impl Fn(&mut SyncReport) {
+    move |report| {
+        let (object, error) = ("frontend".to_owned(), "map SLOTS is full".to_owned());
+        report.failing = vec![Failing { object, error, since }];
+        report.failing_total = 1;
+    }
+}
+
 async fn serve(router: axum::Router) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -265,24 +274,18 @@ async fn an_object_that_keeps_failing_is_announced_once_until_it_works_again() {
     let mut bed = Bed::new();
     let (announcer, mut announced) = crate::watch::announce::Announcer::new();
     bed.status.announce_through(announcer);
-    let failing = |since| {
-        move |report: &mut SyncReport| {
-            let (object, error) = ("frontend".to_owned(), "map SLOTS is full".to_owned());
-            report.failing = vec![Failing { object, error, since }];
-        }
-    };
     let since = bed.at(1_000);
-    bed.synced(5_999, failing(since));
+    bed.synced(5_999, failing_since(since));
     assert!(announced.try_recv().is_err(), "a failure gets its time to pass");
-    bed.synced(6_000, failing(since));
-    bed.synced(7_000, failing(since));
+    bed.synced(6_000, failing_since(since));
+    bed.synced(7_000, failing_since(since));
     let told = announced.try_recv().unwrap();
     assert_eq!(told.note, "frontend: map SLOTS is full");
     assert_eq!((told.regarding.kind, told.warning), ("Node", true));
     assert!(announced.try_recv().is_err(), "once");
     bed.synced(8_000, |_| {});
     let again = bed.at(9_000);
-    bed.synced(14_000, failing(again));
+    bed.synced(14_000, failing_since(again));
     assert!(announced.try_recv().is_ok(), "it had worked between");
 }
 

@@ -12,7 +12,7 @@ use ipnetwork::IpNetwork;
 use super::State;
 use crate::model::{
     Change, Endpoint, EndpointSlice, Event, Family, Node, NodeName, ObjectName, Protocol, Service,
-    ServiceCidr, ServicePort, SlicePort, TrafficPolicy, Zone,
+    ServiceCidr, ServicePort, SlicePort, Zone, sample,
 };
 
 #[derive(Debug, Clone)]
@@ -48,25 +48,9 @@ fn name(prefix: &str, n: u8) -> ObjectName {
 }
 
 fn service(n: u8, created: i64) -> Service {
-    Service {
-        name: name("svc", n),
-        created,
-        cluster_ips: vec![[10, 96, 0, n].into()],
-        external_ips: vec![],
-        load_balancer_ips: vec![],
-        ports: vec![ServicePort {
-            name: "".into(),
-            protocol: Protocol::Tcp,
-            port: NonZeroU16::MIN,
-            node_port: None,
-        }],
-        internal_policy: TrafficPolicy::Cluster,
-        external_policy: TrafficPolicy::Cluster,
-        affinity: None,
-        source_ranges: vec![],
-        health_check_node_port: None,
-        scheduling: None,
-    }
+    let (port, protocol) = (NonZeroU16::MIN, Protocol::Tcp);
+    let port = ServicePort { name: "".into(), protocol, port, node_port: None };
+    Service { created, ..sample::service(name("svc", n), [10, 96, 0, n], port) }
 }
 
 fn slice(n: u8, of: u8, address: u8) -> EndpointSlice {

@@ -18,8 +18,6 @@ pub use report::{Failing, HealthCheck, Observer, SyncKind, SyncReport, Totals, W
 pub use runner::{Input, run};
 
 #[cfg(test)]
-mod drain_tests;
-#[cfg(test)]
 mod prop_tests;
 #[cfg(test)]
 mod tests;

@@ -12,7 +12,7 @@ use super::*;
 use crate::model::{HostPort, LocalDetect, ObjectName, Protocol};
 use crate::policy::{
     Backend, BackendSet, Frontend, FrontendKey, FrontendKind, Known, KnownSet, Masquerade,
-    PortName, WhenEmpty,
+    WhenEmpty, sample,
 };
 
 const CAPACITY: Capacity = Capacity {
@@ -44,20 +44,10 @@ fn key(last: u8) -> FrontendKey {
 
 fn frontend(service: &str, backends: Vec<Backend>) -> Frontend {
     Frontend {
-        port: PortName { service: ObjectName::new("ns", service), port: "".into() },
         kind: FrontendKind::LoadBalancer,
-        backends: BackendSet::from(backends),
-        local_only: false,
-        endpoints: Arc::default(),
-        short_circuit_set: None,
-        short_circuit: None,
-        shared: None,
-        when_empty: WhenEmpty::Reject,
         masquerade: Masquerade::Always,
-        on_node_address: false,
         affinity: Some(Duration::from_secs(60)),
-        source_ranges: Arc::from([]),
-        scheduling: None,
+        ..sample::frontend(ObjectName::new("ns", service), BackendSet::from(backends))
     }
 }
 

@@ -133,6 +133,19 @@ impl<N: Netlink> fmt::Debug for IpvsPlane<N> {
     }
 }
 
+/// By the family id, which the kernel hands out when the module is loaded.
+fn find_family(
+    netlink: &mut impl Netlink,
+    known: &mut Option<Requests>,
+) -> Result<Requests, PlaneError> {
+    if let Some(requests) = known {
+        return Ok(*requests);
+    }
+    let family =
+        resolve_family(netlink, "IPVS", "ip_vs").map_err(|error| PlaneError::new("IPVS", error))?;
+    Ok(*known.insert(Requests::new(family)))
+}
+
 impl<N: Netlink + 'static> IpvsPlane<N> {
     pub fn new(config: IpvsConfig, seams: Seams<N>) -> Self {
         let local_detect = (config.local_detection)(None);
@@ -158,14 +171,8 @@ impl<N: Netlink + 'static> IpvsPlane<N> {
         }
     }
 
-    /// The family id, which the kernel hands out when the module is loaded.
     fn requests(&mut self) -> Result<Requests, PlaneError> {
-        if let Some(requests) = self.requests {
-            return Ok(requests);
-        }
-        let family = resolve_family(&mut self.generic, "IPVS", "ip_vs")
-            .map_err(|error| PlaneError::new("IPVS", error))?;
-        Ok(*self.requests.insert(Requests::new(family)))
+        find_family(&mut self.generic, &mut self.requests)
     }
 
     fn set_sysctls(&mut self) -> Result<(), PlaneError> {

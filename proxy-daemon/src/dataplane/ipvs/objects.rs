@@ -290,7 +290,7 @@ mod tests {
 
     use super::*;
     use crate::model::ObjectName;
-    use crate::policy::{Backend, PortName};
+    use crate::policy::{Backend, sample};
 
     fn key(protocol: Protocol) -> FrontendKey {
         FrontendKey { address: [10, 96, 0, 1].into(), protocol, port: NonZeroU16::new(80).unwrap() }
@@ -303,22 +303,7 @@ mod tests {
             local: *n == 1,
             weight: u16::from(*n),
         };
-        Frontend {
-            port: PortName { service: ObjectName::new("ns", "web"), port: "".into() },
-            kind: FrontendKind::ClusterIp,
-            backends: backends.iter().map(backend).collect(),
-            local_only: false,
-            endpoints: Arc::default(),
-            short_circuit_set: None,
-            short_circuit: None,
-            shared: None,
-            when_empty: WhenEmpty::Reject,
-            masquerade: Masquerade::FromOutside,
-            on_node_address: false,
-            affinity: None,
-            source_ranges: Arc::from([]),
-            scheduling: None,
-        }
+        sample::frontend(ObjectName::new("ns", "web"), backends.iter().map(backend).collect())
     }
 
     fn lowered(key: &FrontendKey, frontend: &Frontend) -> Vec<(Key, Value)> {

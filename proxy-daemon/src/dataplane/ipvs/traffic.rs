@@ -13,6 +13,7 @@ use std::num::NonZeroU16;
 use std::path::PathBuf;
 
 use super::codec::{RealServerStatus, Requests, Stats, decode_service};
+use super::find_family;
 use super::proc;
 use super::readback::{dump_destinations, frontend_key};
 use super::ruleset::read_refusals;
@@ -20,7 +21,6 @@ use crate::dataplane::PlaneError;
 use crate::dataplane::traffic::{
     Abilities, Amount, Counters, Current, EndpointKey, Sample, Sink, TrafficSource,
 };
-use crate::kernel::netlink::generic::resolve_family;
 use crate::kernel::netlink::{Message, Netlink};
 use crate::model::{Family, HostPort};
 use crate::policy::FrontendKey;
@@ -80,12 +80,7 @@ impl<N: Netlink> IpvsTraffic<N> {
     }
 
     fn requests(&mut self) -> Result<Requests, PlaneError> {
-        if let Some(requests) = self.requests {
-            return Ok(requests);
-        }
-        let family = resolve_family(&mut self.generic, "IPVS", "ip_vs")
-            .map_err(|error| PlaneError::new("IPVS", error))?;
-        Ok(*self.requests.insert(Requests::new(family)))
+        find_family(&mut self.generic, &mut self.requests)
     }
 
     /// By virtual server. A dump that has to be restarted tells of some twice.

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Instant;
 
 use super::*;
+use crate::kernel::namespace::in_new_namespace;
 use crate::kernel::netlink::{Socket, Subsystem};
 
 /// `IPCTNL_MSG_CT_NEW` with `NLM_F_CREATE | NLM_F_EXCL`.
@@ -15,13 +16,9 @@ const TCP: u8 = 6;
 const UDP: u8 = 17;
 
 fn in_namespace(test: impl FnOnce(Socket) + Send + 'static) {
-    std::thread::spawn(move || {
-        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
-            .expect("a network namespace of the test's own (needs root)");
+    in_new_namespace(move || {
         test(Socket::open(Subsystem::Netfilter).expect("a netfilter socket"));
-    })
-    .join()
-    .expect("the test in its namespace");
+    });
 }
 
 fn host(family: Family, number: u32) -> IpAddr {

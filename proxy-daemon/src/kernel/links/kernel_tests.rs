@@ -6,20 +6,11 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::{AddressChange, AddressMonitor, LinkAddress, Links, NetlinkLinks};
+use crate::kernel::namespace::in_new_namespace;
 use crate::kernel::netlink::{Socket, Subsystem};
 
 /// The loopback device, the only link of a new namespace.
 const LOOPBACK: u32 = 1;
-
-fn in_namespace(test: impl FnOnce() + Send + 'static) {
-    std::thread::spawn(move || {
-        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
-            .expect("a network namespace of the test's own (needs root)");
-        test();
-    })
-    .join()
-    .expect("the test in its namespace");
-}
 
 fn links() -> NetlinkLinks<Socket> {
     NetlinkLinks::new(Socket::open(Subsystem::Route).unwrap())
@@ -40,7 +31,7 @@ fn changes(of: fn(IpAddr) -> AddressChange, addresses: &[IpAddr]) -> Vec<Address
 
 #[test]
 fn addresses_are_added_listed_and_deleted() {
-    in_namespace(|| {
+    in_new_namespace(|| {
         let mut links = links();
         let all = addresses(300);
         for _ in 0..2 {
@@ -71,7 +62,7 @@ fn addresses_are_added_listed_and_deleted() {
 
 #[test]
 fn the_monitor_hears_each_burst_once() {
-    in_namespace(|| {
+    in_new_namespace(|| {
         let (mut links, mut monitor) = (links(), AddressMonitor::open().unwrap());
         let (soon, long) = (Duration::from_millis(1), Duration::from_secs(10));
         assert!(!monitor.wait(soon).unwrap(), "nothing happened yet");
@@ -85,7 +76,7 @@ fn the_monitor_hears_each_burst_once() {
 
 #[test]
 fn the_monitor_is_deaf_to_the_link_it_is_told_to_ignore() {
-    in_namespace(|| {
+    in_new_namespace(|| {
         let (mut links, mut monitor) = (links(), AddressMonitor::open().unwrap());
         monitor.ignore(Some(LOOPBACK));
         links.change_addresses(LOOPBACK, &changes(AddressChange::Add, &addresses(20))).unwrap();
@@ -95,7 +86,7 @@ fn the_monitor_is_deaf_to_the_link_it_is_told_to_ignore() {
 
 #[test]
 fn link_local_addresses_of_pods_interfaces_are_no_news() {
-    in_namespace(|| {
+    in_new_namespace(|| {
         let mut monitor = AddressMonitor::open().unwrap();
         let add = |address: &str, scope: &str| {
             let arguments = ["addr", "add", address, "dev", "lo", "scope", scope];
@@ -111,7 +102,7 @@ fn link_local_addresses_of_pods_interfaces_are_no_news() {
 /// More notices than the socket's buffer takes: the kernel drops some and says ENOBUFS.
 #[test]
 fn the_monitor_survives_an_overflow() {
-    in_namespace(|| {
+    in_new_namespace(|| {
         let (mut links, mut monitor) = (links(), AddressMonitor::open().unwrap());
         let all = addresses(2000);
         links.change_addresses(LOOPBACK, &changes(AddressChange::Add, &all)).unwrap();

@@ -5,20 +5,11 @@ use nix::libc;
 
 use super::generic::{FamilyError, resolve_family};
 use super::{Errno, Message, Netlink, NetlinkError, Socket, Subsystem};
+use crate::kernel::namespace::in_new_namespace;
 
 const NEW_ADDRESS: u16 = 20;
 const GET_ADDRESS: u16 = 22;
 const CREATE_EXCLUSIVE: u16 = 0x600;
-
-fn in_namespace(test: impl FnOnce() + Send + 'static) {
-    std::thread::spawn(move || {
-        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
-            .expect("a network namespace of the test's own (needs root)");
-        test();
-    })
-    .join()
-    .expect("the test in its namespace");
-}
 
 /// `RTM_NEWADDR` of 10.x.y.z/32 on the loopback device, the only one in a new namespace.
 fn address(number: u32) -> Message {
@@ -36,7 +27,7 @@ fn address_dump() -> Message {
 
 #[test]
 fn requests_are_pipelined_and_answered_in_order() {
-    in_namespace(|| {
+    in_new_namespace(|| {
         let mut socket = Socket::open(Subsystem::Route).unwrap();
         let mut requests: Vec<Message> = (1..=2000).map(address).collect();
         requests.insert(1500, address(7));
@@ -56,7 +47,7 @@ fn requests_are_pipelined_and_answered_in_order() {
 
 #[test]
 fn lost_replies_are_told_and_the_socket_recovers() {
-    in_namespace(|| {
+    in_new_namespace(|| {
         let mut socket = Socket::open(Subsystem::Route).unwrap();
         socket.shrink_receive_buffer();
         let requests: Vec<Message> = (1..=1000).map(address).collect();
@@ -76,7 +67,7 @@ fn lost_replies_are_told_and_the_socket_recovers() {
 
 #[test]
 fn a_refused_dump_keeps_its_errno() {
-    in_namespace(|| {
+    in_new_namespace(|| {
         let mut socket = Socket::open(Subsystem::Netfilter).unwrap();
         // Subsystem 200 does not exist.
         let request = Message { kind: 200 << 8, flags: 0, payload: vec![0; 4] };
@@ -87,7 +78,7 @@ fn a_refused_dump_keeps_its_errno() {
 
 #[test]
 fn families_are_resolved_or_their_module_is_named() {
-    in_namespace(|| {
+    in_new_namespace(|| {
         let mut socket = Socket::open(Subsystem::Generic).unwrap();
         assert_eq!(resolve_family(&mut socket, "nlctrl", "-").unwrap(), 0x10);
         let error = resolve_family(&mut socket, "NO_SUCH_FAMILY", "no_such").unwrap_err();
@@ -120,7 +111,7 @@ const CREATE: u16 = 0x400;
 
 #[test]
 fn a_transaction_is_whole_or_names_what_was_refused() {
-    in_namespace(|| {
+    in_new_namespace(|| {
         let mut socket = Socket::open(Subsystem::Netfilter).unwrap();
         let name: (u16, &[u8]) = (1, b"one\0");
         let missing: (u16, &[u8]) = (1, b"missing\0");
@@ -142,7 +133,7 @@ fn a_transaction_is_whole_or_names_what_was_refused() {
 
 #[test]
 fn a_large_transaction_fits() {
-    in_namespace(|| {
+    in_new_namespace(|| {
         let mut socket = Socket::open(Subsystem::Netfilter).unwrap();
         let names: Vec<String> = (0..20_000).map(|number| format!("table-{number}\0")).collect();
         let tables: Vec<Message> =

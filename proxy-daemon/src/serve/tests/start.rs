@@ -68,10 +68,8 @@ async fn an_object_that_fails_does_not_keep_the_daemon_from_service() {
     let since = bed.at(1_000);
     bed.observer.awaiting(&[], since);
     bed.synced(2_000, |report| {
-        let (object, error) = ("frontend".to_owned(), "map SLOTS is full".to_owned());
+        failing_since(since)(report);
         report.kind = SyncKind::Full;
-        report.failing = vec![Failing { object, error, since }];
-        report.failing_total = 1;
     });
     assert_eq!(codes(&bed).await, (200, 200));
 }
@@ -94,11 +92,7 @@ async fn an_engine_that_does_not_come_back_ends_the_daemon_and_failing_objects_d
     let mut bed = Bed::new();
     let stuck = tokio::spawn(stuck(Arc::clone(&bed.status), MOMENT));
     let since = bed.at(0);
-    bed.synced(60_000, |report| {
-        let (object, error) = ("frontend".to_owned(), "map SLOTS is full".to_owned());
-        report.failing = vec![Failing { object, error, since }];
-        report.failing_total = 1;
-    });
+    bed.synced(60_000, failing_since(since));
     bed.at(7_200_000);
     tokio::time::sleep(30 * MOMENT).await;
     assert_eq!(bed.livez().await.code, 503);

@@ -15,19 +15,16 @@ use proptest::prelude::{Just, Strategy, any, prop_assert_eq, prop_oneof, proptes
 use ipnetwork::IpNetwork;
 
 use super::{Element, ElementKey, Ruleset, RulesetConfig, Set};
+use crate::kernel::namespace::in_new_namespace;
 use crate::kernel::netlink::{Socket, Subsystem};
 use crate::kernel::nftables::{ElementBytes, Shape, length};
 use crate::model::{Family, LocalDetect, Protocol};
 
 fn in_namespace(test: impl FnOnce() + Send + 'static) {
-    std::thread::spawn(move || {
-        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
-            .expect("a network namespace of the test's own (needs root)");
+    in_new_namespace(move || {
         run("ip", &["link", "set", "lo", "up"]);
         test();
-    })
-    .join()
-    .expect("the test in its namespace");
+    });
 }
 
 fn run(program: &str, arguments: &[&str]) -> String {

@@ -1,15 +1,6 @@
 //! What becomes of connections to endpoints that clients are not led to any more.
 
-use std::net::IpAddr;
-use std::time::Duration;
-
-use super::Input;
-use super::tests::{Bed, lists, service, slice};
-use crate::dataplane::fake::Key;
-use crate::model::{
-    Change, Endpoint, EndpointSlice, Event, NodeName, Protocol, Service, TrafficPolicy,
-};
-use crate::plan::Op;
+use super::*;
 
 const LEFT: u8 = 2;
 
@@ -61,6 +52,81 @@ impl Bed {
         self.now += Duration::from_secs(seconds);
         self.settle(vec![]);
     }
+}
+
+#[test]
+fn a_removed_endpoint_drains_and_goes_when_idle() {
+    let mut bed = Bed::new();
+    bed.settle(web());
+    let two = bed.keys().into_iter().filter(|k| matches!(k, Key::Backend(..))).nth(1).unwrap();
+    bed.plane.kernel().busy.insert(two.clone());
+    bed.settle(vec![Input::Object(Event::Slices(Change::Applied(slice("web", &[1]))))]);
+    assert_eq!(bed.plane.kernel().objects.get(&two), Some(&0), "weight 0 while it is busy");
+    bed.plane.kernel().busy.clear();
+    bed.now += Duration::from_secs(10);
+    bed.step(vec![]);
+    assert!(!bed.keys().contains(&two));
+    assert_eq!(bed.seen.last().totals.draining, 0);
+}
+
+#[test]
+fn draining_ends_at_the_deadline_whoever_holds_on() {
+    let mut bed = Bed::new();
+    bed.settle(web());
+    let all: BTreeSet<Key> = bed.keys();
+    bed.plane.kernel().busy = all;
+    bed.settle(vec![Input::Object(Event::Slices(Change::Applied(slice("web", &[1]))))]);
+    bed.now += Duration::from_secs(59);
+    bed.step(vec![]);
+    assert_eq!(bed.keys().len(), 4);
+    bed.now += Duration::from_secs(2);
+    bed.step(vec![]);
+    assert_eq!(bed.keys().len(), 3);
+}
+
+#[test]
+fn an_endpoint_that_comes_back_while_draining_gets_its_weight_back() {
+    let mut bed = Bed::new();
+    bed.settle(web());
+    bed.settle(vec![Input::Object(Event::Slices(Change::Applied(slice("web", &[1]))))]);
+    bed.settle(vec![Input::Object(Event::Slices(Change::Applied(slice("web", &[1, 2]))))]);
+    assert!(bed.plane.kernel().objects.values().all(|v| *v == 1));
+    bed.now += Duration::from_secs(100);
+    bed.settle(vec![]);
+    assert_eq!(bed.keys().len(), 4, "the old deadline is forgotten");
+}
+
+#[test]
+fn a_backend_left_at_weight_zero_by_a_crash_is_repaired_or_drained() {
+    let mut bed = Bed::new();
+    bed.settle(web());
+    bed.settle(vec![Input::Object(Event::Slices(Change::Applied(slice("web", &[1]))))]);
+    // Killed in mid-drain; meanwhile the endpoint is back.
+    let mut again = Bed::on(bed.plane.clone());
+    again.settle(web());
+    assert!(again.plane.kernel().objects.values().all(|v| *v == 1));
+    // Killed in mid-drain; the endpoint stays away.
+    bed.settle(vec![Input::Object(Event::Slices(Change::Applied(slice("web", &[1]))))]);
+    let mut third = Bed::on(bed.plane.clone());
+    third.settle(lists(vec![service("web", 1)], vec![slice("web", &[1])]));
+    assert_eq!(third.seen.last().totals.draining, 1);
+    let left = third.keys().into_iter().filter(|k| matches!(k, Key::Backend(..))).nth(1).unwrap();
+    third.plane.kernel().busy.insert(left.clone());
+    third.now += Duration::from_secs(10);
+    third.step(vec![]);
+    assert!(third.keys().contains(&left), "it is asked for its connections, and has some");
+    third.plane.kernel().busy.clear();
+    third.now += Duration::from_secs(10);
+    third.step(vec![]);
+    assert_eq!(third.keys().len(), 3, "idle: it goes before the deadline");
+    // Killed once more, with a connection that never ends.
+    let mut fourth = Bed::on(third.plane.clone());
+    fourth.plane.kernel().objects.insert(left.clone(), 0);
+    fourth.plane.kernel().busy.insert(left);
+    fourth.settle(lists(vec![service("web", 1)], vec![slice("web", &[1])]));
+    fourth.now += Duration::from_secs(61);
+    fourth.step(vec![]);
+    assert_eq!(fourth.keys().len(), 3, "at the deadline it goes all the same");
 }
 
 #[test]
