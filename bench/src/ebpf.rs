@@ -75,6 +75,7 @@ impl Stats {
 /// # Errors
 /// Not root, or the kernel refuses the programs.
 pub fn run(plan: &Plan) -> Result<()> {
+    fs::create_dir_all(&plan.out).with_context(|| format!("cannot make {}", plan.out.display()))?;
     let cpus = std::thread::available_parallelism()?.get();
     let mut run = Run { kernel: peer::kernel()?, cpus, ..Run::default() };
     for &services in &plan.sizes {

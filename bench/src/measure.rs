@@ -58,6 +58,7 @@ impl Plan {
 /// # Errors
 /// When something cannot be set up, or never takes effect.
 pub fn run(plan: &Plan) -> Result<()> {
+    fs::create_dir_all(&plan.out).with_context(|| format!("cannot make {}", plan.out.display()))?;
     if plan.mode == Mode::Ipvs {
         peer::modules()?;
     }
@@ -114,6 +115,8 @@ fn size(plan: &Plan, services: usize) -> Result<Size> {
             sample.ms, sample.cpu_ms, ours.ms, ours.cpu_ms
         );
     }
+    bed_a.pin_client()?;
+    bed_b.pin_client()?;
     let connect = connects(&[&bed_a.client, &bed_b.client], plan.connects)?;
     for (name, found) in [("iptables", &connect.iptables), (name, &connect.ours)] {
         let median = |samples: &[f64]| Summary::of(samples.iter().copied()).median;

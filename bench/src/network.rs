@@ -11,7 +11,8 @@ use std::thread;
 
 use anyhow::{Context as _, Result, bail};
 use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, unshare};
+use nix::unistd::Pid;
 use proxy_tests::cluster::ClusterCgroup;
 
 /// The pods' range, kube-proxy's `--cluster-cidr`.
@@ -171,9 +172,20 @@ impl Bed {
         self.cgroup.path()
     }
 
+    /// Has the client on the server's processor from now on. Left to themselves the two are now
+    /// on one and now on two, as the kernel finds some other idle, and a connect takes half as long
+    /// on one: chance would decide what is compared.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn pin_client(&self) -> Result<()> {
+        self.client.run(pin)?
+    }
+
     /// Accepts, sends a byte and closes, until the process ends.
     fn serve(&self) -> Result<()> {
         self.server.run(|| {
+            pin()?;
             let listener = TcpListener::bind(SocketAddr::from(([0, 0, 0, 0], SERVER_PORT)))?;
             // A client that wants only to connect may be gone by then.
             let answer = |mut stream: TcpStream| drop(stream.write_all(b"."));
@@ -181,6 +193,16 @@ impl Bed {
             anyhow::Ok(())
         })?
     }
+}
+
+/// The calling thread to the first processor that this process may use, and what it starts too.
+fn pin() -> Result<()> {
+    let this = Pid::from_raw(0);
+    let allowed = nix::sched::sched_getaffinity(this)?;
+    let mut first = CpuSet::new();
+    let usable = (0..CpuSet::count()).find(|cpu| allowed.is_set(*cpu).unwrap_or(false));
+    first.set(usable.context("no processor to run on")?)?;
+    sched_setaffinity(this, &first).context("pinning a thread to a processor")
 }
 
 fn pod(gateway: &str, addresses: impl Iterator<Item = String>) -> String {

@@ -137,7 +137,7 @@ impl Daemon {
     /// Waits until a metric satisfies `wanted`, and returns it.
     ///
     /// # Errors
-    /// When it did not in time; the daemon's log is in the message.
+    /// When it did not in time, or the daemon has ended; its log is in the message.
     pub fn wait_for(
         &self,
         name: &str,
@@ -151,9 +151,18 @@ impl Daemon {
             if let Some(value) = last.filter(|value| wanted(*value)) {
                 return Ok(value);
             }
+            if self.ended() {
+                bail!("the daemon ended by itself while {name} was {last:?}\n{}", self.log());
+            }
             std::thread::sleep(Duration::from_millis(50));
         }
         bail!("{name} is {last:?} after {timeout:?}\n{}", self.log())
+    }
+
+    /// Whether it is a zombie, that is, has ended and was not waited for.
+    fn ended(&self) -> bool {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap_or_default();
+        status.lines().any(|line| line.starts_with("State:\tZ"))
     }
 }
 
