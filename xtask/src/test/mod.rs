@@ -46,10 +46,11 @@ const HOST_TIMEOUT: Duration = Duration::from_secs(600);
 Plain `cargo test --workspace` runs the same unit, property and namespace tests; the eBPF ones
 among them want PROXY_EBPF_OBJECT, which `cargo xtask build --ebpf-only` prints.")]
 pub struct Args {
-    /// Only tests whose name contains this
+    /// Only tests whose name contains this, on every kernel
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
-    /// Only this guest kernel, with nothing left to another [default: all, at once]
+    /// Only this guest kernel, with nothing left to another [default: all, at once; the longest
+    /// tests then on one each]
     #[arg(long, value_enum)]
     kernel: Option<Kernel>,
     /// Only this part: unit includes property tests, host is the namespace tests
