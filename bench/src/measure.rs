@@ -12,7 +12,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::network::{Bed, Namespace, server};
 use crate::peer::{self, Iptables, LAST, MIDDLE, Ours, PATIENCE, Peer};
-use crate::record::{Connects, Cost, Mode, Peers, Rates, Run, Sent, Size, Summary};
+use crate::record::{Cost, Mode, Paths, Peers, Run, Sent, Size, Summary};
 
 /// What to measure.
 #[derive(Debug, clap::Args)]
@@ -191,53 +191,45 @@ fn poll(
 /// as with a client that has much to do, and what the machine does beside hits all alike.
 const BLOCK: usize = 20;
 
-/// Connects from both clients in turn to each target in turn, `count` of each kind.
-fn connects(clients: &[&Namespace; 2], count: usize) -> Result<Peers<Connects>> {
-    let direct = server(0)?;
-    let mut found = [Connects::default(), Connects::default()];
-    // The first block warms up.
-    for nth in 0..=count.div_ceil(BLOCK) {
-        for (client, found) in clients.iter().zip(&mut found) {
-            for (target, samples) in
-                [(direct, &mut found.direct), (MIDDLE, &mut found.middle), (LAST, &mut found.last)]
-            {
-                let block = move || {
-                    (0..BLOCK).map(|_| connect(target.into())).collect::<std::io::Result<Vec<_>>>()
-                };
-                let took = client.run(block)?.with_context(|| format!("connecting to {target}"))?;
-                if nth > 0 {
-                    samples.extend(took.into_iter().map(micros));
-                }
-            }
-        }
-    }
-    let [iptables, ours] = found;
-    Ok(Peers { iptables, ours })
+/// Connects, `count` of each kind.
+fn connects(clients: &[&Namespace; 2], count: usize) -> Result<Peers<Paths>> {
+    in_turn(clients, count.div_ceil(BLOCK), |target| {
+        (0..BLOCK).map(|_| connect(target).map(micros)).collect()
+    })
 }
 
 /// Short connections of one client to one target before it is the next one's turn. Their ports
 /// (28,000 by default) come around again during a run, as on a busy client.
 const SHORT: usize = 500;
 
-/// Blocks of short connections from both clients in turn to each target in turn.
-fn rates(clients: &[&Namespace; 2], blocks: usize) -> Result<Peers<Rates>> {
+/// Blocks of short connections.
+fn rates(clients: &[&Namespace; 2], blocks: usize) -> Result<Peers<Paths>> {
+    in_turn(clients, blocks, |target| {
+        let start = Instant::now();
+        (0..SHORT).try_for_each(|_| short(target))?;
+        // Exact up to 2^53.
+        Ok(vec![(SHORT as f64 / start.elapsed().as_secs_f64()).round()])
+    })
+}
+
+/// Blocks from both clients in turn to each target in turn: the samples of each.
+fn in_turn(
+    clients: &[&Namespace; 2],
+    blocks: usize,
+    block: fn(SocketAddr) -> std::io::Result<Vec<f64>>,
+) -> Result<Peers<Paths>> {
     let direct = server(0)?;
-    let mut found = [Rates::default(), Rates::default()];
+    let mut found = [Paths::default(), Paths::default()];
     // The first block warms up.
     for nth in 0..=blocks {
         for (client, found) in clients.iter().zip(&mut found) {
             for (target, samples) in
                 [(direct, &mut found.direct), (MIDDLE, &mut found.middle), (LAST, &mut found.last)]
             {
-                let block = move || {
-                    let start = Instant::now();
-                    (0..SHORT).try_for_each(|_| short(target.into()))?;
-                    std::io::Result::Ok(start.elapsed())
-                };
-                let took = client.run(block)?.with_context(|| format!("connecting to {target}"))?;
+                let took = client.run(move || block(target.into()))?;
+                let took = took.with_context(|| format!("connecting to {target}"))?;
                 if nth > 0 {
-                    // Exact up to 2^53.
-                    samples.push((SHORT as f64 / took.as_secs_f64()).round());
+                    samples.extend(took);
                 }
             }
         }

@@ -5,67 +5,52 @@ use std::path::Path;
 use anyhow::{Context as _, Result, anyhow};
 use plotters::prelude::*;
 
-use crate::record::{Run, Size, Summary};
+use crate::record::{Paths, Peers, Run, Size, Summary};
 
 /// A line: its name, its colour, and the samples of each size.
 struct Line {
     name: &'static str,
     colour: RGBColor,
-    samples: fn(&Size) -> Vec<f64>,
+    samples: Box<dyn Fn(&Size) -> Vec<f64>>,
+}
+
+impl Line {
+    fn new(
+        name: &'static str,
+        colour: RGBColor,
+        samples: impl Fn(&Size) -> Vec<f64> + 'static,
+    ) -> Self {
+        Self { name, colour, samples: Box::new(samples) }
+    }
 }
 
 const IPTABLES: RGBColor = RGBColor(200, 80, 40);
 const OURS: RGBColor = RGBColor(30, 100, 180);
 const DIRECT: RGBColor = RGBColor(120, 120, 120);
 
-const UPDATE: [Line; 2] = [
-    Line {
-        name: "iptables",
-        colour: IPTABLES,
-        samples: |size| size.update.iptables.iter().map(|cost| cost.ms).collect(),
-    },
-    Line {
-        name: "this daemon",
-        colour: OURS,
-        samples: |size| size.update.ours.iter().map(|cost| cost.ms).collect(),
-    },
-];
+/// Changes of an endpoint.
+fn updates() -> [Line; 2] {
+    [
+        Line::new("iptables", IPTABLES, |size| {
+            size.update.iptables.iter().map(|cost| cost.ms).collect()
+        }),
+        Line::new("this daemon", OURS, |size| {
+            size.update.ours.iter().map(|cost| cost.ms).collect()
+        }),
+    ]
+}
 
-const CONNECT: [Line; 3] = [
-    Line {
-        name: "iptables, last Service",
-        colour: IPTABLES,
-        samples: |size| size.connect.iptables.last.clone(),
-    },
-    Line {
-        name: "this daemon, last Service",
-        colour: OURS,
-        samples: |size| size.connect.ours.last.clone(),
-    },
-    Line {
-        name: "straight to the pod",
-        colour: DIRECT,
-        samples: |size| [&size.connect.iptables.direct[..], &size.connect.ours.direct].concat(),
-    },
-];
-
-const RATE: [Line; 3] = [
-    Line {
-        name: "iptables, last Service",
-        colour: IPTABLES,
-        samples: |size| size.rate.iptables.last.clone(),
-    },
-    Line {
-        name: "this daemon, last Service",
-        colour: OURS,
-        samples: |size| size.rate.ours.last.clone(),
-    },
-    Line {
-        name: "straight to the pod",
-        colour: DIRECT,
-        samples: |size| [&size.rate.iptables.direct[..], &size.rate.ours.direct].concat(),
-    },
-];
+/// What went by the ways to a pod; without one it is the same for both peers.
+fn paths(of: fn(&Size) -> &Peers<Paths>) -> [Line; 3] {
+    [
+        Line::new("iptables, last Service", IPTABLES, move |size| of(size).iptables.last.clone()),
+        Line::new("this daemon, last Service", OURS, move |size| of(size).ours.last.clone()),
+        Line::new("straight to the pod", DIRECT, move |size| {
+            let Peers { iptables, ours } = of(size);
+            [&iptables.direct[..], &ours.direct].concat()
+        }),
+    ]
+}
 
 /// Writes `update.svg`, `connect.svg` and `rate.svg` into `dir`.
 ///
@@ -74,11 +59,21 @@ const RATE: [Line; 3] = [
 pub fn draw(run: &Run, dir: &Path) -> Result<()> {
     let name = run.mode.name();
     let update = format!("One endpoint change: time until it takes effect ({name})");
-    chart(run, &dir.join("update.svg"), (&update, "ms (median, min to worst)"), &UPDATE)?;
+    chart(run, &dir.join("update.svg"), (&update, "ms (median, min to worst)"), &updates())?;
     let connect = format!("TCP connect through a ClusterIP ({name})");
-    chart(run, &dir.join("connect.svg"), (&connect, "us (median, min to p99)"), &CONNECT)?;
+    chart(
+        run,
+        &dir.join("connect.svg"),
+        (&connect, "us (median, min to p99)"),
+        &paths(|size| &size.connect),
+    )?;
     let rate = format!("Short TCP connections through a ClusterIP ({name})");
-    chart(run, &dir.join("rate.svg"), (&rate, "connections/s (median, min to p99)"), &RATE)
+    chart(
+        run,
+        &dir.join("rate.svg"),
+        (&rate, "connections/s (median, min to p99)"),
+        &paths(|size| &size.rate),
+    )
 }
 
 /// Of one size: Services, least, median, p99.

@@ -67,11 +67,12 @@ pub struct Size {
     /// What the daemon asked of the kernel for each of these changes.
     #[serde(default)]
     pub sent: Vec<Sent>,
-    /// TCP connects.
-    pub connect: Peers<Connects>,
-    /// Short connections.
+    /// TCP connects: microseconds of each.
+    pub connect: Peers<Paths>,
+    /// Short connections a second, one after the other: connect, a byte, close. A sample is a
+    /// block.
     #[serde(default)]
-    pub rate: Peers<Rates>,
+    pub rate: Peers<Paths>,
 }
 
 /// Of the daemon's own counters, what a change added.
@@ -92,20 +93,9 @@ pub struct Cost {
     pub cpu_ms: f64,
 }
 
-/// Microseconds of each connect.
+/// Samples of each way to a pod.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct Connects {
-    /// To the pod itself, without a Service.
-    pub direct: Vec<f64>,
-    /// Through the Service with 62 of 100 others before it.
-    pub middle: Vec<f64>,
-    /// Through the Service that comes last.
-    pub last: Vec<f64>,
-}
-
-/// Short connections a second, one after the other: connect, a byte, close. A sample is a block.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct Rates {
+pub struct Paths {
     /// To the pod itself, without a Service.
     pub direct: Vec<f64>,
     /// Through the Service with 62 of 100 others before it.

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::record::{Cost, Mode, Run, Size, Summary};
+use crate::record::{Cost, Mode, Paths, Peers, Run, Size, Summary};
 
 fn size_with_sent(run: &Run) -> impl Iterator<Item = &Size> {
     run.sizes.iter().filter(|size| !size.sent.is_empty())
@@ -55,6 +55,19 @@ fn updates(run: &Run, text: &mut String) {
     }
 }
 
+/// A row for each way: its name, how often ours was measured, and what both peers took.
+fn rows(of: &Peers<Paths>) -> [(&'static str, usize, Summary, Summary); 3] {
+    let (a, b) = (&of.iptables, &of.ours);
+    [
+        ("Service at the end", &a.last, &b.last),
+        ("Service at 62 % of the list", &a.middle, &b.middle),
+        ("straight to the pod", &a.direct, &b.direct),
+    ]
+    .map(|(what, a, b)| {
+        (what, b.len(), Summary::of(a.iter().copied()), Summary::of(b.iter().copied()))
+    })
+}
+
 fn rates(run: &Run, text: &mut String) {
     let name = run.mode.name();
     // Writing to a String cannot fail, here and below.
@@ -64,15 +77,7 @@ fn rates(run: &Run, text: &mut String) {
          (min to max) | {name} / iptables | blocks |\n|---|---|---|---|---|---|"
     );
     for size in run.sizes.iter().filter(|size| !size.rate.ours.last.is_empty()) {
-        let (a, b) = (&size.rate.iptables, &size.rate.ours);
-        let rows = [
-            ("Service at the end", &a.last, &b.last),
-            ("Service at 62 % of the list", &a.middle, &b.middle),
-            ("straight to the pod", &a.direct, &b.direct),
-        ];
-        for (what, a, b) in rows {
-            let count = b.len();
-            let (a, b) = (Summary::of(a.iter().copied()), Summary::of(b.iter().copied()));
+        for (what, count, a, b) in rows(&size.rate) {
             let _ = writeln!(
                 text,
                 "| {what} | {} | {:.0} ({:.0} to {:.0}) | {:.0} ({:.0} to {:.0}) | {} | {count} |",
@@ -108,15 +113,7 @@ pub fn table(run: &Run) -> String {
          worst | iptables / {name}, medians | connects |\n|---|---|---|---|---|---|"
     );
     for size in &run.sizes {
-        let (a, b) = (&size.connect.iptables, &size.connect.ours);
-        let rows = [
-            ("Service at the end", &a.last, &b.last),
-            ("Service at 62 % of the list", &a.middle, &b.middle),
-            ("straight to the pod", &a.direct, &b.direct),
-        ];
-        for (what, a, b) in rows {
-            let count = b.len();
-            let (a, b) = (Summary::of(a.iter().copied()), Summary::of(b.iter().copied()));
+        for (what, count, a, b) in rows(&size.connect) {
             let _ = writeln!(
                 text,
                 "| {what} | {} | {:.1} / {:.1} / {:.1} | {:.1} / {:.1} / {:.1} | {} | {count} |",
@@ -158,13 +155,12 @@ fn ratio(a: f64, b: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{Connects, Peers, Rates};
 
     #[test]
     fn the_table_has_medians_and_their_ratio() {
         let cost = |ms| Cost { ms, cpu_ms: ms / 2.0 };
-        let rates = |most| Rates { last: vec![most - 200.0, most], ..Rates::default() };
-        let connects = |us| Connects { last: vec![us; 200], ..Connects::default() };
+        let rates = |most| Paths { last: vec![most - 200.0, most], ..Paths::default() };
+        let connects = |us| Paths { last: vec![us; 200], ..Paths::default() };
         let run = Run {
             sizes: vec![Size {
                 services: 10,

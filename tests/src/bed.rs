@@ -7,8 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 use ipnetwork::{IpNetwork, Ipv4Network};
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, unshare};
+use nix::mount::{MntFlags, umount2};
 use serde_json::{Value, json};
 
 use crate::apiserver::{ApiServer, Options};
@@ -16,6 +15,7 @@ use crate::cluster::{
     API_SERVER_V4, API_SERVER_V6, Cluster, Families, Host, HostCommand, Node, Sockets, Spawned,
 };
 use crate::confinement;
+use crate::mounts::{hide_mounts, mount_bpf};
 use crate::traffic::{Listen, Protocol, Server};
 
 /// 10.96.0.0 to 10.97.255.255.
@@ -327,22 +327,6 @@ fn api_options(families: Families) -> Options {
         IpNetwork::V6(_) => families.has_v6(),
     });
     options
-}
-
-/// What nodes have mounted; the daemon needs no right to do it.
-fn mount_bpf(at: &Path) -> Result<()> {
-    fs::create_dir_all(at)?;
-    let none: Option<&str> = None;
-    mount(Some("bpf"), at, Some("bpf"), MsFlags::empty(), none)
-        .with_context(|| format!("the BPF file system at {}", at.display()))
-}
-
-/// What is mounted from here on by this thread and those it starts, and by the daemons, goes
-/// with them.
-fn hide_mounts() -> Result<()> {
-    unshare(CloneFlags::CLONE_NEWNS).context("a new mount namespace")?;
-    let none: Option<&str> = None;
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("private mounts")
 }
 
 /// Modules that the kernel does not load by itself inside a namespace. What is built in, or

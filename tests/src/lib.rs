@@ -10,6 +10,7 @@ pub mod conformance;
 pub mod daemon;
 pub mod demo;
 pub mod ebpf;
+pub mod mounts;
 pub mod node;
 pub mod offload;
 pub mod port;

@@ -7,9 +7,9 @@
 use std::fs;
 use std::sync::{Mutex, PoisonError};
 
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, unshare};
+use nix::mount::{MntFlags, umount2};
 use proxy_tests::cluster::ClusterCgroup;
+use proxy_tests::mounts::hide_mounts;
 use proxy_tests::node::in_namespace;
 use proxy_tests::scale;
 
@@ -22,9 +22,7 @@ fn in_ebpf_mode(test: impl FnOnce(&[&str]) + Send + 'static) {
     let cgroup = ClusterCgroup::create(true).expect("a cgroup");
     let members = cgroup.path().to_owned();
     in_namespace(move || {
-        unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace");
-        let none: Option<&str> = None;
-        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).expect("private");
+        hide_mounts().expect("mounts of its own");
         // 0 is this thread: its clients' sockets are those that the programs see.
         fs::write(members.join("cgroup.threads"), "0").expect("the thread in the cgroup");
         let bpf = tempfile::tempdir().expect("a directory");

@@ -13,14 +13,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use nix::mount::{MsFlags, mount};
 use nix::net::if_::if_nametoindex;
-use nix::sched::{CloneFlags, unshare};
 
 use super::wire::{CLIENT, Namespaces, POD, REMOTE};
 use super::{Cgroup, has_tcx, in_netns, run, succeeds};
 use crate::binary::binary;
 use crate::daemon::Daemon;
+use crate::mounts::hide_mounts;
 
 pub(super) const EXTERNAL: [&str; 2] = ["198.51.100.1", "2001:db8:51::1"];
 pub(super) const CLUSTER: [&str; 2] = ["10.96.0.10", "fd00:96::a"];
@@ -39,10 +38,7 @@ type Accepted = Arc<Mutex<Option<TcpStream>>>;
 
 impl Bed {
     pub(super) fn new(net: Namespaces) -> Result<Self> {
-        // What is mounted from here on goes with this thread.
-        unshare(CloneFlags::CLONE_NEWNS).context("a new mount namespace")?;
-        let none: Option<&str> = None;
-        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+        hide_mounts()?;
         let directory = tempfile::tempdir()?;
         fs::create_dir(directory.path().join("manifests"))?;
         let accepted = Accepted::default();

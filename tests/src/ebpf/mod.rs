@@ -28,9 +28,11 @@ use proxy_ebpf::order::{Address, Be16};
 use proxy_ebpf::parse::{TCP, UDP};
 use proxy_ebpf::verdict::Reason;
 
+mod capture;
 pub mod cost;
 mod counters;
 mod daemon;
+mod forwarding;
 mod packets;
 mod upgrade;
 mod ways;
@@ -39,10 +41,12 @@ mod xdp;
 
 pub use counters::counters;
 pub use daemon::{bare_daemon, daemon, detection, ipvs_after_ebpf, many_connections, taken_off};
+pub use forwarding::{
+    bare_forwards, bare_path_mtu, bare_refuses, forwards, path_mtu, refuses, tagged,
+};
 pub use packets::packets;
 pub use upgrade::{carries_over, carries_over_from_6};
 pub use ways::follows_changes;
-pub use wire::{bare_forwards, bare_path_mtu, bare_refuses, forwards, path_mtu, refuses, tagged};
 pub use xdp::{xdp_forwards, xdp_leaves_the_rest, xdp_path_mtu, xdp_where_frames_are_taken};
 
 const VIP4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 1));

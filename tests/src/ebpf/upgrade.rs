@@ -1,10 +1,9 @@
 //! What programs of another layout version remember, in this version's maps.
 
 use std::fs;
+use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
 use proxy_daemon::dataplane::ebpf::pins::Pins;
 use proxy_daemon::dataplane::ebpf::upgrade::{CONVERTERS, Converter, Upgrade, take_over};
 use proxy_daemon::dataplane::ebpf::{self, Programs};
@@ -14,6 +13,7 @@ use proxy_ebpf::layout::{
 use proxy_ebpf::order::Be16;
 
 use super::{CAPACITY, in_netns};
+use crate::mounts::hide_mounts;
 
 /// The other version has the ports of a flow's key the other way round, say, and one that begins
 /// at port 666 means nothing any more.
@@ -31,6 +31,17 @@ fn tuple(from: u16, to: u16) -> Tuple {
     Tuple { source_port, destination_port, protocol: 6, ..Tuple::default() }
 }
 
+/// A map as in this version is one with another fingerprint from now on.
+fn looks_like(directory: &Path, map: &str, fingerprint: u64) -> Result<()> {
+    let ours = maps::fingerprint(map).with_context(|| format!("no {map}"))?;
+    let marks = directory.join("layout");
+    fs::rename(
+        marks.join(format!("{map}-{ours:016x}")),
+        marks.join(format!("{map}-{fingerprint:016x}")),
+    )?;
+    Ok(())
+}
+
 /// Version 6: flows are in a hash that makes room by itself, which is not taken over, and affinity
 /// does not tell the place of a backend.
 ///
@@ -41,9 +52,7 @@ pub fn carries_over_from_6() -> Result<()> {
     const DEFINITION: [u8; 12] = [1, 0, 0, 0, 40, 0, 0, 0, 64, 0, 0, 0];
     const LRU_HASH: u8 = 9;
     in_netns(|| {
-        unshare(CloneFlags::CLONE_NEWNS).context("a new mount namespace")?;
-        let none: Option<&str> = None;
-        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+        hide_mounts()?;
         let root = tempfile::tempdir()?;
         let object = ebpf::object()?;
         let mut older = object.clone().into_owned();
@@ -61,9 +70,7 @@ pub fn carries_over_from_6() -> Result<()> {
         let directory = |version: u32| root.path().join(format!("proxy-daemon/v{version}"));
         let other = directory(6);
         fs::rename(directory(LAYOUT_VERSION), &other)?;
-        let looks = maps::fingerprint(names::AFFINITY).context("no AFFINITY")?;
-        fs::remove_dir(other.join(format!("layout/AFFINITY-{looks:016x}")))?;
-        fs::create_dir(other.join(format!("layout/AFFINITY-{:016x}", maps::AFFINITY_6)))?;
+        looks_like(&other, names::AFFINITY, maps::AFFINITY_6)?;
 
         let pins = Pins::open(root.path())?;
         take_over(&pins)?;
@@ -91,10 +98,7 @@ pub fn carries_over_from_6() -> Result<()> {
 /// What differed.
 pub fn carries_over() -> Result<()> {
     in_netns(|| {
-        // What is mounted from here on goes with this thread.
-        unshare(CloneFlags::CLONE_NEWNS).context("a new mount namespace")?;
-        let none: Option<&str> = None;
-        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+        hide_mounts()?;
         let root = tempfile::tempdir()?;
         let object = ebpf::object()?;
 
@@ -108,9 +112,7 @@ pub fn carries_over() -> Result<()> {
         let directory = |version: u32| root.path().join(format!("proxy-daemon/v{version}"));
         let (ours, other) = (directory(LAYOUT_VERSION), directory(LAYOUT_VERSION + 1));
         fs::rename(&ours, &other)?;
-        let looks = maps::fingerprint(names::FLOWS).context("no FLOWS")?;
-        fs::remove_dir(other.join(format!("layout/FLOWS-{looks:016x}")))?;
-        fs::create_dir(other.join(format!("layout/FLOWS-{OTHERS_FLOWS:016x}")))?;
+        looks_like(&other, names::FLOWS, OTHERS_FLOWS)?;
 
         let mut pins = Pins::open(root.path())?;
         take_over(&pins)?;

@@ -13,8 +13,9 @@ use proxy_daemon::kernel::netdev::{GenericNetdev, NetDevices as _};
 use proxy_daemon::kernel::netlink::{Socket, Subsystem};
 use proxy_ebpf::layout::{Device, Frontend, FrontendCounters, FrontendId};
 
+use super::capture::Capture;
 use super::in_netns;
-use super::wire::{CLIENT, Capture, POD, REMOTE, Side, VIP, Wire, index};
+use super::wire::{CLIENT, POD, REMOTE, Side, VIP, Wire, index};
 use crate::offload::like_hardware;
 
 const MODES: [XdpMode; 2] = [XdpMode::Native, XdpMode::Generic];

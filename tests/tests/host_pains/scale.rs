@@ -6,13 +6,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
 use proxy_daemon::dataplane::ebpf::Tables;
 use proxy_daemon::dataplane::ebpf::pins::Pins;
 use proxy_tests::apiserver::Options;
 use proxy_tests::cluster::ClusterCgroup;
 use proxy_tests::daemon::{Daemon, Page};
+use proxy_tests::mounts::{hide_mounts, mount_bpf};
 use proxy_tests::node::{
     Bed, FULL_ROUNDS, PATIENCE, from_environment, in_namespace, plain, run, scale, serve, web,
     web_address,
@@ -43,13 +42,11 @@ fn on_node<T: Send + 'static>(test: impl FnOnce(&Node) -> T + Send + 'static) ->
     let cgroup = ClusterCgroup::create(true).expect("a cgroup");
     let members = cgroup.path().to_owned();
     let result = in_namespace(move || {
-        unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace");
-        let none: Option<&str> = None;
-        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).expect("private");
+        hide_mounts().expect("mounts of its own");
         fs::write(members.join("cgroup.threads"), "0").expect("the thread in the cgroup");
         let bpf = tempfile::tempdir().expect("a directory");
         // It goes with the mount namespace.
-        mount(Some("bpf"), bpf.path(), Some("bpf"), MsFlags::empty(), none).expect("bpffs");
+        mount_bpf(bpf.path()).expect("bpffs");
         let arguments = vec![
             "--proxy-mode=ebpf".to_owned(),
             format!("--bpf-root={}", bpf.path().display()),
