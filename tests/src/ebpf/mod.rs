@@ -96,7 +96,11 @@ macro_rules! ebpf_cases {
     };
 }
 
-fn older_than(major: u32, minor: u32) -> Result<bool> {
+/// Whether the running kernel is older than a release.
+///
+/// # Errors
+/// When it does not say what it is.
+pub(crate) fn older_than(major: u32, minor: u32) -> Result<bool> {
     Ok(KernelVersion::running()? < KernelVersion::new(major, minor))
 }
 
@@ -372,12 +376,7 @@ pub fn connect_refused() -> Result<()> {
 
 /// The tests' kernels are known: tcx came with 6.6 and none has it carried back.
 fn has_tcx() -> Result<bool> {
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    let mut numbers = release.split(['.', '-']).map(str::parse::<u32>);
-    match (numbers.next(), numbers.next()) {
-        (Some(Ok(major)), Some(Ok(minor))) => Ok((major, minor) >= (6, 6)),
-        _ => bail!("kernel release {release:?}"),
-    }
+    Ok(!older_than(6, 6)?)
 }
 
 /// What cannot work says why.
