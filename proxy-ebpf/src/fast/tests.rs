@@ -4,11 +4,11 @@ use std::vec::Vec;
 use proptest::prelude::*;
 
 use super::*;
-use crate::device::{Arrival, Work};
+use crate::device::{Arrival, Work, address_key};
 use crate::fake::Fake;
 use crate::fake::frames::Frame;
 use crate::fake::strategy::{frame, tuple};
-use crate::layout::{Backend, BackendId, Traffic};
+use crate::layout::{Backend, BackendId, Frontend, Prefix, Traffic};
 use crate::parse::{Headers, Kind};
 use crate::{parse as long, rewrite as slow};
 
@@ -110,6 +110,17 @@ proptest! {
         for part in [(0, cut), (cut, length - cut)] {
             let part = Frame { part: Some(part), ..whole.clone() };
             prop_assert_eq!(parse(&part.bytes()), None);
+        }
+    }
+
+    /// Nothing is read of a header that is not all there.
+    #[test]
+    fn what_is_cut_short_is_not_taken((frame, _) in frames()) {
+        let bytes = frame.bytes();
+        let after = if frame.is_v4() { AFTER_V4 } else { AFTER_V6 };
+        let header = if frame.tuple.protocol == TCP { TCP_LENGTH } else { UDP_LENGTH };
+        for length in 0..bytes.len().min(after + header) {
+            prop_assert_eq!(parse(&bytes[..length].to_vec()), None, "{} bytes", length);
         }
     }
 
@@ -240,16 +251,111 @@ fn v4(n: u32) -> Address {
     Address::v4(Be32::from_host(0x0af4_0000 + n))
 }
 
+fn v6(words: [u32; 4]) -> Address {
+    Address::v6(words.map(Be32::from_host))
+}
+
+fn of(protocol: u8, source: Address, destination: Address, port: u16) -> Tuple {
+    let (source_port, destination_port) = (Be16::from_host(40_000), Be16::from_host(port));
+    Tuple { source, destination, source_port, destination_port, protocol, pad: [0; 3] }
+}
+
+fn of_v6(protocol: u8) -> Tuple {
+    of(protocol, v6([0x2001_0db8, 1, 2, 3]), v6([0xfd00_0000, 4, 5, 6]), 80)
+}
+
+/// To the tables they would look like those of IPv4.
+#[test]
+fn ipv6_with_an_address_of_ipv4_in_it_is_not_taken() {
+    let bytes = Frame::new(of_v6(UDP), b"query").bytes();
+    assert!(parse(&bytes).is_some());
+    for at in [22, 38] {
+        let mut mapped = bytes.clone();
+        mapped[at..at + 12].copy_from_slice(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff]);
+        assert_eq!(parse(&mapped), None);
+    }
+}
+
+/// Zeros stand for no checksum with UDP, so that one which comes out so is written otherwise. Of
+/// all ports one makes it come out so.
+#[test]
+fn a_datagrams_checksum_is_never_zeros() {
+    let tuples = [
+        (of(UDP, v4(1), v4(2), 80), of(UDP, v4(3), v4(4), 8080), 40),
+        (of_v6(UDP), of_v6(UDP), 60),
+    ];
+    for (from, to, at) in tuples {
+        let before = Frame::new(from, b"query").bytes();
+        let (head, headers) = (parse(&before).unwrap(), headers(&before));
+        let mut turned = 0;
+        for port in 0..=u16::MAX {
+            let to = Tuple { source_port: Be16::from_host(port), ..to };
+            let (mut bytes, mut expected) = (before.clone(), before.clone());
+            slow::translate(&mut expected, &headers, &to).unwrap();
+            assert!(rewrite(&mut bytes, &head, &to));
+            assert_eq!(bytes[at..at + 2], expected[at..at + 2], "port {port}");
+            turned += u32::from(bytes.get16(at) == 0xffff);
+        }
+        assert!(turned > 0);
+    }
+}
+
+/// Their backend is whom they come from: nobody asks whether it is one still.
+#[test]
+fn replies_of_a_backend_that_is_gone_take_the_short_way() {
+    let flags = Flow::REPLY | Flow::FORWARD;
+    let flow = Flow { to: of(UDP, v4(1), v4(2), 80), seen: 5, flags, ..Flow::default() };
+    assert_eq!(course(&Fake::default(), Hook::Ingress, &flow), Course::Forward);
+}
+
+#[test]
+fn foreign_is_what_no_service_and_none_of_their_ranges_has() {
+    let mut tables = Fake::default();
+    let ours = of(TCP, v4(1), v4(2), 80);
+    let elsewhere = Tuple { destination: v4(0x1_0000), ..ours };
+    for Tuple { destination, destination_port, protocol, .. } in [ours, elsewhere] {
+        let key = FrontendKey::new(destination, destination_port, protocol);
+        tables.frontends.insert(key, Frontend::default());
+    }
+    tables.frontends.insert(address_key(ours.destination), Frontend::default());
+    let mut config = Config { prefixes: 1, dropping: 1, ..Config::default() };
+    config.service_prefixes[0] = Prefix::new(v4(0), 96 + 16);
+    let is_foreign = |tuple: Tuple| super::is_foreign(&tables, &config, &tuple);
+    assert!(!is_foreign(ours) && !is_foreign(elsewhere), "Services");
+    assert!(!is_foreign(Tuple { destination_port: Be16::from_host(81), ..ours }), "refused");
+    assert!(!is_foreign(Tuple { destination: v4(3), ..ours }), "dropped");
+    assert!(is_foreign(Tuple { destination: v4(0x1_0001), ..ours }));
+    assert!(is_foreign(Tuple { destination_port: Be16::from_host(81), ..elsewhere }));
+}
+
+#[test]
+fn only_a_datagram_to_the_nodes_port_may_have_a_packet_inside() {
+    let direct_port = Be16::from_host(6081);
+    let config = Config { features: Config::DIRECT_ACCEPT, direct_port, ..Config::default() };
+    let may = |protocol, port, config| {
+        let head = parse(
+            &Frame { tcp_flags: tcp::ACK, ..Frame::new(of(protocol, v4(1), v4(2), port), b"") }
+                .bytes(),
+        );
+        head.unwrap().may_have_one_inside(config)
+    };
+    assert!(may(UDP, 6081, &config));
+    assert!(!may(UDP, 6082, &config) && !may(TCP, 6081, &config));
+    assert!(!may(UDP, 6081, &Config { features: 0, ..config }), "none are taken");
+}
+
+#[test]
+fn a_packet_that_stands_for_several_is_as_long_as_each_of_them() {
+    let frame = |tuple| Frame { tcp_flags: tcp::ACK, ..Frame::new(tuple, &[7; 3000]) }.bytes();
+    let tcp_of_v4 = parse(&frame(of(TCP, v4(1), v4(2), 80))).unwrap();
+    assert_eq!(tcp_of_v4.segment_length::<false>(1400), 20 + 20 + 1400);
+    let udp_of_v6 = parse(&frame(of_v6(UDP))).unwrap();
+    assert_eq!(udp_of_v6.segment_length::<true>(1200), 40 + 8 + 1200);
+}
+
 #[test]
 fn a_way_is_good_for_what_it_was_found_for_and_not_for_long() {
-    let to = Tuple {
-        source: v4(1),
-        destination: v4(2),
-        source_port: Be16::from_host(7),
-        destination_port: Be16::from_host(80),
-        protocol: TCP,
-        pad: [0; 3],
-    };
+    let to = of(TCP, v4(1), v4(2), 80);
     let way = Way { to, since: 100, came_in: 3, longest: 1500, how: 1, ..Way::default() };
     let is_for = |to: &Tuple, came_in, length, now| way.is_for::<false>(to, came_in, length, now);
     assert!(is_for(&to, 3, 1500, 100) && is_for(&to, 3, 40, 100 + TICKS - 1));
@@ -274,14 +380,8 @@ fn a_way_is_good_for_what_it_was_found_for_and_not_for_long() {
 /// Every word of an IPv6 address counts.
 #[test]
 fn ways_of_ipv6_differ_by_any_word() {
-    let words = |words: [u32; 4]| Address::v6(words.map(Be32::from_host));
     let (one, two) = ([0x2001_0db8, 1, 2, 3], [0xfd00_0000, 4, 5, 6]);
-    let to = |source, destination| Tuple {
-        source: words(source),
-        destination: words(destination),
-        protocol: UDP,
-        ..Tuple::default()
-    };
+    let to = |source, destination| of(UDP, v6(source), v6(destination), 80);
     let way = Way { to: to(one, two), longest: 1500, how: 1, v6: 1, ..Way::default() };
     assert!(way.is_for::<true>(&to(one, two), 0, 40, 0));
     for i in 0..4 {
@@ -309,4 +409,8 @@ fn ways_are_spread() {
         count(&|n| Tuple { destination: v4(n.into()), ..base }),
     ];
     assert!(counts.iter().all(|count| *count > 350), "{counts:?} places of 500");
+    // Hosts of IPv6 that have the last word in common.
+    let host = |n: u32| Tuple { source: v6([0x2001_0db8, 0, n, 1]), ..of_v6(TCP) };
+    let places = (0..500).map(|n| Way::place::<true>(&host(n), 2)).collect::<HashSet<_>>();
+    assert!(places.len() > 350, "{} places of 500", places.len());
 }
