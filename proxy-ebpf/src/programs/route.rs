@@ -2,6 +2,7 @@
 
 use core::ffi::c_void;
 use core::mem::size_of;
+use core::ptr::addr_of;
 
 use aya_ebpf::bindings::{bpf_fib_lookup as Params, bpf_sock_tuple};
 use aya_ebpf::helpers::generated::{
@@ -25,6 +26,11 @@ const SUCCESS: i64 = 0;
 const NOT_FWDED: i64 = 4;
 const NO_NEIGH: i64 = 7;
 const FRAG_NEEDED: i64 = 8;
+
+/// `include/net/tcp_states.h`; no socket is in the state 0.
+const NO_SOCKET: u32 = 0;
+const TCP_ESTABLISHED: u32 = 1;
+const TCP_LISTEN: u32 = 10;
 
 /// Where a packet of a program's context is.
 pub struct Place {
@@ -134,6 +140,24 @@ impl Network for Place {
 
     #[inline(always)]
     fn has_socket(&self, incoming: &Tuple) -> bool {
+        self.socket_state(incoming) != NO_SOCKET
+    }
+
+    #[inline(always)]
+    fn has_connection(&self, incoming: &Tuple) -> bool {
+        match (incoming.protocol, self.socket_state(incoming)) {
+            (_, NO_SOCKET) => false,
+            (TCP, state) => state != TCP_LISTEN,
+            // A UDP socket has this one when it is connected.
+            (_, state) => state == TCP_ESTABLISHED,
+        }
+    }
+}
+
+impl Place {
+    /// The state of the node's socket that would take packets that look like this.
+    #[inline(always)]
+    fn socket_state(&self, incoming: &Tuple) -> u32 {
         // SAFETY: integers and unions of integers, for which zeros are valid.
         let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
         let (source, destination) = (incoming.source.words(), incoming.destination.words());
@@ -164,14 +188,18 @@ impl Network for Place {
             match incoming.protocol {
                 TCP => bpf_skc_lookup_tcp(self.context, &mut tuple, size, CURRENT_NETNS, 0),
                 UDP => bpf_sk_lookup_udp(self.context, &mut tuple, size, CURRENT_NETNS, 0),
-                _ => return false,
+                _ => return NO_SOCKET,
             }
         };
         if socket.is_null() {
-            return false;
+            return NO_SOCKET;
         }
-        // SAFETY: a socket from one of the lookups, released once.
-        unsafe { bpf_sk_release(socket.cast()) };
-        true
+        // SAFETY: a socket from one of the lookups, of which the kernel lets this be read; released
+        // once.
+        unsafe {
+            let state = addr_of!((*socket).state).read_volatile();
+            bpf_sk_release(socket.cast());
+            state
+        }
     }
 }
