@@ -140,66 +140,93 @@ impl Network for Place {
 
     #[inline(always)]
     fn has_socket(&self, incoming: &Tuple) -> bool {
-        self.socket_state(incoming) != NO_SOCKET
-    }
-
-    #[inline(always)]
-    fn has_connection(&self, incoming: &Tuple) -> bool {
-        match (incoming.protocol, self.socket_state(incoming)) {
-            (_, NO_SOCKET) => false,
-            (TCP, state) => state != TCP_LISTEN,
-            // A UDP socket has this one when it is connected.
-            (_, state) => state == TCP_ESTABLISHED,
-        }
-    }
-}
-
-impl Place {
-    /// The state of the node's socket that would take packets that look like this.
-    #[inline(always)]
-    fn socket_state(&self, incoming: &Tuple) -> u32 {
-        // SAFETY: integers and unions of integers, for which zeros are valid.
-        let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
-        let (source, destination) = (incoming.source.words(), incoming.destination.words());
-        // The kernel tells the families apart by this size.
-        let size = if incoming.source.to_v4().is_some() {
-            // SAFETY: a field of a union of integers.
-            unsafe {
-                let v4 = &mut tuple.__bindgen_anon_1.ipv4;
-                v4.saddr = source[3].to_kernel();
-                v4.daddr = destination[3].to_kernel();
-                v4.sport = incoming.source_port.to_kernel() as u16;
-                v4.dport = incoming.destination_port.to_kernel() as u16;
-            }
-            12
-        } else {
-            // SAFETY: a field of a union of integers.
-            unsafe {
-                let v6 = &mut tuple.__bindgen_anon_1.ipv6;
-                v6.saddr = source.map(|word| word.to_kernel());
-                v6.daddr = destination.map(|word| word.to_kernel());
-                v6.sport = incoming.source_port.to_kernel() as u16;
-                v6.dport = incoming.destination_port.to_kernel() as u16;
-            }
-            36
-        };
+        let (mut tuple, size) = sock_tuple(incoming);
         // SAFETY: a valid context and a tuple of at least that size.
         let socket = unsafe {
             match incoming.protocol {
                 TCP => bpf_skc_lookup_tcp(self.context, &mut tuple, size, CURRENT_NETNS, 0),
                 UDP => bpf_sk_lookup_udp(self.context, &mut tuple, size, CURRENT_NETNS, 0),
-                _ => return NO_SOCKET,
+                _ => return false,
             }
         };
         if socket.is_null() {
-            return NO_SOCKET;
+            return false;
         }
-        // SAFETY: a socket from one of the lookups, of which the kernel lets this be read; released
-        // once.
-        unsafe {
-            let state = addr_of!((*socket).state).read_volatile();
-            bpf_sk_release(socket.cast());
-            state
+        // SAFETY: a socket from one of the lookups, released once.
+        unsafe { bpf_sk_release(socket.cast()) };
+        true
+    }
+
+    #[inline(always)]
+    fn has_connection(&self, incoming: &Tuple) -> bool {
+        let (mut tuple, size) = sock_tuple(incoming);
+        match incoming.protocol {
+            TCP => !matches!(tcp_state(self.context, &mut tuple, size), NO_SOCKET | TCP_LISTEN),
+            // A UDP socket has this one when it is connected.
+            UDP => udp_state(self.context, &mut tuple, size) == TCP_ESTABLISHED,
+            _ => false,
         }
     }
+}
+
+/// The state of the socket that would take such packets. Each kind of lookup is a function of its
+/// own: one instruction must not read from both kinds of socket, which the compiler makes of two.
+#[inline(never)]
+fn tcp_state(context: *mut c_void, tuple: &mut bpf_sock_tuple, size: u32) -> u32 {
+    // SAFETY: a valid context and a tuple of at least that size; a socket from the lookup, of which
+    // this may be read, released once.
+    unsafe {
+        let socket = bpf_skc_lookup_tcp(context, tuple, size, CURRENT_NETNS, 0);
+        if socket.is_null() {
+            return NO_SOCKET;
+        }
+        let state = addr_of!((*socket).state).read_volatile();
+        bpf_sk_release(socket.cast());
+        state
+    }
+}
+
+#[inline(never)]
+fn udp_state(context: *mut c_void, tuple: &mut bpf_sock_tuple, size: u32) -> u32 {
+    // SAFETY: as in `tcp_state`.
+    unsafe {
+        let socket = bpf_sk_lookup_udp(context, tuple, size, CURRENT_NETNS, 0);
+        if socket.is_null() {
+            return NO_SOCKET;
+        }
+        let state = addr_of!((*socket).state).read_volatile();
+        bpf_sk_release(socket.cast());
+        state
+    }
+}
+
+/// As the kernel's lookups take it, and the size that tells them the family.
+#[inline(always)]
+fn sock_tuple(incoming: &Tuple) -> (bpf_sock_tuple, u32) {
+    // SAFETY: integers and unions of integers, for which zeros are valid.
+    let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
+    let (source, destination) = (incoming.source.words(), incoming.destination.words());
+    // The kernel tells the families apart by this size.
+    let size = if incoming.source.to_v4().is_some() {
+        // SAFETY: a field of a union of integers.
+        unsafe {
+            let v4 = &mut tuple.__bindgen_anon_1.ipv4;
+            v4.saddr = source[3].to_kernel();
+            v4.daddr = destination[3].to_kernel();
+            v4.sport = incoming.source_port.to_kernel() as u16;
+            v4.dport = incoming.destination_port.to_kernel() as u16;
+        }
+        12
+    } else {
+        // SAFETY: a field of a union of integers.
+        unsafe {
+            let v6 = &mut tuple.__bindgen_anon_1.ipv6;
+            v6.saddr = source.map(|word| word.to_kernel());
+            v6.daddr = destination.map(|word| word.to_kernel());
+            v6.sport = incoming.source_port.to_kernel() as u16;
+            v6.dport = incoming.destination_port.to_kernel() as u16;
+        }
+        36
+    };
+    (tuple, size)
 }
