@@ -315,6 +315,9 @@ fn begin(
         }
         return refuse_unmatched(tables, config, arrival, &work.headers.tuple.destination);
     }
+    if !arrival.wrapped && is_nodes_own(tables, network, &work.headers, arrival) {
+        return Verdict::Pass;
+    }
     if arrival.hook == Hook::Xdp {
         make_way(tables, &work.headers, arrival);
     }
@@ -350,6 +353,23 @@ fn begin(
 #[inline(always)]
 const fn is_in_the_middle(headers: &Headers) -> bool {
     headers.tuple.protocol == TCP && headers.tcp_flags & (tcp::SYN | tcp::ACK) != tcp::SYN
+}
+
+/// Of a connection of the node itself, whose port is a node port as well: its client's that was
+/// bound to that port, or one that its server had before the Service. A node port is where
+/// connections begin, which the node's own sockets get none of then.
+#[cfg_attr(target_arch = "bpf", inline(never))]
+fn is_nodes_own(
+    tables: &impl Tables,
+    network: &impl Network,
+    headers: &Headers,
+    arrival: &Arrival,
+) -> bool {
+    let Tuple { destination, protocol, .. } = headers.tuple;
+    arrival.hook != Hook::Egress
+        && (is_in_the_middle(headers) || protocol == UDP)
+        && tables.client(&destination) & client::NODE != 0
+        && network.has_connection(&headers.tuple)
 }
 
 #[cfg_attr(target_arch = "bpf", inline(never))]

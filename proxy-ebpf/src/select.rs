@@ -27,7 +27,7 @@ impl Frontend {
 
     /// The set of backends that the range is filled from.
     #[inline(always)]
-    const fn set(&self, client: Client) -> u16 {
+    pub(crate) const fn set(&self, client: Client) -> u16 {
         let local = match client {
             Client::Node => Self::NODE_LOCAL_SET,
             Client::Outside => Self::OUTSIDE_LOCAL_SET,

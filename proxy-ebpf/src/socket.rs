@@ -36,7 +36,7 @@ pub fn connect(
 }
 
 /// `sendmsg(2)` with an address: each datagram anew, so the same socket has to get the same
-/// backend for the same frontend.
+/// backend for the same frontend as long as that one serves.
 #[inline(always)]
 pub fn send(tables: &impl Tables, caller: &Caller, key: &FrontendKey) -> SocketVerdict {
     decide(tables, caller, key, false, |config| flow_of_socket(config, caller.cookie, key))
@@ -82,12 +82,29 @@ fn decide(
     if !loopback && needs_packets(tables, &frontend, key) || is_opted_out(tables, config, caller) {
         return SocketVerdict::Pass;
     }
-    let affinity = AffinityKey::of_namespace(caller.namespace, frontend.service);
-    let number = number(config);
-    match select(tables, &frontend, Client::Node, &affinity, number, caller.now) {
+    let before = if connects { None } else { sent_before(tables, caller, key, &frontend) };
+    let goes_on = before.filter(|(_, backend)| {
+        // Affinity knows the backend itself, as long as it is one to be chosen, and has an end.
+        frontend.affinity == 0 || !backend.has(frontend.set(Client::Node))
+    });
+    let result = match goes_on {
+        Some(known) => Ok(known),
+        None => {
+            let affinity = AffinityKey::of_namespace(caller.namespace, frontend.service);
+            let number = number(config);
+            select(tables, &frontend, Client::Node, &affinity, number, caller.now)
+        }
+    };
+    match result {
         Ok((id, backend)) => {
-            tables.count_frontend(frontend.id, |counters| counters.connections += 1);
-            tables.count_backend(id, |counters| counters.connections += 1);
+            let begins = before.is_none_or(|(before, _)| before != id);
+            if begins {
+                tables.count_frontend(frontend.id, |counters| counters.connections += 1);
+                tables.count_backend(id, |counters| counters.connections += 1);
+            }
+            if begins && !connects {
+                remember(tables, caller, key, id, &backend);
+            }
             record(tables, config, caller, key, connects, id, &backend);
             SocketVerdict::Translate { backend: id, address: backend.address, port: backend.port }
         }
@@ -101,6 +118,38 @@ fn decide(
             SocketVerdict::Refuse(reason)
         }
     }
+}
+
+/// The backend that the socket's datagrams to this frontend have gone to: as long as it serves,
+/// it gets those that follow, whatever else can be chosen by then.
+#[inline(always)]
+fn sent_before(
+    tables: &impl Tables,
+    caller: &Caller,
+    key: &FrontendKey,
+    frontend: &Frontend,
+) -> Option<(BackendId, Backend)> {
+    let peer = tables.peer(&SocketKey::sent(caller.cookie, key.address(), key.port()))?;
+    let backend = tables.backend(peer.backend)?;
+    // The id may be another backend's by now.
+    let is_it = backend.is_there()
+        && backend.service == frontend.service
+        && backend.address == peer.address
+        && backend.port == peer.port;
+    is_it.then_some((peer.backend, backend))
+}
+
+#[inline(always)]
+fn remember(
+    tables: &impl Tables,
+    caller: &Caller,
+    key: &FrontendKey,
+    id: BackendId,
+    backend: &Backend,
+) {
+    let Backend { address, port, .. } = *backend;
+    let peer = SocketPeer { address, port, pad: 0, backend: id };
+    tables.set_peer(&SocketKey::sent(caller.cookie, key.address(), key.port()), &peer);
 }
 
 /// What cannot be decided before there is a packet: whose source ranges count, and what becomes

@@ -54,4 +54,6 @@ pub trait Network {
     fn source_for(&self, destination: &Address) -> Address;
     /// A socket of the node would take packets that look like this.
     fn has_socket(&self, incoming: &Tuple) -> bool;
+    /// One that is connected to where they come from, or is about to be; not one that listens.
+    fn has_connection(&self, incoming: &Tuple) -> bool;
 }

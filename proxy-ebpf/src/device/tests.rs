@@ -172,6 +172,28 @@ fn connections_of_another_proxys_are_left_to_it() {
     assert_ne!(node.send(&later(4000)).1, Some(client(4000)), "there is no other proxy");
 }
 
+/// A client of the node that was bound to the node port, or a server that had the port before.
+#[test]
+fn connections_of_the_node_itself_are_not_taken_for_the_node_ports() {
+    let mut node = Node::new();
+    node.frontend(NODE, TCP, 0, 0..1);
+    node.frontend(NODE, UDP, 0, 0..1);
+    let own = |protocol| tuple(protocol, (CLIENT, 443), (NODE, 80));
+    node.tables.connections_of_node = [own(TCP), own(UDP)].into();
+    for tcp_flags in [tcp::SYN | tcp::ACK, tcp::ACK, tcp::FIN | tcp::ACK, tcp::RST] {
+        let seen = node.send(&Frame { tcp_flags, ..Frame::new(own(TCP), b"") });
+        assert_eq!(seen, (Fate::Next, Some(own(TCP))), "{tcp_flags}");
+    }
+    assert_eq!(node.send(&Frame::new(own(UDP), b"x")).1, Some(own(UDP)));
+    assert!(node.tables.flows.borrow().is_empty() && node.drops().is_empty());
+    // What begins there is the Service's, and so is what comes from elsewhere.
+    let to = |seen: (Fate, Option<Tuple>)| seen.1.unwrap().destination;
+    assert_eq!(to(node.syn(own(TCP))), ip("10.244.0.5"));
+    let other = |protocol| tuple(protocol, (CLIENT, 444), (NODE, 80));
+    assert_eq!(to(node.send(&Frame::new(other(UDP), b"x"))), ip("10.244.0.5"));
+    assert_eq!(to(node.send(&Frame::new(other(TCP), b"x"))), ip("10.244.0.5"));
+}
+
 #[test]
 fn a_remote_backend_sees_the_node_and_both_directions_are_sent_on() {
     let mut node = Node::new();

@@ -35,6 +35,8 @@ pub struct Fake {
     pub opt_outs: Vec<OptOut>,
     /// Ports on which the node listens.
     pub sockets_of_node: Vec<u16>,
+    /// What its connected sockets receive.
+    pub connections_of_node: Vec<Tuple>,
     pub affinity: RefCell<HashMap<AffinityKey, Affinity>>,
     pub flows: RefCell<HashMap<Tuple, Flow>>,
     /// No flow is entered beyond this many entries.
@@ -139,5 +141,8 @@ impl Network for Fake {
     }
     fn has_socket(&self, incoming: &Tuple) -> bool {
         self.sockets_of_node.contains(&incoming.destination_port.to_host())
+    }
+    fn has_connection(&self, incoming: &Tuple) -> bool {
+        self.connections_of_node.contains(incoming)
     }
 }

@@ -151,7 +151,7 @@ pub struct Affinity {
     pub place: u32,
 }
 
-/// A socket and a backend it was sent to.
+/// A socket and a backend it was sent to, or (see [`SocketKey::sent`]) a frontend.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct SocketKey {
@@ -168,9 +168,17 @@ impl SocketKey {
     pub const fn new(cookie: u64, address: Address, port: Be16) -> Self {
         Self { cookie, address, port, pad: [0; 6] }
     }
+
+    /// Of the frontend that an unconnected UDP socket has sent to: the value says which backend
+    /// its datagrams have gone to. Nothing is received under such a key.
+    #[must_use]
+    #[inline(always)]
+    pub const fn sent(cookie: u64, frontend: Address, port: Be16) -> Self {
+        Self { cookie, address: frontend, port, pad: [1, 0, 0, 0, 0, 0] }
+    }
 }
 
-/// The frontend that the socket's owner knows the backend as.
+/// The frontend that the socket's owner knows the backend as; the other way round for a frontend.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct SocketPeer {

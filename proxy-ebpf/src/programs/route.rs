@@ -2,6 +2,7 @@
 
 use core::ffi::c_void;
 use core::mem::size_of;
+use core::ptr::addr_of;
 
 use aya_ebpf::bindings::{bpf_fib_lookup as Params, bpf_sock_tuple};
 use aya_ebpf::helpers::generated::{
@@ -25,6 +26,11 @@ const SUCCESS: i64 = 0;
 const NOT_FWDED: i64 = 4;
 const NO_NEIGH: i64 = 7;
 const FRAG_NEEDED: i64 = 8;
+
+/// `include/net/tcp_states.h`; no socket is in the state 0.
+const NO_SOCKET: u32 = 0;
+const TCP_ESTABLISHED: u32 = 1;
+const TCP_LISTEN: u32 = 10;
 
 /// Where a packet of a program's context is.
 pub struct Place {
@@ -134,31 +140,7 @@ impl Network for Place {
 
     #[inline(always)]
     fn has_socket(&self, incoming: &Tuple) -> bool {
-        // SAFETY: integers and unions of integers, for which zeros are valid.
-        let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
-        let (source, destination) = (incoming.source.words(), incoming.destination.words());
-        // The kernel tells the families apart by this size.
-        let size = if incoming.source.to_v4().is_some() {
-            // SAFETY: a field of a union of integers.
-            unsafe {
-                let v4 = &mut tuple.__bindgen_anon_1.ipv4;
-                v4.saddr = source[3].to_kernel();
-                v4.daddr = destination[3].to_kernel();
-                v4.sport = incoming.source_port.to_kernel() as u16;
-                v4.dport = incoming.destination_port.to_kernel() as u16;
-            }
-            12
-        } else {
-            // SAFETY: a field of a union of integers.
-            unsafe {
-                let v6 = &mut tuple.__bindgen_anon_1.ipv6;
-                v6.saddr = source.map(|word| word.to_kernel());
-                v6.daddr = destination.map(|word| word.to_kernel());
-                v6.sport = incoming.source_port.to_kernel() as u16;
-                v6.dport = incoming.destination_port.to_kernel() as u16;
-            }
-            36
-        };
+        let (mut tuple, size) = sock_tuple(incoming);
         // SAFETY: a valid context and a tuple of at least that size.
         let socket = unsafe {
             match incoming.protocol {
@@ -174,4 +156,77 @@ impl Network for Place {
         unsafe { bpf_sk_release(socket.cast()) };
         true
     }
+
+    #[inline(always)]
+    fn has_connection(&self, incoming: &Tuple) -> bool {
+        let (mut tuple, size) = sock_tuple(incoming);
+        match incoming.protocol {
+            TCP => !matches!(tcp_state(self.context, &mut tuple, size), NO_SOCKET | TCP_LISTEN),
+            // A UDP socket has this one when it is connected.
+            UDP => udp_state(self.context, &mut tuple, size) == TCP_ESTABLISHED,
+            _ => false,
+        }
+    }
+}
+
+/// The state of the socket that would take such packets. Each kind of lookup is a function of its
+/// own: one instruction must not read from both kinds of socket, which the compiler makes of two.
+#[inline(never)]
+fn tcp_state(context: *mut c_void, tuple: &mut bpf_sock_tuple, size: u32) -> u32 {
+    // SAFETY: a valid context and a tuple of at least that size; a socket from the lookup, of which
+    // this may be read, released once.
+    unsafe {
+        let socket = bpf_skc_lookup_tcp(context, tuple, size, CURRENT_NETNS, 0);
+        if socket.is_null() {
+            return NO_SOCKET;
+        }
+        let state = addr_of!((*socket).state).read_volatile();
+        bpf_sk_release(socket.cast());
+        state
+    }
+}
+
+#[inline(never)]
+fn udp_state(context: *mut c_void, tuple: &mut bpf_sock_tuple, size: u32) -> u32 {
+    // SAFETY: as in `tcp_state`.
+    unsafe {
+        let socket = bpf_sk_lookup_udp(context, tuple, size, CURRENT_NETNS, 0);
+        if socket.is_null() {
+            return NO_SOCKET;
+        }
+        let state = addr_of!((*socket).state).read_volatile();
+        bpf_sk_release(socket.cast());
+        state
+    }
+}
+
+/// As the kernel's lookups take it, and the size that tells them the family.
+#[inline(always)]
+fn sock_tuple(incoming: &Tuple) -> (bpf_sock_tuple, u32) {
+    // SAFETY: integers and unions of integers, for which zeros are valid.
+    let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
+    let (source, destination) = (incoming.source.words(), incoming.destination.words());
+    // The kernel tells the families apart by this size.
+    let size = if incoming.source.to_v4().is_some() {
+        // SAFETY: a field of a union of integers.
+        unsafe {
+            let v4 = &mut tuple.__bindgen_anon_1.ipv4;
+            v4.saddr = source[3].to_kernel();
+            v4.daddr = destination[3].to_kernel();
+            v4.sport = incoming.source_port.to_kernel() as u16;
+            v4.dport = incoming.destination_port.to_kernel() as u16;
+        }
+        12
+    } else {
+        // SAFETY: a field of a union of integers.
+        unsafe {
+            let v6 = &mut tuple.__bindgen_anon_1.ipv6;
+            v6.saddr = source.map(|word| word.to_kernel());
+            v6.daddr = destination.map(|word| word.to_kernel());
+            v6.sport = incoming.source_port.to_kernel() as u16;
+            v6.dport = incoming.destination_port.to_kernel() as u16;
+        }
+        36
+    };
+    (tuple, size)
 }

@@ -1,4 +1,5 @@
 use core::net::Ipv4Addr;
+use std::vec;
 use std::vec::Vec;
 
 use super::*;
@@ -139,6 +140,58 @@ fn a_socket_sends_all_its_datagrams_to_one_backend() {
 }
 
 #[test]
+fn datagrams_of_a_socket_stay_with_their_backend_as_long_as_it_serves() {
+    let mut tables = tables();
+    let sent = |tables: &Fake, cookie| send(tables, &Caller { cookie, ..CALLER }, &key(UDP));
+    let before: Vec<_> = (0..40).map(|cookie| sent(&tables, cookie)).collect();
+    let known = tables.backends[0];
+    let at = |last: u8| Backend { address: Ipv4Addr::new(10, 244, 0, last).into(), ..known };
+    // Another endpoint, so that the range is another one, too.
+    tables.backends.push(at(13));
+    tables.slots = [3, 0, 1, 2].map(BackendId).into();
+    change(&mut tables, |frontend| frontend.node.len = 4);
+    let after: Vec<_> = (0..40).map(|cookie| sent(&tables, cookie)).collect();
+    assert_eq!(before, after);
+    assert_eq!(tables.frontend_counters.borrow()[&ID].connections, 40, "they began once");
+    assert!((40..80).any(|cookie| sent(&tables, cookie) == translated(&tables, 3)));
+    // One that is terminating and serves has no slot; one that is gone is none.
+    tables.backends[0].flags = Backend::SERVING;
+    tables.backends[1].flags = Backend::LEAVING;
+    tables.slots = [3, 3, 3, 2].map(BackendId).into();
+    for (cookie, before) in (0..40).zip(&before) {
+        let now = sent(&tables, cookie);
+        if *before == translated(&tables, 1) {
+            assert!([translated(&tables, 2), translated(&tables, 3)].contains(&now));
+        } else {
+            assert_eq!(now, *before);
+        }
+    }
+    // Its id is another backend's.
+    let gone = translated(&tables, 2);
+    tables.backends[2] = at(99);
+    assert!(before.contains(&gone));
+    assert!((0..40).all(|cookie| sent(&tables, cookie) != gone));
+}
+
+#[test]
+fn datagrams_follow_affinity_while_their_backend_can_be_chosen() {
+    let mut tables = tables();
+    change(&mut tables, |frontend| frontend.affinity = 10);
+    let first = send(&tables, &CALLER, &key(UDP));
+    let at = |seconds| Caller { now: seconds * crate::select::SECOND, ..CALLER };
+    assert_eq!(send(&tables, &at(9), &key(UDP)), first);
+    assert_eq!(send(&tables, &at(18), &key(UDP)), first, "it slides");
+    let sibling = Caller { cookie: 78, ..at(19) };
+    assert_eq!(send(&tables, &sibling, &key(UDP)), first);
+    let SocketVerdict::Translate { backend, .. } = first else { panic!() };
+    tables.backends[backend.0 as usize].flags = Backend::SERVING;
+    assert_eq!(send(&tables, &at(20), &key(UDP)), first, "the flow goes on");
+    let stranger = Caller { cookie: 79, ..at(20) };
+    tables.slots = vec![BackendId((backend.0 + 1) % 3); 3];
+    assert_ne!(send(&tables, &stranger, &key(UDP)), first, "no other begins there");
+}
+
+#[test]
 fn a_peer_is_known_as_the_frontend() {
     let mut tables = tables();
     let Backend { address, port, .. } = tables.backends[0];
@@ -163,10 +216,10 @@ fn a_connected_udp_socket_is_remembered_apart_and_until_it_is_closed() {
     let _ = connect(&tables, &CALLER, &key(TCP), 0);
     let other = Caller { cookie: CALLER.cookie + 1, ..CALLER };
     let _ = send(&tables, &other, &key(UDP));
-    assert_eq!(tables.peers.borrow().len(), 2);
+    assert_eq!(tables.peers.borrow().len(), 3, "one of them by its frontend");
     assert!(tables.udp_peers.borrow().is_empty(), "these are many");
     let _ = connect(&tables, &CALLER, &key(UDP), 0);
-    assert_eq!((tables.peers.borrow().len(), tables.udp_peers.borrow().len()), (2, 1));
+    assert_eq!((tables.peers.borrow().len(), tables.udp_peers.borrow().len()), (3, 1));
     closed(&tables, CALLER.cookie + 1, address, port);
     assert_eq!(tables.udp_peers.borrow().len(), 1, "another socket");
     closed(&tables, CALLER.cookie, address, port);
