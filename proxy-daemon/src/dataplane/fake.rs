@@ -63,6 +63,11 @@ impl ObjectKey for Key {
         Some(Self::Server(*frontend))
     }
 
+    /// Not its address, so that there is something besides.
+    fn usual(frontend: &FrontendKey) -> Vec<Self> {
+        vec![Self::Server(*frontend)]
+    }
+
     fn parent(&self) -> Option<Self> {
         match self {
             Self::Backend(frontend, _) => Some(Self::Server(*frontend)),

@@ -11,8 +11,9 @@ use super::Placement;
 /// Pruned no earlier than at this size.
 const SMALLEST: usize = 1024;
 
+/// One copy of each value that somebody has.
 #[derive(Debug)]
-struct Pool<T: ?Sized + Eq + Hash> {
+pub struct Pool<T: ?Sized + Eq + Hash> {
     held: HashSet<Arc<T>>,
     /// What nobody has any more goes when there are this many.
     prune_at: usize,
@@ -43,7 +44,8 @@ impl<T: ?Sized + Eq + Hash> Default for Pool<T> {
 }
 
 impl<T: ?Sized + Eq + Hash> Pool<T> {
-    fn get(&mut self, value: &T, copy: impl FnOnce(&T) -> Arc<T>) -> Arc<T> {
+    /// The one that is equal to `value`: `copy`, when there is none yet.
+    pub fn get(&mut self, value: &T, copy: impl FnOnce(&T) -> Arc<T>) -> Arc<T> {
         if let Some(held) = self.held.get(value) {
             return Arc::clone(held);
         }

@@ -18,7 +18,7 @@ mod update;
 
 pub use cidr::ServiceCidr;
 pub use host_port::HostPort;
-pub use intern::intern;
+pub use intern::{Pool, intern};
 pub use local::LocalDetect;
 pub use node::{Node, NodeName, Zone};
 pub use scheduling::{DEFAULT_WEIGHT, SchedulerFlags, Scheduling, Weights};

@@ -18,48 +18,11 @@ struct Rank {
 /// can be had again from the Service, and would be the largest part of this.
 #[derive(Debug, Default)]
 pub struct Claims {
-    frontends: HashMap<FrontendKey, Contenders>,
+    holders: HashMap<FrontendKey, Rank>,
+    /// Of frontends that several claim, in the order of their ranks.
+    losers: HashMap<FrontendKey, Vec<Rank>>,
     by_service: HashMap<ObjectName, (i64, Box<[FrontendKey]>)>,
     conflicts: usize,
-}
-
-/// Claims of one frontend. Nearly always there is one.
-#[derive(Debug)]
-struct Contenders {
-    holder: Rank,
-    /// In the order of their ranks.
-    losers: Vec<Rank>,
-}
-
-impl Contenders {
-    /// Whether the claim is a new one.
-    fn insert(&mut self, mut rank: Rank) -> bool {
-        if rank == self.holder {
-            return false;
-        }
-        if rank < self.holder {
-            std::mem::swap(&mut rank, &mut self.holder);
-        }
-        match self.losers.binary_search(&rank) {
-            Ok(_) => false,
-            Err(at) => {
-                self.losers.insert(at, rank);
-                true
-            }
-        }
-    }
-
-    /// Whether nobody is left.
-    fn remove(&mut self, rank: &Rank) -> bool {
-        if *rank != self.holder {
-            self.losers.retain(|held| held != rank);
-        } else if self.losers.is_empty() {
-            return true;
-        } else {
-            self.holder = self.losers.remove(0);
-        }
-        false
-    }
 }
 
 /// A frontend that one Service wants and another, older one holds.
@@ -116,50 +79,68 @@ impl Claims {
     }
 
     fn insert(&mut self, key: &FrontendKey, rank: &Rank, conflicts: &mut Vec<Conflict>) {
-        let claims = match self.frontends.entry(*key) {
+        let holder = match self.holders.entry(*key) {
             Entry::Vacant(vacant) => {
-                vacant.insert(Contenders { holder: rank.clone(), losers: Vec::new() });
+                vacant.insert(rank.clone());
                 return;
             }
             Entry::Occupied(occupied) => occupied.into_mut(),
         };
-        let before = claims.holder.clone();
-        if claims.insert(rank.clone()) {
+        if holder == rank {
+            return;
+        }
+        let mut loser = rank.clone();
+        if loser < *holder {
+            std::mem::swap(&mut loser, holder);
+        }
+        let losers = self.losers.entry(*key).or_default();
+        if let Err(at) = losers.binary_search(&loser) {
             self.conflicts += 1;
-            let (holder, loser) = if before < *rank { (&before, rank) } else { (rank, &before) };
             conflicts.push(Conflict {
                 key: *key,
                 loser: loser.service.clone(),
                 holder: holder.service.clone(),
             });
+            losers.insert(at, loser);
         }
     }
 
     fn remove(&mut self, key: &FrontendKey, rank: &Rank) {
-        let Some(claims) = self.frontends.get_mut(key) else { return };
-        let before = claims.losers.len();
-        let is_free = claims.remove(rank);
-        self.conflicts -= before - claims.losers.len();
-        if is_free {
-            self.frontends.remove(key);
+        let Some(holder) = self.holders.get_mut(key) else { return };
+        let holds = holder == rank;
+        let Some(losers) = self.losers.get_mut(key) else {
+            if holds {
+                self.holders.remove(key);
+            }
+            return;
+        };
+        let before = losers.len();
+        if holds {
+            *holder = losers.remove(0);
+        } else {
+            losers.retain(|held| held != rank);
+        }
+        self.conflicts -= before - losers.len();
+        if losers.is_empty() {
+            self.losers.remove(key);
         }
     }
 
     /// Whose claim wins.
     #[must_use]
     pub fn holder(&self, key: &FrontendKey) -> Option<&ObjectName> {
-        self.frontends.get(key).map(|claims| &claims.holder.service)
+        self.holders.get(key).map(|holder| &holder.service)
     }
 
     /// Frontends that have a holder.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.frontends.len()
+        self.holders.len()
     }
 
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.frontends.is_empty()
+        self.holders.is_empty()
     }
 
     /// Claims that lost to an older Service.

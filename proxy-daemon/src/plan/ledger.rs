@@ -13,8 +13,10 @@ use crate::policy::FrontendKey;
 #[derive(Debug)]
 pub struct Ledger<K: ObjectKey> {
     entries: BTreeMap<K, Entry<K::Value>>,
-    /// Without those that are found as children of another.
-    by_frontend: HashMap<FrontendKey, Box<[K]>>,
+    /// Which of its usual objects a frontend wants.
+    usual: HashMap<FrontendKey, u16>,
+    /// What a frontend wants besides, without those that are found as children of another.
+    besides: HashMap<FrontendKey, Box<[K]>>,
     /// Counts readbacks; the one under way, or else the last.
     readback: u32,
     reading: bool,
@@ -120,11 +122,17 @@ fn is_found_as_child<K: ObjectKey>(key: &K) -> bool {
     key.parent().and_then(|parent| parent.children()).is_some_and(|range| range.contains(key))
 }
 
+/// Each of a frontend's usual objects with its bit.
+fn usual<K: ObjectKey>(frontend: &FrontendKey) -> impl Iterator<Item = (u16, K)> {
+    (0..u16::BITS).map(|place| 1 << place).zip(K::usual(frontend))
+}
+
 impl<K: ObjectKey> Default for Ledger<K> {
     fn default() -> Self {
         Self {
             entries: BTreeMap::new(),
-            by_frontend: HashMap::new(),
+            usual: HashMap::new(),
+            besides: HashMap::new(),
             readback: 0,
             reading: false,
             deleted: HashSet::new(),
@@ -143,7 +151,9 @@ impl<K: ObjectKey> Ledger<K> {
         touched: &mut impl Extend<K>,
     ) {
         let old = self.take_keys(frontend);
-        let mut keys = Vec::new();
+        let places: Vec<(u16, K)> = usual(&frontend).collect();
+        let mut wanted = 0;
+        let mut besides = Vec::new();
         // New before old: a shared object's count must not pass through zero.
         for (key, value) in new {
             let entry = self.entries.entry(key.clone()).or_default();
@@ -152,8 +162,10 @@ impl<K: ObjectKey> Ledger<K> {
                 entry.sides.want(Some(value));
                 touched.extend([key.clone()]);
             }
-            if !is_found_as_child(&key) {
-                keys.push(key);
+            match places.iter().find(|(_, usual)| *usual == key) {
+                Some((bit, _)) => wanted |= bit,
+                None if is_found_as_child(&key) => {}
+                None => besides.push(key),
             }
         }
         for key in old {
@@ -165,14 +177,19 @@ impl<K: ObjectKey> Ledger<K> {
                 touched.extend([key]);
             }
         }
-        if !keys.is_empty() {
-            self.by_frontend.insert(frontend, keys.into_boxed_slice());
+        if wanted != 0 {
+            self.usual.insert(frontend, wanted);
+        }
+        if !besides.is_empty() {
+            self.besides.insert(frontend, besides.into_boxed_slice());
         }
     }
 
     /// All that `frontend` wanted so far.
     fn take_keys(&mut self, frontend: FrontendKey) -> Vec<K> {
-        let mut keys = self.by_frontend.remove(&frontend).unwrap_or_default().into_vec();
+        let mut keys = self.besides.remove(&frontend).unwrap_or_default().into_vec();
+        let wanted = self.usual.remove(&frontend).unwrap_or_default();
+        keys.extend(usual(&frontend).filter(|(bit, _)| wanted & bit != 0).map(|(_, key)| key));
         let ranges: Vec<_> = keys.iter().filter_map(K::children).collect();
         for range in ranges {
             let children = self.entries.range(range);

@@ -49,6 +49,12 @@ pub trait ObjectKey: Clone + Eq + Hash + Ord + fmt::Debug + fmt::Display + Send 
         None
     }
 
+    /// The objects that a frontend wants as a rule, as its key tells them, always in the same
+    /// order: which of the first sixteen it does want takes a bit each to remember.
+    fn usual(_frontend: &FrontendKey) -> Vec<Self> {
+        Vec::new()
+    }
+
     /// The object that this one lives in: when that goes, there is nothing to keep.
     fn parent(&self) -> Option<Self>;
 

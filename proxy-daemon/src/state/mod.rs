@@ -13,8 +13,11 @@ use ipnetwork::IpNetwork;
 
 use crate::model::{Change, EndpointSlice, Event, Family, Node, ObjectName, Service, ServiceCidr};
 
+mod filed;
 #[cfg(test)]
 mod prop_tests;
+
+use filed::Filed;
 
 /// `last-change-trigger-time` of a slice, and its family.
 pub type Trigger = (Family, SystemTime);
@@ -48,7 +51,7 @@ pub struct State {
     services: HashMap<ObjectName, Arc<Service>>,
     /// In the order of their names. Nearly always there is one, for which a map would keep
     /// room for eleven.
-    slices: HashMap<ObjectName, Vec<Arc<EndpointSlice>>>,
+    slices: HashMap<ObjectName, Vec<Filed>>,
     /// Slice name to the Service it was last filed under.
     filed_under: HashMap<ObjectName, ObjectName>,
     /// As last seen: it stays when the object goes.
@@ -99,8 +102,8 @@ impl State {
     }
 
     /// In the order of the slice names, so that merging is deterministic.
-    pub fn slices(&self, service: &ObjectName) -> impl Iterator<Item = &EndpointSlice> {
-        self.slices.get(service).into_iter().flat_map(|slices| slices.iter().map(Arc::as_ref))
+    pub fn slices(&self, service: &ObjectName) -> impl Iterator<Item = EndpointSlice> {
+        self.slices.get(service).into_iter().flatten().map(Filed::slice)
     }
 
     pub fn service_names(&self) -> impl Iterator<Item = &ObjectName> {
@@ -143,7 +146,7 @@ impl State {
     /// This node and the API servers.
     fn hosts(&self) -> impl Iterator<Item = IpAddr> {
         let node = self.node.iter().flat_map(|node| node.addresses.iter().copied());
-        let api = self.slices(&self.api_server).flat_map(|slice| &slice.endpoints);
+        let api = self.slices(&self.api_server).flat_map(|slice| slice.endpoints);
         node.chain(api.map(|endpoint| endpoint.address))
     }
 
@@ -270,21 +273,19 @@ impl State {
             .filed_under
             .get(name)
             .and_then(|service| self.slices.get(service))
-            .and_then(|slices| slices.iter().find(|slice| slice.name == *name))
-            .cloned();
-        if old.as_deref() == new.as_ref() {
+            .and_then(|slices| slices.iter().find(|slice| slice.name == *name));
+        if old.map(Filed::slice) == new {
             return;
         }
         dirty.slice_changes += 1;
-        if let Some(old) = old {
-            dirty.services.insert(old.service.clone());
-            self.filed_under.remove(name);
-            if let Some(slices) = self.slices.get_mut(&old.service) {
+        if let Some(service) = self.filed_under.remove(name) {
+            if let Some(slices) = self.slices.get_mut(&service) {
                 slices.retain(|slice| slice.name != *name);
                 if slices.is_empty() {
-                    self.slices.remove(&old.service);
+                    self.slices.remove(&service);
                 }
             }
+            dirty.services.insert(service);
         }
         if let Some(mut new) = new {
             if let Some((known, _)) = self.services.get_key_value(&new.service) {
@@ -295,7 +296,7 @@ impl State {
             let slices = self.slices.entry(new.service.clone()).or_default();
             let place = slices.partition_point(|slice| slice.name < new.name);
             slices.reserve_exact(1);
-            slices.insert(place, Arc::new(new));
+            slices.insert(place, new.into());
         }
     }
 }

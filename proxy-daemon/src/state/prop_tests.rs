@@ -120,10 +120,8 @@ fn view(state: &State) -> View {
         .service_names()
         .filter_map(|n| state.service(n).map(|s| (n.clone(), (**s).clone())))
         .collect();
-    let slices = (0..4)
-        .map(|n| name("svc", n))
-        .map(|n| (n.clone(), state.slices(&n).cloned().collect()))
-        .collect();
+    let slices =
+        (0..4).map(|n| name("svc", n)).map(|n| (n.clone(), state.slices(&n).collect())).collect();
     (services, slices)
 }
 

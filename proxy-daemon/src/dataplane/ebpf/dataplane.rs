@@ -21,7 +21,7 @@ use super::loader::Limit;
 use super::opt_out;
 use super::pins::Pins;
 use super::plane::{Table, prefix};
-use super::readback::{Found, Reading};
+use super::readback::{FEW, Found, Reading};
 use super::spans::Spans;
 use super::upgrade::Upgrade;
 use super::value::{Key, Lowering, Value};
@@ -430,6 +430,7 @@ impl Dataplane for EbpfPlane {
         Ok(Box::new(move |give| {
             let mut pieces = Pieces::new(give);
             Reading::new(&maps)
+                .remembering(FEW)
                 .run(|Found { key, value, .. }| pieces.put(true, key, value))
                 .map_err(|error| table(&error))?;
             pieces.end();

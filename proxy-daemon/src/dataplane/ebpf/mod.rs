@@ -11,6 +11,7 @@ mod flows;
 pub mod ids;
 mod loader;
 mod locals;
+pub mod members;
 mod object;
 mod opt_out;
 mod per_cpu;

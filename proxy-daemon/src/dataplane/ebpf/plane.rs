@@ -21,13 +21,15 @@ use held::{HeldBackend, NO_ID, Part, parts_of};
 use super::backends::Backends;
 use super::ids::Ranges;
 use super::locals::{Change, Locals};
+use super::members::{Member, Members};
 use super::store::Store;
-use super::value::{Key, Member, Programmed, Set, Value, map_key};
+use super::value::{Key, Programmed, Set, Value, map_key};
 use super::{Capacity, TableError};
 use crate::dataplane::OpError;
 use crate::kernel::netlink::Errno;
 use crate::model::Protocol;
 use crate::plan::Op;
+use crate::policy::FrontendKey;
 
 /// The daemon's side of the service table.
 #[derive(Debug)]
@@ -36,7 +38,7 @@ pub struct Table<S> {
     slots: Ranges,
     frontend_ids: Ranges,
     backend_ids: Ranges,
-    frontends: HashMap<Key, Held>,
+    frontends: HashMap<FrontendKey, Held>,
     /// Ranges by what is in them, for the frontends of a Service to share.
     sets: HashMap<(ServiceId, Arc<Set>), SharedRange>,
     backends: Backends<HeldBackend>,
@@ -102,8 +104,8 @@ pub struct Gone {
 /// What a frontend's value in the map names.
 #[derive(Debug, Clone)]
 struct Held {
-    id: Option<FrontendId>,
-    value: Option<Arc<Programmed>>,
+    id: FrontendId,
+    value: Arc<Programmed>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -214,11 +216,14 @@ impl<S: Store> Table<S> {
 
     pub fn apply(&mut self, op: &Op<Key>, now: Instant) -> Result<(), OpError> {
         let result = match op {
-            Op::Create(key, value) | Op::Update(key, value) | Op::Retire(key, value) => match value
-            {
-                Value::Address => self.set_address(key),
-                Value::Frontend(value) => self.set_frontend(key, value, now),
-            },
+            Op::Create(key, value) | Op::Update(key, value) | Op::Retire(key, value) => {
+                match (key, value) {
+                    (Key::Frontend(key), Value::Frontend(value)) => {
+                        self.set_frontend(key, value, now)
+                    }
+                    (Key::Address(_), _) | (_, Value::Address) => self.set_address(key),
+                }
+            }
             Op::Delete(key) => self.delete(key, now),
         };
         let freed = std::mem::take(&mut self.freed);
@@ -232,20 +237,18 @@ impl<S: Store> Table<S> {
         self.writes += 1;
         let value = layout::Frontend::default();
         let result = self.store.set_frontend(map_key(key), value);
-        result.map_err(|error| self.no_entry(error))?;
-        self.frontends.insert(*key, Held { id: None, value: None });
-        Ok(())
+        result.map_err(|error| self.no_entry(error))
     }
 
     fn set_frontend(
         &mut self,
-        key: &Key,
+        key: &FrontendKey,
         value: &Arc<Programmed>,
         now: Instant,
     ) -> Result<(), OpError> {
         let old = self.frontends.get(key).cloned();
-        let id = match old.as_ref().and_then(|old| old.id) {
-            Some(id) => id,
+        let id = match &old {
+            Some(old) => old.id,
             None => match self.frontend_ids.allocate(1, now) {
                 Some(id) => {
                     self.frontend_counts(FrontendId(id));
@@ -258,19 +261,19 @@ impl<S: Store> Table<S> {
             let Programmed { service, affinity, flags, .. } = **value;
             let in_map = layout::Frontend { node, outside, id, service, affinity, flags };
             self.writes += 1;
-            let result = self.store.set_frontend(map_key(key), in_map);
+            let result = self.store.set_frontend(map_key(&Key::Frontend(*key)), in_map);
             result.map_err(|error| self.no_entry(error))
         });
         if let Err(error) = result {
             // What was taken is released; the frontend is as it was.
             self.release(value, None);
-            if old.and_then(|old| old.id).is_none() {
+            if old.is_none() {
                 self.frontend_ids.give_back(id.0, 1);
             }
             return Err(error);
         }
-        self.frontends.insert(*key, Held { id: Some(id), value: Some(Arc::clone(value)) });
-        let old = old.and_then(|old| old.value);
+        self.frontends.insert(*key, Held { id, value: Arc::clone(value) });
+        let old = old.map(|old| old.value);
         self.count_affinity(old.as_deref(), Some(value));
         if let Some(old) = old {
             self.release(&old, Some(now));
@@ -286,14 +289,12 @@ impl<S: Store> Table<S> {
             Err(error) if error.is_missing() => {}
             Err(error) => return Err(refused(error)),
         }
-        if let Some(Held { id, value }) = self.frontends.remove(key) {
-            if let Some(id) = id {
-                self.frontend_ids.release(id.0, 1, now);
-            }
-            if let Some(value) = value {
-                self.count_affinity(Some(&value), None);
-                self.release(&value, Some(now));
-            }
+        if let Key::Frontend(key) = key
+            && let Some(Held { id, value }) = self.frontends.remove(key)
+        {
+            self.frontend_ids.release(id.0, 1, now);
+            self.count_affinity(Some(&value), None);
+            self.release(&value, Some(now));
         }
         Ok(())
     }
@@ -305,7 +306,7 @@ impl<S: Store> Table<S> {
             *self.source_ranges.entry((value.service, *range)).or_default() += 1;
         }
         for (members, part) in parts_of(value) {
-            for member in members {
+            for member in members.iter() {
                 self.count_backend(value.service, member, part, now);
             }
         }
@@ -352,41 +353,32 @@ impl<S: Store> Table<S> {
         id
     }
 
-    fn count_backend(&mut self, service: ServiceId, member: &Member, part: Part, now: Instant) {
+    fn count_backend(&mut self, service: ServiceId, member: Member, part: Part, now: Instant) {
         let key = (service, member.address, member.port);
         let id = match self.backends.get(&key) {
-            Some(held) => held.id,
+            Some((_, held)) => held.id,
             // Written below, or reported as full.
             None => match self.backend_ids.allocate(1, now) {
                 Some(id) => self.backend_counts(BackendId(id)),
                 None => NO_ID,
             },
         };
-        let held = self.backends.entry(key).or_insert(HeldBackend {
-            id,
-            member: *member,
-            cluster: 0,
-            local: 0,
-            serving: 0,
-            written: 0,
-        });
-        held.member = *member;
-        *held.users(part) += 1;
+        let held = self.backends.put(service, member, || HeldBackend::new(id, 0));
+        held.users(part).one_more();
     }
 
     /// The members' ids, after what the map has otherwise is written in one go.
     fn write_backends(
         &mut self,
         service: ServiceId,
-        members: &[Member],
+        members: &Members,
     ) -> Result<Vec<BackendId>, OpError> {
         let mut ids = Vec::with_capacity(members.len());
         let mut changed = Vec::new();
-        for member in members {
-            let Some(held) = self.backends.get(&(service, member.address, member.port)) else {
-                continue;
-            };
-            let value = held.value(service);
+        for member in members.iter() {
+            let place = (service, member.address, member.port);
+            let Some((member, held)) = self.backends.get(&place) else { continue };
+            let value = held.value(service, member);
             if value.flags != held.written {
                 changed.push((held.id, value));
             }
@@ -400,9 +392,10 @@ impl<S: Store> Table<S> {
         if !changed.is_empty() {
             self.writes += 1;
             self.store.set_backends(&changed).map_err(refused)?;
-            for member in members {
-                if let Some(held) = self.backends.get_mut(&(service, member.address, member.port)) {
-                    held.written = held.value(service).flags;
+            for member in members.iter() {
+                let place = (service, member.address, member.port);
+                if let Some((member, held)) = self.backends.get_mut(&place) {
+                    held.written = held.value(service, member).flags;
                 }
             }
             for (id, value) in changed {
@@ -441,7 +434,7 @@ impl<S: Store> Table<S> {
     ) -> Result<SlotRange, OpError> {
         let ids = self.write_backends(service, &set.members)?;
         let shared = self.sets.get(&(service, Arc::clone(set))).copied();
-        if set.slots.is_empty() {
+        if set.members.is_empty() {
             return Ok(SlotRange::default());
         }
         if let Some(SharedRange { range, .. }) = shared
@@ -449,11 +442,11 @@ impl<S: Store> Table<S> {
         {
             return Ok(range);
         }
-        let len = u32::try_from(set.slots.len()).unwrap_or(u32::MAX);
+        let len = u32::try_from(set.slots().len()).unwrap_or(u32::MAX);
         let Some(base) = self.slots.allocate(len, now) else {
             return Err(self.full(Growing::Slots, len));
         };
-        let slots: Vec<BackendId> = set.slots.iter().map(|slot| ids[*slot as usize]).collect();
+        let slots: Vec<BackendId> = set.slots().map(|slot| ids[slot]).collect();
         self.writes += 1;
         if let Err(error) = self.store.set_slots(base, &slots) {
             self.slots.release(base, len, now);
@@ -481,7 +474,7 @@ impl<S: Store> Table<S> {
             }
         }
         for (members, part) in parts_of(value) {
-            for member in members {
+            for member in members.iter() {
                 self.release_backend(value.service, member, part, now);
             }
         }
@@ -502,38 +495,36 @@ impl<S: Store> Table<S> {
     fn release_backend(
         &mut self,
         service: ServiceId,
-        member: &Member,
+        Member { address, port, .. }: Member,
         part: Part,
         now: Option<Instant>,
     ) {
-        let key = (service, member.address, member.port);
-        let Some(held) = self.backends.get_mut(&key) else { return };
-        let before = held.value(service);
-        *held.users(part) -= 1;
-        let held = *held;
-        let gone = held.cluster + held.local + held.serving == 0;
+        let key = (service, address, port);
+        let Some((member, held)) = self.backends.get(&key) else { return };
+        let before = held.value(service, member);
+        let mut held = *held;
+        held.users(part).one_less();
+        let gone = !held.is_used();
         // A frontend's value that was read before may lead here until the id has rested.
         let after = if gone {
             layout::Backend { flags: layout::Backend::LEAVING, ..before }
         } else {
-            held.value(service)
+            held.value(service, member)
         };
         if after != before && held.id != NO_ID {
             // What is refused here leads to a backend that is none any more.
             let _ = self.write_local(held.id, &layout::Backend { flags: after.flags, ..before });
             self.writes += 1;
-            let written = self.store.set_backends(&[(held.id, after)]).map_or(0, |()| after.flags);
-            if let Some(held) = self.backends.get_mut(&key) {
-                held.written = written;
-            }
+            held.written = self.store.set_backends(&[(held.id, after)]).map_or(0, |()| after.flags);
         }
         if gone {
             self.backends.remove(&key);
             if held.id != NO_ID {
                 free(&mut self.backend_ids, held.id.0, 1, now);
-                let Member { address, port, .. } = held.member;
                 self.freed.push(Gone { id: held.id, address, port });
             }
+        } else if let Some((_, kept)) = self.backends.get_mut(&key) {
+            *kept = held;
         }
     }
 }

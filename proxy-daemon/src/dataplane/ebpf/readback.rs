@@ -7,9 +7,10 @@ use ipnetwork::IpNetwork;
 use proxy_ebpf::layout::{self, BackendId, ServiceId, SlotRange};
 
 use super::TableError;
+use super::members::{Member, Members};
 use super::plane::{member_of, network};
 use super::store::Read;
-use super::value::{Key, Member, Programmed, Set, Value, from_map_key};
+use super::value::{Key, Programmed, Set, Value, from_map_key};
 use crate::model::Protocol;
 
 /// An object, and the map's own value.
@@ -27,9 +28,11 @@ pub struct Reading<'a, R: ?Sized> {
     /// Frontends of a Service share them.
     sets: HashMap<(ServiceId, SlotRange), Arc<Set>>,
     /// By Service, once they were looked for: no slot may name them.
-    serving: Option<HashMap<ServiceId, Arc<[Member]>>>,
+    serving: Option<HashMap<ServiceId, Members>>,
     /// All that a slot names, and those that serve.
     pub backends: HashMap<BackendId, layout::Backend>,
+    /// How much of sets and backends is remembered.
+    memory: usize,
     /// The part of `SLOTS` that was read last, by its first index.
     slots: (u32, Vec<BackendId>),
     /// The same of `BACKENDS`.
@@ -40,6 +43,9 @@ pub struct Reading<'a, R: ?Sized> {
 const SLOTS: u32 = 4096;
 const PART: u32 = 1024;
 
+/// Enough to find again what neighbours share.
+pub const FEW: usize = 1024;
+
 impl<'a, R: Read + ?Sized> Reading<'a, R> {
     pub fn new(maps: &'a R) -> Self {
         Self {
@@ -48,9 +54,17 @@ impl<'a, R: Read + ?Sized> Reading<'a, R> {
             sets: HashMap::new(),
             serving: None,
             backends: HashMap::new(),
+            memory: usize::MAX,
             slots: (0, Vec::new()),
             part: (0, Vec::new()),
         }
+    }
+
+    /// Keeps no more than so many sets, and about as many backends: nobody asks for
+    /// [`Self::backends`].
+    #[must_use]
+    pub fn remembering(self, memory: usize) -> Self {
+        Self { memory, ..self }
     }
 
     /// Gives every object.
@@ -85,7 +99,7 @@ impl<'a, R: Read + ?Sized> Reading<'a, R> {
         in_map: &layout::Frontend,
         udp: bool,
     ) -> Result<Programmed, TableError> {
-        let serving = if udp { self.serving(in_map.service)? } else { Arc::default() };
+        let serving = if udp { self.serving(in_map.service)? } else { Members::default() };
         let guarded = in_map.flags & layout::Frontend::SOURCE_RANGES != 0;
         let source_ranges = self.ranges.get(&in_map.service).filter(|_| guarded);
         Ok(Programmed {
@@ -99,7 +113,7 @@ impl<'a, R: Read + ?Sized> Reading<'a, R> {
         })
     }
 
-    fn serving(&mut self, service: ServiceId) -> Result<Arc<[Member]>, TableError> {
+    fn serving(&mut self, service: ServiceId) -> Result<Members, TableError> {
         if self.serving.is_none() {
             let mut all: HashMap<ServiceId, BTreeSet<Member>> = HashMap::new();
             let mut first = 0;
@@ -117,7 +131,7 @@ impl<'a, R: Read + ?Sized> Reading<'a, R> {
                 }
             }
             let list = |(service, members): (_, BTreeSet<Member>)| {
-                (service, members.into_iter().collect::<Arc<[Member]>>())
+                (service, Members::from(Vec::from_iter(members)))
             };
             self.serving = Some(all.into_iter().map(list).collect());
         }
@@ -151,6 +165,12 @@ impl<'a, R: Read + ?Sized> Reading<'a, R> {
     fn set(&mut self, service: ServiceId, range: SlotRange) -> Result<Arc<Set>, TableError> {
         if let Some(set) = self.sets.get(&(service, range)) {
             return Ok(Arc::clone(set));
+        }
+        if self.sets.len() >= self.memory {
+            self.sets.clear();
+        }
+        if self.backends.len() >= self.memory {
+            self.backends.clear();
         }
         let mut members = Vec::new();
         for id in self.slots(range)? {

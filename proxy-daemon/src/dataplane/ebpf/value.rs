@@ -10,6 +10,7 @@ use proxy_ebpf::layout::{self, ServiceId};
 use proxy_ebpf::order::Be16;
 use proxy_ebpf::parse::{SCTP, TCP, UDP};
 
+use super::members::{Member, Members};
 use super::slots::{Fill, Share, fill, key_of};
 use crate::model::{LocalDetect, Protocol};
 use crate::plan::{ObjectKey, Standing};
@@ -72,7 +73,7 @@ pub struct Programmed {
     pub node: Arc<Set>,
     pub outside: Arc<Set>,
     /// Of UDP, which has no end: all endpoints that serve, whose flows go on. Sorted.
-    pub serving: Arc<[Member]>,
+    pub serving: Members,
     /// Sorted; of no meaning without the flag.
     pub source_ranges: BTreeSet<IpNetwork>,
 }
@@ -81,18 +82,10 @@ pub struct Programmed {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Set {
     /// Sorted; only those that have a slot.
-    pub members: Box<[Member]>,
-    /// Indices into `members`.
-    pub slots: Box<[u32]>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Member {
-    pub address: IpAddr,
-    pub port: u16,
-    pub local: bool,
-    /// A process of the node itself.
-    pub host: bool,
+    pub members: Members,
+    /// For each slot the index of its member. Empty when each has one, in their order: without
+    /// weights and Maglev hashing that is so.
+    order: Box<[u32]>,
 }
 
 impl Set {
@@ -121,7 +114,15 @@ impl Set {
         members.sort_unstable();
         members.dedup();
         let index = |member| members.binary_search(member).map_or(u32::MAX, index32);
-        Self { slots: slots.iter().map(index).collect(), members: members.into() }
+        let in_order = members == slots;
+        let order = if in_order { Box::default() } else { slots.iter().map(index).collect() };
+        Self { members: members.into(), order }
+    }
+
+    /// For each slot the index of its member.
+    pub fn slots(&self) -> impl ExactSizeIterator<Item = usize> + '_ {
+        let count = if self.order.is_empty() { self.members.len() } else { self.order.len() };
+        (0..count).map(|slot| self.order.get(slot).map_or(slot, |member| *member as usize))
     }
 }
 
@@ -189,9 +190,9 @@ impl Lowering {
         }
     }
 
-    fn serving(&self, key: &FrontendKey, frontend: &Frontend) -> Arc<[Member]> {
+    fn serving(&self, key: &FrontendKey, frontend: &Frontend) -> Members {
         if key.protocol != Protocol::Udp {
-            return Arc::default();
+            return Members::default();
         }
         let serving = frontend.endpoints.iter().filter(|endpoint| endpoint.serving);
         let member = |endpoint: &Known| Member {
@@ -200,7 +201,7 @@ impl Lowering {
             local: endpoint.local,
             host: endpoint.local && self.own.contains(&endpoint.at.address),
         };
-        serving.map(member).collect()
+        serving.map(member).collect::<Vec<_>>().into()
     }
 
     fn flags(&self, key: &FrontendKey, frontend: &Frontend) -> u32 {

@@ -19,6 +19,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
@@ -37,7 +38,7 @@ use crate::kernel::modules::MissingModule;
 use crate::kernel::netlink::generic::resolve_family;
 use crate::kernel::netlink::{Errno, Netlink};
 use crate::kernel::sysctl::{KernelVersion, Sysctls, ipvs_settings};
-use crate::model::{Family, LocalDetect, Node};
+use crate::model::{Family, LocalDetect, Node, Pool};
 use crate::plan::Op;
 use crate::policy::{Frontend, FrontendKey};
 
@@ -121,6 +122,8 @@ pub struct IpvsPlane<N: Netlink> {
     complained: Vec<&'static str>,
     /// Those that Services asked for, and whether the kernel has them.
     schedulers: HashMap<SchedulerName, bool>,
+    /// Most virtual servers have one and the same.
+    configurations: Pool<ServerConfig>,
     /// Only absent while it is being used.
     takeover: Option<Takeover>,
     /// `None`: it is gone.
@@ -166,6 +169,7 @@ impl<N: Netlink + 'static> IpvsPlane<N> {
             service_cidrs: Vec::new(),
             complained: Vec::new(),
             schedulers: HashMap::new(),
+            configurations: Pool::default(),
             takeover: Some(seams.takeover),
             predecessor: Some(seams.predecessor),
         }
@@ -322,7 +326,13 @@ impl<N: Netlink + 'static> Dataplane for IpvsPlane<N> {
 
     fn lower(&mut self, key: &FrontendKey, frontend: &Frontend) -> Vec<(Key, Value)> {
         let scheduler = self.scheduler_for(frontend);
-        objects::lower(key, frontend, &scheduler)
+        let mut objects = objects::lower(key, frontend, &scheduler);
+        for (_, value) in &mut objects {
+            if let Value::VirtualServer(config) = value {
+                *config = self.configurations.get(config, |_| Arc::clone(config));
+            }
+        }
+        objects
     }
 
     fn surroundings_changed(&mut self, now: Surroundings<'_>) -> bool {

@@ -49,7 +49,7 @@ pub enum Value {
 }
 
 /// What of a virtual server can be changed in place.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ServerConfig {
     pub scheduler: SchedulerName,
     pub flags: ServiceFlags,
@@ -161,6 +161,29 @@ impl ObjectKey for Key {
 
     fn server_of(frontend: &FrontendKey) -> Option<Self> {
         Some(Self::VirtualServer(*frontend))
+    }
+
+    /// All but what endpoints and source ranges add.
+    fn usual(frontend: &FrontendKey) -> Vec<Self> {
+        const SETS: [Set; 7] = [
+            Set::Owned,
+            Set::Frontends,
+            Set::ClusterIps,
+            Set::Masquerade,
+            Set::Reject,
+            Set::Drop,
+            Set::Guarded,
+        ];
+        let FrontendKey { address, protocol, port } = *frontend;
+        let element = |set| Self::Element(Element::port(set, address, protocol, port.get()));
+        let others = [
+            Self::Element(Element::vip(address)),
+            Self::Address(address),
+            Self::VirtualServer(*frontend),
+            Self::Redirect(Set::ShortCircuit, *frontend),
+            Self::Redirect(Set::Shared, *frontend),
+        ];
+        SETS.into_iter().map(element).chain(others).collect()
     }
 
     fn parent(&self) -> Option<Self> {
@@ -327,6 +350,33 @@ mod tests {
         assert_eq!(count(|k| matches!(k, Key::RealServer(..))), 2);
         let expected = [Set::Owned, Set::Frontends, Set::ClusterIps, Set::Hairpin, Set::Vips];
         assert_eq!(sets(&objects), expected, "hairpin for the local endpoint only");
+    }
+
+    #[test]
+    fn what_a_frontend_wants_is_usual_but_for_what_endpoints_and_ranges_add() {
+        let redirected = Frontend {
+            masquerade: Masquerade::Always,
+            short_circuit: Some(key(Protocol::Tcp)),
+            shared: Some(key(Protocol::Tcp)),
+            source_ranges: Arc::from(["203.0.113.0/24".parse().unwrap()]),
+            ..frontend(&[1])
+        };
+        let dropped = Frontend { when_empty: WhenEmpty::Drop, ..frontend(&[]) };
+        let usual = Key::usual(&key(Protocol::Tcp));
+        assert!(usual.len() <= 16);
+        let mut wanted = std::collections::BTreeSet::new();
+        for frontend in [frontend(&[1]), frontend(&[]), redirected, dropped] {
+            for (key, _) in lowered(&key(Protocol::Tcp), &frontend) {
+                match &key {
+                    Key::RealServer(..) => assert!(!usual.contains(&key)),
+                    Key::Element(element) if matches!(element.set, Set::Hairpin | Set::Allowed) => {
+                        assert!(!usual.contains(&key));
+                    }
+                    _ => _ = wanted.insert(key),
+                }
+            }
+        }
+        assert_eq!(wanted, usual.into_iter().collect());
     }
 
     #[test]

@@ -57,9 +57,20 @@ pub struct EngineConfig {
 #[derive(Debug, Clone, Default)]
 struct Summary {
     backends: usize,
+    /// Few have it.
+    rare: Option<Box<Rare>>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Rare {
     no_local: NoLocal,
-    /// Few have one.
-    health_check: Option<Box<HealthCheck>>,
+    health_check: Option<HealthCheck>,
+}
+
+impl Summary {
+    fn rare(&self) -> Rare {
+        self.rare.as_deref().copied().unwrap_or_default()
+    }
 }
 
 /// What became of operations.
@@ -346,15 +357,15 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
     fn lower_service(&mut self, name: &ObjectName, touched: &mut BTreeSet<D::Key>) {
         let service = self.state.service(name).cloned();
         let mut lowered = self.lowered(name);
+        let check_port = service.as_deref().and_then(|service| service.health_check_node_port);
+        let rare = Rare {
+            no_local: lowered.no_local,
+            health_check: check_port
+                .map(|port| HealthCheck { port: port.get(), local_endpoints: lowered.local_ready }),
+        };
         let summary = Summary {
             backends: lowered.frontends.values().map(|f| f.backends.len()).sum(),
-            no_local: lowered.no_local,
-            health_check: service.as_deref().and_then(|service| {
-                service.health_check_node_port.map(|port| {
-                    let local_endpoints = lowered.local_ready;
-                    Box::new(HealthCheck { port: port.get(), local_endpoints })
-                })
-            }),
+            rare: (rare != Rare::default()).then(|| Box::new(rare)),
         };
         self.replace_summary(name, service.is_some().then_some(summary));
         let created = service.as_deref().map_or(0, |service| service.created);
@@ -383,7 +394,8 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
         let service = self.state.service(name);
         service
             .map(|service| {
-                lower(service, || self.state.slices(name), &self.node, &|key| self.connects(key))
+                let slices: Vec<_> = self.state.slices(name).collect();
+                lower(service, || slices.iter(), &self.node, &|key| self.connects(key))
             })
             .unwrap_or_default()
     }
@@ -408,18 +420,19 @@ impl<D: Dataplane, O: Observer> Engine<D, O> {
         let new = new.unwrap_or_default();
         let totals = &mut self.totals;
         totals.backends = totals.backends + new.backends - old.backends;
+        let (old, now) = (old.rare(), new.rare());
         totals.no_local = NoLocal {
             internal: totals
                 .no_local
                 .internal
-                .replace(old.no_local.internal, new.no_local.internal),
+                .replace(old.no_local.internal, now.no_local.internal),
             external: totals
                 .no_local
                 .external
-                .replace(old.no_local.external, new.no_local.external),
+                .replace(old.no_local.external, now.no_local.external),
         };
-        if new.health_check != old.health_check {
-            self.observer.health_check(name, new.health_check.as_deref().copied());
+        if now.health_check != old.health_check {
+            self.observer.health_check(name, now.health_check);
         }
         if is_there {
             self.summaries.insert(name.clone(), new);

@@ -37,33 +37,20 @@ impl<S: Store> Table<S> {
             if member.local && backend.in_use() {
                 self.locals.note(backend.service, member.address, id, true);
             }
-            self.backends.entry((backend.service, member.address, member.port)).or_insert(
-                HeldBackend {
-                    id,
-                    member,
-                    cluster: 0,
-                    local: 0,
-                    serving: 0,
-                    written: backend.flags,
-                },
-            );
+            let new = || HeldBackend::new(id, backend.flags);
+            self.backends.put(backend.service, member, new);
         }
         let stale = self.locals.differences(&self.store.locals()?);
         self.write_locals(stale)?;
         let mut objects = Vec::with_capacity(all.len());
         for Found { key, value, in_map } in all {
-            let held = match &value {
-                Value::Address => Held { id: None, value: None },
-                Value::Frontend(value) => {
-                    // An id twice would be a fault of ours; counters are then mixed, nothing
-                    // else.
-                    self.frontend_ids.claim(in_map.id.0, 1);
-                    self.adopt(value, [in_map.node, in_map.outside]);
-                    self.count_affinity(None, Some(value));
-                    Held { id: Some(in_map.id), value: Some(Arc::clone(value)) }
-                }
-            };
-            self.frontends.insert(key, held);
+            if let (Key::Frontend(key), Value::Frontend(value)) = (&key, &value) {
+                // An id twice would be a fault of ours; counters are then mixed, nothing else.
+                self.frontend_ids.claim(in_map.id.0, 1);
+                self.adopt(value, [in_map.node, in_map.outside]);
+                self.count_affinity(None, Some(value));
+                self.frontends.insert(*key, Held { id: in_map.id, value: Arc::clone(value) });
+            }
             objects.push((key, value));
         }
         Ok(objects)
@@ -76,14 +63,12 @@ impl<S: Store> Table<S> {
     /// # Errors
     /// The kernel refuses.
     pub fn found(&mut self, key: &Key, value: &Value) -> Result<(), TableError> {
-        let believed = self.frontends.get(key).and_then(|held| held.value.clone());
-        let (Some(believed), Value::Frontend(found)) = (believed, value) else { return Ok(()) };
-        if believed == *found {
-            return Ok(());
-        }
-        for member in parts_of(&believed).into_iter().flat_map(|(members, _)| members) {
+        let (Key::Frontend(key), Value::Frontend(found)) = (key, value) else { return Ok(()) };
+        let believed = self.frontends.get(key).map(|held| Arc::clone(&held.value));
+        let Some(believed) = believed.filter(|believed| believed != found) else { return Ok(()) };
+        for member in parts_of(&believed).into_iter().flat_map(|(members, _)| members.iter()) {
             let key = (believed.service, member.address, member.port);
-            if let Some(held) = self.backends.get_mut(&key) {
+            if let Some((_, held)) = self.backends.get_mut(&key) {
                 held.written = 0;
             }
         }
@@ -93,12 +78,13 @@ impl<S: Store> Table<S> {
             else {
                 continue;
             };
-            let id = |slot: &u32| {
-                let member = &set.members[*slot as usize];
+            let id = |slot: usize| {
+                let member = set.members.get(slot)?;
                 let held = self.backends.get(&(believed.service, member.address, member.port));
-                held.map_or_else(BackendId::default, |held| held.id)
+                held.map(|(_, held)| held.id)
             };
-            let slots: Vec<BackendId> = set.slots.iter().map(id).collect();
+            let slots: Vec<BackendId> =
+                set.slots().map(|slot| id(slot).unwrap_or_default()).collect();
             self.writes += 1;
             self.store.set_slots(range.base, &slots)?;
         }
@@ -120,10 +106,10 @@ impl<S: Store> Table<S> {
     /// Counts what a frontend that was read names.
     fn adopt(&mut self, value: &Programmed, ranges: [SlotRange; 2]) {
         for (members, part) in parts_of(value) {
-            for member in members {
+            for member in members.iter() {
                 let key = (value.service, member.address, member.port);
-                if let Some(held) = self.backends.get_mut(&key) {
-                    *held.users(part) += 1;
+                if let Some((_, held)) = self.backends.get_mut(&key) {
+                    held.users(part).one_more();
                 }
             }
         }

@@ -1,30 +1,42 @@
 //! What is known of a backend, and what keeps it one.
 
-use std::net::IpAddr;
-
 use proxy_ebpf::layout::{self, BackendId, ServiceId};
 use proxy_ebpf::order::Be16;
 
-use super::super::backends::Placed;
-use super::super::value::{Member, Programmed};
+use super::super::members::{Member, Members};
+use super::super::value::Programmed;
 
 #[derive(Debug, Clone, Copy)]
 pub(super) struct HeldBackend {
     pub id: BackendId,
-    pub member: Member,
     /// Frontends that have it in the one set and in the other.
-    pub cluster: u32,
-    pub local: u32,
+    cluster: Users,
+    local: Users,
     /// Frontends whose flows to it go on.
-    pub serving: u32,
+    serving: Users,
     /// The flags that the map has; 0 (which no backend has) when it has another entry, or is
     /// not known to have this one.
     pub written: u16,
 }
 
-impl Placed for HeldBackend {
-    fn place(&self) -> (IpAddr, u16) {
-        (self.member.address, self.member.port)
+/// How many have something. Beyond what it can tell, it stays with that: the backend then is in
+/// its set until the daemon is started again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Users(u16);
+
+impl Users {
+    pub const fn one_more(&mut self) {
+        self.0 = self.0.saturating_add(1);
+    }
+
+    pub const fn one_less(&mut self) {
+        if self.0 < u16::MAX {
+            self.0 = self.0.saturating_sub(1);
+        }
+    }
+
+    const fn any(self) -> bool {
+        self.0 > 0
     }
 }
 
@@ -40,7 +52,13 @@ pub(super) enum Part {
 pub(super) const NO_ID: BackendId = BackendId(u32::MAX);
 
 impl HeldBackend {
-    pub const fn users(&mut self, part: Part) -> &mut u32 {
+    /// One that nobody uses yet.
+    pub fn new(id: BackendId, written: u16) -> Self {
+        let none = Users::default();
+        Self { id, cluster: none, local: none, serving: none, written }
+    }
+
+    pub const fn users(&mut self, part: Part) -> &mut Users {
         match part {
             Part::Cluster => &mut self.cluster,
             Part::Local => &mut self.local,
@@ -48,24 +66,28 @@ impl HeldBackend {
         }
     }
 
-    pub fn value(&self, service: ServiceId) -> layout::Backend {
+    pub const fn is_used(&self) -> bool {
+        self.cluster.any() || self.local.any() || self.serving.any()
+    }
+
+    pub fn value(&self, service: ServiceId, member: Member) -> layout::Backend {
         use layout::Backend as B;
         let flag = |is: bool, flag| if is { flag } else { 0 };
         layout::Backend {
-            address: self.member.address.into(),
-            port: Be16::from_host(self.member.port),
-            flags: flag(self.cluster > 0, B::IN_CLUSTER_SET)
-                | flag(self.local > 0, B::IN_LOCAL_SET)
-                | flag(self.serving > 0, B::SERVING)
-                | flag(self.member.local, B::LOCAL)
-                | flag(self.member.host, B::HOST),
+            address: member.address.into(),
+            port: Be16::from_host(member.port),
+            flags: flag(self.cluster.any(), B::IN_CLUSTER_SET)
+                | flag(self.local.any(), B::IN_LOCAL_SET)
+                | flag(self.serving.any(), B::SERVING)
+                | flag(member.local, B::LOCAL)
+                | flag(member.host, B::HOST),
             service,
         }
     }
 }
 
 /// Everything that keeps a backend one.
-pub(super) fn parts_of(value: &Programmed) -> [(&[Member], Part); 3] {
+pub(super) fn parts_of(value: &Programmed) -> [(&Members, Part); 3] {
     use layout::Frontend as F;
     let part = |local| if value.flags & local == 0 { Part::Cluster } else { Part::Local };
     [
@@ -73,4 +95,27 @@ pub(super) fn parts_of(value: &Programmed) -> [(&[Member], Part); 3] {
         (&value.outside.members, part(F::OUTSIDE_LOCAL_SET)),
         (&value.serving, Part::Serving),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_that_were_too_many_to_count_never_become_none() {
+        let mut users = Users(u16::MAX - 1);
+        users.one_more();
+        users.one_more();
+        (0..3).for_each(|_| users.one_less());
+        assert_eq!(users, Users(u16::MAX));
+        let mut users = Users::default();
+        users.one_more();
+        users.one_less();
+        assert!(!users.any());
+    }
+
+    #[test]
+    fn one_of_ipv4_takes_twenty_bytes() {
+        assert_eq!(size_of::<(Member<std::net::Ipv4Addr>, HeldBackend)>(), 20);
+    }
 }
