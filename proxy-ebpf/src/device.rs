@@ -415,7 +415,7 @@ fn choose(
     if key.protocol == TCP && tcp_flags & tcp::RST != 0 {
         return Err(Reason::NoFlow);
     }
-    let mut kind = tables.client(&key.source);
+    let mut kind = tables.client(&key.source) & client::ANY;
     if arrival.device & Device::PODS != 0 {
         kind |= client::CLUSTER;
     }
@@ -571,7 +571,13 @@ pub const fn address_key(address: Address) -> FrontendKey {
     FrontendKey::new(address, Be16::from_host(0), 0)
 }
 
-/// The Service ranges are few and in `CONFIG`, so that what goes elsewhere (nearly every
+/// Whether an address is in a Service range that `CONFIG` has no place for.
+#[inline(always)]
+fn is_in_more(tables: &impl Tables, config: &Config, destination: &Address) -> bool {
+    config.features & Config::MORE_RANGES != 0 && tables.client(destination) & client::SERVICE != 0
+}
+
+/// The first Service ranges and the least prefixes around all others are in `CONFIG`, so that what goes elsewhere (nearly every
 /// packet) costs no lookup.
 #[inline(always)]
 pub fn unmatched(tables: &impl Tables, config: &Config, destination: &Address) -> Unmatched {
@@ -584,6 +590,7 @@ pub fn unmatched(tables: &impl Tables, config: &Config, destination: &Address) -
             return match tables.frontend(&address_key(*destination)) {
                 Some(_) => Unmatched::UnusedPort,
                 None if (i as u64) < u64::from(config.dropping) => Unmatched::UnusedAddress,
+                None if is_in_more(tables, config, destination) => Unmatched::UnusedAddress,
                 None => Unmatched::Foreign,
             };
         }

@@ -7,7 +7,7 @@
 //! BACKENDS   BackendId   -> Backend    array
 //! LOCALS     LocalKey    -> BackendId  hash; the backends on this node
 //! AFFINITY   AffinityKey -> Affinity   LRU hash
-//! PREFIXES   prefix      -> u32        LPM trie; what kind of client an address is
+//! PREFIXES   prefix      -> u32        LPM trie; what an address is
 //! SOURCE_RANGES  Service and prefix -> u32   LPM trie; clients let in
 //! DEVICES    ifindex     -> Device     hash
 //! OPT_OUTS   OptOut      -> u32        hash; sockets that are left alone

@@ -1,4 +1,5 @@
-//! The thread that tells the engine the node's addresses, now and whenever they change.
+//! The thread that tells the engine the node's addresses, now and whenever they change, and where
+//! programs are attached to devices also whenever these change.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -8,7 +9,7 @@ use std::time::Duration;
 use tracing::warn;
 
 use crate::dataplane::ipvs::LINK;
-use crate::kernel::links::{AddressMonitor, Links, LinksError, NetlinkLinks};
+use crate::kernel::links::{AddressMonitor, Device, Links, LinksError, NetlinkLinks};
 use crate::kernel::netlink::{Socket, Subsystem};
 use crate::sync::Input;
 
@@ -17,30 +18,45 @@ const POLL: Duration = Duration::from_secs(60);
 
 /// Starts the thread. Addresses of [`LINK`] are Services' and not the node's: in ipvs mode
 /// we put them there, in ebpf mode a proxy before us may have.
-pub fn watch(inputs: SyncSender<Input>) -> Result<(), String> {
+pub fn watch(inputs: SyncSender<Input>, what: Watched) -> Result<(), String> {
     let cannot = |error: &dyn std::fmt::Display| format!("cannot watch addresses: {error}");
     // Before the first dump, so that no change falls in between.
-    let monitor = AddressMonitor::open().map_err(|error| cannot(&error))?;
+    let monitor =
+        if what.devices { AddressMonitor::open_for_devices() } else { AddressMonitor::open() };
+    let monitor = monitor.map_err(|error| cannot(&error))?;
     let socket = Socket::open(Subsystem::Route).map_err(|error| cannot(&error))?;
     std::thread::Builder::new()
         .name("addresses".into())
-        .spawn(move || run(NetlinkLinks::new(socket), monitor, &inputs))
+        .spawn(move || run(NetlinkLinks::new(socket), monitor, &inputs, what))
         .map(|_| ())
         .map_err(|error| cannot(&error))
 }
 
-fn run(mut links: impl Links, mut monitor: AddressMonitor, inputs: &SyncSender<Input>) {
-    let mut last: Option<BTreeSet<IpAddr>> = None;
+fn run(
+    mut links: impl Links,
+    mut monitor: AddressMonitor,
+    inputs: &SyncSender<Input>,
+    mut what: Watched,
+) {
+    let mut last: Option<(BTreeSet<IpAddr>, BTreeSet<Device>)> = None;
     loop {
-        match list(&mut links) {
-            Ok(Listing { addresses, services_link }) => {
+        match list(&mut links, what.devices) {
+            Ok(Listing { addresses, devices, services_link }) => {
                 monitor.ignore(services_link);
-                if last.as_ref() != Some(&addresses) {
-                    let list = addresses.iter().copied().collect();
+                if !what.ipv6 && addresses.iter().any(IpAddr::is_ipv6) {
+                    what.ipv6 = true;
+                    warn!(
+                        "the node has IPv6 since the daemon started: IPv6 Services are programmed \
+                         when it is started again"
+                    );
+                }
+                let now = (addresses, devices);
+                if last.as_ref() != Some(&now) {
+                    let list = now.0.iter().copied().collect();
                     if inputs.send(Input::Addresses(list)).is_err() {
                         return;
                     }
-                    last = Some(addresses);
+                    last = Some(now);
                 }
             }
             Err(error) => warn!(%error, "cannot list the node's addresses; trying again"),
@@ -53,9 +69,20 @@ fn run(mut links: impl Links, mut monitor: AddressMonitor, inputs: &SyncSender<I
     }
 }
 
+/// What is listed besides addresses, and what is known.
+#[derive(Debug, Clone, Copy)]
+pub struct Watched {
+    /// A pod's device may have no address of its own.
+    pub devices: bool,
+    /// Services of this family are programmed: the kernel knew of it at the start.
+    pub ipv6: bool,
+}
+
 struct Listing {
     /// Of the node itself.
     addresses: BTreeSet<IpAddr>,
+    /// When they are asked for.
+    devices: BTreeSet<Device>,
     /// The index of [`LINK`], when it is there.
     services_link: Option<u32>,
 }
@@ -63,13 +90,17 @@ struct Listing {
 /// The link is looked for each time: whoever deletes it (kube-proxy does when it starts in
 /// another mode) makes the next resync create another, with another index. Before the dump
 /// and after it, so that one which is replaced meanwhile counts under both.
-fn list(links: &mut impl Links) -> Result<Listing, LinksError> {
+fn list(links: &mut impl Links, with_devices: bool) -> Result<Listing, LinksError> {
     let before = links.index(LINK)?;
     let all = links.addresses()?;
     let services_link = links.index(LINK)?;
     let of_services = [before, services_link];
     let own = all.into_iter().filter(|held| !of_services.contains(&Some(held.link)));
-    Ok(Listing { addresses: own.map(|held| held.address).collect(), services_link })
+    let addresses = own.map(|held| held.address).collect();
+    let devices = if with_devices { links.devices()? } else { Vec::new() };
+    // That programs come and go there is no news.
+    let devices = devices.into_iter().map(|device| Device { xdp: None, ..device }).collect();
+    Ok(Listing { addresses, devices, services_link })
 }
 
 #[cfg(test)]
@@ -78,7 +109,7 @@ mod tests {
     use std::sync::mpsc::sync_channel;
 
     use super::*;
-    use crate::kernel::links::{AddressChange, Device, LinkAddress};
+    use crate::kernel::links::{AddressChange, LinkAddress};
     use crate::kernel::netlink::{Counters, Errno};
 
     /// Answers each look for the link with the next of these.
@@ -123,8 +154,8 @@ mod tests {
     #[test]
     fn addresses_of_a_link_that_is_replaced_during_the_dump_are_services_under_both_indices() {
         let looked = |answers: [Option<u32>; 2]| {
-            let Listing { addresses, services_link } =
-                list(&mut Replaced(answers.to_vec())).unwrap();
+            let Listing { addresses, services_link, .. } =
+                list(&mut Replaced(answers.to_vec()), false).unwrap();
             assert_eq!(services_link, answers[1]);
             addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
         };
@@ -153,7 +184,7 @@ mod tests {
             };
             make_link();
             let (inputs, received) = sync_channel(100);
-            watch(inputs).unwrap();
+            watch(inputs, Watched { devices: false, ipv6: true }).unwrap();
             let expect = |wanted: &[&str]| {
                 let wanted: BTreeSet<IpAddr> = wanted.iter().map(|a| a.parse().unwrap()).collect();
                 let input = received.recv_timeout(Duration::from_secs(20)).expect("addresses");
@@ -168,6 +199,29 @@ mod tests {
                 ip(&format!("addr add 192.0.2.{round}/32 dev lo"));
                 expect(&["192.0.2.1", "192.0.2.2", "192.0.2.3"][..round]);
             }
+        })
+        .join()
+        .expect("the test in its namespace");
+    }
+
+    /// As a pod's is with some networks: addresses are behind it only.
+    #[test]
+    fn a_device_without_addresses_is_told_where_devices_count() {
+        std::thread::spawn(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("needs root");
+            let told = |devices| {
+                let (inputs, received) = sync_channel(100);
+                watch(inputs, Watched { devices, ipv6: true }).unwrap();
+                assert!(received.recv_timeout(Duration::from_secs(20)).is_ok(), "at first");
+                received
+            };
+            let (counts, counts_not) = (told(true), told(false));
+            ip("link add pod type veth peer name other");
+            assert!(counts.recv_timeout(Duration::from_secs(20)).is_ok(), "the device");
+            while counts.recv_timeout(Duration::from_millis(300)).is_ok() {}
+            ip("link del pod");
+            assert!(counts.recv_timeout(Duration::from_secs(20)).is_ok(), "it went");
+            assert!(counts_not.try_recv().is_err());
         })
         .join()
         .expect("the test in its namespace");

@@ -134,6 +134,8 @@ where
     }
     adjust_oom_score(config.oom_score_adj);
     let status = Status::new(config, &families);
+    let devices = config.proxy_mode == ProxyMode::Ebpf;
+    let listed = addresses::Watched { devices, ipv6: families.contains(&Family::V6) };
     let (inputs, engine_inputs) = sync_channel(QUEUE);
     let (mut observer, of_engine) = (status.observer(), engine_config(config, families));
     let (told, watched) = (Arc::clone(&status), Arc::clone(&status));
@@ -153,7 +155,7 @@ where
             Err(fatal) => drop(refused.send(fatal)),
         })
         .map_err(|error| format!("cannot start the engine's thread: {error}"))?;
-    addresses::watch(inputs.clone())?;
+    addresses::watch(inputs.clone(), listed)?;
 
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

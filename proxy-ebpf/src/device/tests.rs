@@ -312,6 +312,35 @@ fn the_service_range_holds_nothing_but_services() {
     assert_eq!(node.drops(), [Reason::UnusedPort, Reason::UnusedAddress]);
 }
 
+#[test]
+fn service_ranges_beyond_those_in_the_configuration_hold_nothing_but_services_either() {
+    let mut node = Node::new();
+    node.tables.config.prefixes = 1;
+    // Around a range and other addresses of Services.
+    node.tables.config.service_prefixes[0] = Prefix::new(ip("198.51.0.0"), 96 + 16);
+    node.frontend(VIP, TCP, 0, 0..1);
+    node.tables.frontends.insert(address_key(ip(VIP)), Frontend::default());
+    let free = "198.51.100.2";
+    node.tables.clients.insert(ip(VIP), client::SERVICE);
+    node.tables.clients.insert(ip(free), client::SERVICE | client::CLUSTER);
+    let to = |address, port| tuple(TCP, (CLIENT, 4000), (address, port));
+    assert_eq!(node.syn(to(free, 80)).0, Fate::Next, "nobody says that there are more");
+    node.tables.config.features = Config::MORE_RANGES;
+    assert_eq!(node.syn(to(VIP, 80)).0, Fate::Next);
+    assert_eq!(node.syn(to(VIP, 22)).0, Fate::Redirect, "a reset");
+    assert_eq!(node.syn(to(free, 80)).0, Fate::Drop);
+    assert_eq!(node.syn(to("198.51.7.2", 80)).0, Fate::Next, "perhaps somebody else's");
+    assert_eq!(node.drops(), [Reason::UnusedPort, Reason::UnusedAddress]);
+    // Being there makes nobody a client of the node.
+    node.tables.clients.insert(ip(CLIENT), client::SERVICE);
+    node.change(VIP, |frontend| {
+        frontend.flags = Frontend::OUTSIDE_DROPS;
+        frontend.outside.len = 0;
+    });
+    assert_eq!(node.syn(to(VIP, 80)).0, Fate::Next, "the connection that there is");
+    assert_eq!(node.syn(tuple(TCP, (CLIENT, 4001), (VIP, 80))).0, Fate::Drop);
+}
+
 /// Bridged from the backend to the client, which the bridge itself never sees.
 #[test]
 fn a_bridges_port_undoes_what_the_bridge_did_and_nothing_else() {

@@ -45,6 +45,9 @@ impl Config {
     /// And sent: a client's packet to a backend of another node.
     pub const DIRECT_SEND: u32 = 1 << 4;
 
+    /// Prefixes of `PREFIXES` with [`client::SERVICE`] hold nothing but Services either.
+    pub const MORE_RANGES: u32 = 1 << 5;
+
     pub const MAX_PREFIXES: usize = 4;
 }
 
@@ -154,12 +157,16 @@ impl Device {
     }
 }
 
-/// Values of `PREFIXES`: what kind of client has such an address.
+/// Values of `PREFIXES`: what kind of client has such an address, if one has.
 pub mod client {
     /// The node itself.
     pub const NODE: u32 = 1;
     /// Inside the cluster, as local detection tells.
     pub const CLUSTER: u32 = 1 << 1;
+    /// All that there are.
+    pub const ANY: u32 = NODE | CLUSTER;
+    /// No client, but where addresses of Services are ([`Config::MORE_RANGES`](super::Config)).
+    pub const SERVICE: u32 = 1 << 2;
 }
 
 /// A socket that is not translated: its packets are, at the devices.

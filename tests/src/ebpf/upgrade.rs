@@ -88,6 +88,8 @@ pub fn carries_over_from_6() -> Result<()> {
         let full = full.context("there is room for everything")?;
         ensure!(full.is_beyond(), "{full}");
         ensure!(programs.tables().flow(&tuple(80, 1000))? == flow, "the first one made room");
+        // What finds no room stays behind, and the programs are attached all the same.
+        ensure!(upgrade.carry()? == 0, "there was no room");
         drop(pins);
         Pins::cleanup(root.path())?;
         Ok(())

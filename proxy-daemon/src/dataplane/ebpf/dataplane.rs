@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use ipnetwork::IpNetwork;
 use proxy_ebpf::layout::config::client;
 use proxy_ebpf::layout::{Config, Device, OptOut, Timeouts};
 use proxy_ebpf::order::{Address, Be16};
@@ -260,6 +261,14 @@ impl EbpfPlane {
         self.write_config()
     }
 
+    /// The kind of clients that a longer prefix must not hide.
+    fn kind_around(&self, range: &IpNetwork) -> u32 {
+        let LocalDetect::Cidrs(cidrs) = &self.lowering.detect else { return 0 };
+        let is_around =
+            |cidr: &IpNetwork| cidr.prefix() <= range.prefix() && cidr.contains(range.network());
+        if cidrs.iter().any(is_around) { client::CLUSTER } else { 0 }
+    }
+
     /// What kind of client an address is: the node's own, and pods as local detection says.
     fn write_prefixes(&mut self) -> Result<(), TableError> {
         let mut wanted: BTreeMap<(Vec<u8>, u32), (Address, u32)> = BTreeMap::new();
@@ -275,6 +284,10 @@ impl EbpfPlane {
         }
         for own in &self.lowering.own {
             add((*own).into(), 128, client::NODE);
+        }
+        for range in self.spans.more() {
+            let (address, length) = prefix(range);
+            add(address, length, client::SERVICE | self.kind_around(range));
         }
         let tables = self.table.store().tables();
         let held = tables.prefixes()?;

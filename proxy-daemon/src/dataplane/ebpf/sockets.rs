@@ -6,7 +6,7 @@
 //! socket's entry says that it came by a frontend: one that was connected to the endpoint's own
 //! address is its owner's affair.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
@@ -166,7 +166,8 @@ impl<S: Sockets> Worker<S> {
 
     fn release_all(&mut self, gone: &HashSet<(IpAddr, u16, BackendId)>) -> Result<usize, String> {
         let peers = self.peers.peers().map_err(|error| error.to_string())?;
-        let doomed: HashMap<u64, SocketAddr> = peers
+        // A socket may have been connected to one after the other.
+        let doomed: HashSet<(u64, SocketAddr)> = peers
             .into_iter()
             .filter_map(|(key, peer)| {
                 let (address, port) = (IpAddr::from(key.address), key.port.to_host());
@@ -177,7 +178,7 @@ impl<S: Sockets> Worker<S> {
         if doomed.is_empty() {
             return Ok(0);
         }
-        let ends = |socket: &UdpSocket| doomed.get(&socket.cookie) == Some(&socket.peer);
+        let ends = |socket: &UdpSocket| doomed.contains(&(socket.cookie, socket.peer));
         self.sockets.destroy_udp(&ends).map_err(|error| error.to_string())
     }
 }
@@ -227,5 +228,29 @@ mod tests {
         assert_eq!(release.done.recv().unwrap().released, Some(0), "looked for once more");
         assert_eq!(sockets.0.lock().unwrap().iter().cloned().collect::<Vec<_>>().len(), 3);
         assert!(!sockets.0.lock().unwrap().contains(&all[0]));
+    }
+
+    /// What a socket was connected to before is remembered until it is forgotten for want of room.
+    #[test]
+    fn a_socket_that_was_connected_to_several_gone_backends_ends_by_the_last() {
+        let at = |last: u8| SocketAddr::from(([10, 244, 0, last], 53));
+        let all: Vec<u8> = (1..=8).collect();
+        let entry = |last: &u8| {
+            let key = SocketKey::new(1, at(*last).ip().into(), Be16::from_host(53));
+            (key, SocketPeer { backend: BackendId(u32::from(*last)), ..SocketPeer::default() })
+        };
+        for last in &all {
+            let sockets = FakeSockets::default();
+            sockets.0.lock().unwrap().extend([UdpSocket { peer: at(*last), cookie: 1 }]);
+            let entries = Entries(all.iter().map(entry).collect());
+            let release = SocketRelease::start(entries, sockets.clone()).unwrap();
+            let gone = |last: &u8| Gone {
+                id: BackendId(u32::from(*last)),
+                address: at(*last).ip(),
+                port: 53,
+            };
+            release.release(all.iter().map(gone).collect());
+            assert_eq!(release.done.recv().unwrap().released, Some(1), "{last}");
+        }
     }
 }

@@ -5,7 +5,6 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use proxy_ebpf::layout::{Config, Prefix};
-use tracing::warn;
 
 use super::plane::prefix;
 
@@ -14,10 +13,28 @@ use super::plane::prefix;
 pub struct Spans {
     /// ServiceCIDRs.
     ranges: Vec<IpNetwork>,
-    /// Those of them that there is a place for.
+    /// Those of them that there is a place for in `CONFIG`.
     placed: Vec<IpNetwork>,
-    /// By family (IPv4?): the least and the greatest address outside these.
-    others: BTreeMap<bool, (IpAddr, IpAddr)>,
+    /// The rest of them.
+    more: Vec<IpNetwork>,
+    /// Of addresses outside these.
+    others: Around,
+}
+
+/// By family (IPv4?): the least and the greatest address.
+type Around = BTreeMap<bool, (IpAddr, IpAddr)>;
+
+/// True when the address was not inside.
+fn widen(around: &mut Around, address: IpAddr) -> bool {
+    let mut changed = false;
+    let span = around.entry(address.is_ipv4()).or_insert_with(|| {
+        changed = true;
+        (address, address)
+    });
+    let wider = (span.0.min(address), span.1.max(address));
+    changed |= wider != *span;
+    *span = wider;
+    changed
 }
 
 /// Places left for ranges, whatever addresses there are besides.
@@ -30,17 +47,14 @@ impl Spans {
         if changed {
             self.ranges = ranges.to_vec();
             self.placed = place(ranges);
-            let rest: Vec<&IpNetwork> =
-                ranges.iter().filter(|range| !self.placed.contains(range)).collect();
-            if !rest.is_empty() {
-                warn!(
-                    ranges = ?rest,
-                    "packets to addresses in these ServiceCIDRs that are no Service's are not \
-                     dropped: there is room for {RANGES} ranges"
-                );
-            }
+            self.more = ranges.iter().filter(|r| !self.placed.contains(r)).copied().collect();
         }
         changed
+    }
+
+    /// Ranges that are to be looked for in `PREFIXES`, within a span in `CONFIG`.
+    pub fn more(&self) -> &[IpNetwork] {
+        &self.more
     }
 
     /// An address is a Service's; true when it was not inside.
@@ -48,16 +62,7 @@ impl Spans {
         if self.placed.iter().any(|range| range.contains(address)) {
             return false;
         }
-        let span = self.others.entry(address.is_ipv4());
-        let mut changed = false;
-        let span = span.or_insert_with(|| {
-            changed = true;
-            (address, address)
-        });
-        let wider = (span.0.min(address), span.1.max(address));
-        changed |= wider != *span;
-        *span = wider;
-        changed
+        widen(&mut self.others, address)
     }
 
     pub fn write(&self, config: &mut Config) {
@@ -72,7 +77,13 @@ impl Spans {
             config.dropping += 1;
         }
         config.prefixes = config.dropping;
-        for (least, greatest) in self.others.values() {
+        let mut others = self.others.clone();
+        for range in &self.more {
+            config.features |= Config::MORE_RANGES;
+            widen(&mut others, range.network());
+            widen(&mut others, range.broadcast());
+        }
+        for (least, greatest) in others.values() {
             config.service_prefixes[config.prefixes as usize] = common(*least, *greatest);
             config.prefixes += 1;
         }
@@ -141,18 +152,26 @@ mod tests {
         spans.set_ranges(&ranges);
         let mut config = Config::default();
         spans.write(&mut config);
-        assert_eq!((config.dropping, config.prefixes), (2, 2));
+        assert_eq!((config.dropping, config.prefixes), (2, 3));
+        assert_eq!(config.features, Config::MORE_RANGES);
         let dropped = |address: &str, config: &Config| {
             let within = &config.service_prefixes[..config.dropping as usize];
             within.iter().any(|prefix| prefix.contains(&ip(address).into()))
         };
+        let looked_for = |address: &str, config: &Config| {
+            config.service_prefixes[2].contains(&ip(address).into())
+        };
         assert!(dropped("10.96.0.1", &config) && dropped("fd00:96::1", &config));
         assert!(!dropped("10.112.0.1", &config));
-        assert!(spans.note(ip("10.112.0.7")), "no place says so otherwise");
+        assert_eq!(spans.more(), [ranges[1]]);
+        assert!(looked_for("10.112.0.0", &config) && looked_for("10.112.255.255", &config));
+        assert!(!looked_for("10.113.0.0", &config) && !looked_for("10.111.0.0", &config));
+        assert!(spans.note(ip("10.112.0.7")), "it is noted in case that the range goes");
         assert!(!spans.note(ip("fd00:96::7")));
         // Two of one family have a place each.
         spans.set_ranges(&ranges[..2]);
         spans.write(&mut config);
         assert!(dropped("10.96.0.1", &config) && dropped("10.112.0.1", &config));
+        assert_eq!(spans.more(), []);
     }
 }

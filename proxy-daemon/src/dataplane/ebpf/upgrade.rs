@@ -194,14 +194,25 @@ impl Upgrade {
                 errno,
                 hint: "",
             };
+            let mut without_room = 0_usize;
             let mut new = Vec::new();
             from.read(|keys, values| new.extend(carrying.of(keys, values))).map_err(refused)?;
             for (key, value) in &new {
-                // One of ours is newer.
-                total += usize::from(to.add(key, value).map_err(refused)?);
+                match to.add(key, value) {
+                    // One of ours is newer.
+                    Ok(added) => total += usize::from(added),
+                    // Theirs was larger, and full: no reason to leave theirs in service.
+                    Err(Errno(number)) if number == nix::errno::Errno::E2BIG as i32 => {
+                        without_room += 1;
+                    }
+                    Err(errno) => return Err(refused(errno)),
+                }
             }
             if !new.is_empty() {
                 info!(map, entries = new.len(), dropped = carrying.dropped, "carried over");
+            }
+            if without_room > 0 {
+                warn!(map, without_room, "entries were left behind: the map is full");
             }
         }
         Ok(total)

@@ -1,4 +1,4 @@
-//! Hears that some address of the node came or went.
+//! Hears that some address of the node came or went, or some device.
 //!
 //! Only *that* something changed is taken from the notice; the list itself is dumped
 //! anew by the caller. A notice that was lost to a full buffer (`ENOBUFS`) is then as
@@ -13,7 +13,9 @@ use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 /// `RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR` (include/uapi/linux/rtnetlink.h).
-const GROUPS: u32 = 0x10 | 0x100;
+const ADDRESSES: u32 = 0x10 | 0x100;
+/// `RTMGRP_LINK`
+const DEVICES: u32 = 1;
 
 /// include/uapi/linux/rtnetlink.h
 const RT_SCOPE_LINK: u8 = 253;
@@ -37,8 +39,20 @@ impl AddressMonitor {
     /// # Errors
     /// When the socket cannot be made.
     pub fn open() -> io::Result<Self> {
+        Self::of(ADDRESSES)
+    }
+
+    /// Of devices, too: one that comes without an address would be no news.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_for_devices() -> io::Result<Self> {
+        Self::of(ADDRESSES | DEVICES)
+    }
+
+    fn of(groups: u32) -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
-        socket.bind(&SocketAddr::new(0, GROUPS))?;
+        socket.bind(&SocketAddr::new(0, groups))?;
         socket.set_non_blocking(true)?;
         Ok(Self { socket, ignore: None })
     }
@@ -125,7 +139,8 @@ struct Notice {
 
 /// What each notice of a datagram is about: `ifa_scope` and `ifa_index` of
 /// `struct ifaddrmsg`, behind the 16 bytes of `struct nlmsghdr`. `None` for what cannot be
-/// read.
+/// read. In `struct ifinfomsg` the index is at the same place, and where a scope would be is the
+/// upper half of a hardware type, of which none is that scope.
 fn notices(mut datagram: &[u8]) -> impl Iterator<Item = Option<Notice>> {
     std::iter::from_fn(move || {
         let length = u32::from_ne_bytes(datagram.get(..4)?.try_into().ok()?) as usize;
