@@ -7,11 +7,13 @@ use plotters::prelude::*;
 
 use crate::record::{Paths, Peers, Run, Size, Summary};
 
+type Samples = Box<dyn Fn(&Size) -> Vec<f64>>;
+
 /// A line: its name, its colour, and the samples of each size.
 struct Line {
     name: &'static str,
     colour: RGBColor,
-    samples: Box<dyn Fn(&Size) -> Vec<f64>>,
+    samples: Samples,
 }
 
 impl Line {
