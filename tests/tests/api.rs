@@ -135,6 +135,10 @@ impl Source {
         }
     }
 
+    async fn until_unreachable(&mut self, what: &str) {
+        self.until(what, |source| source.service_stats().failures(Cause::Unreachable) >= 1).await;
+    }
+
     async fn until_listed(&mut self) {
         self.until("both lists", |source| source.resets >= 2).await;
     }
@@ -248,11 +252,7 @@ async fn a_lost_connection_is_resumed_from_the_bookmark_and_deletions_meanwhile_
     tokio::time::sleep(Duration::from_millis(300)).await;
     server.faults().set(|faults| faults.refuse = true);
     // The cut takes its time: a change right after it might still be told.
-    source
-        .until("the outage is noticed", |source| {
-            source.service_stats().failures(Cause::Unreachable) >= 1
-        })
-        .await;
+    source.until_unreachable("the outage is noticed").await;
     server.store().delete("Service", "shop", "web").unwrap();
     server.store().apply(make_service("fresh")).unwrap();
     let failures = source.service_stats().failures(Cause::Unreachable);
@@ -280,11 +280,7 @@ async fn after_410_a_new_list_shows_the_deletions_missed() {
     source.until_listed().await;
     watching(&server).await;
     server.faults().set(|faults| faults.refuse = true);
-    source
-        .until("the outage is noticed", |source| {
-            source.service_stats().failures(Cause::Unreachable) >= 1
-        })
-        .await;
+    source.until_unreachable("the outage is noticed").await;
     server.store().delete("Service", "shop", "web").unwrap();
     server.store().compact();
     server.faults().clear();
@@ -531,9 +527,7 @@ async fn an_authority_that_was_replaced_is_believed() {
     let other = ApiServer::start(Options::default()).unwrap();
     files.write("ca.crt", other.ca_pem().unwrap());
     let mut source = Source::by(files.kubeconfig());
-    source
-        .until("a refusal", |source| source.service_stats().failures(Cause::Unreachable) >= 1)
-        .await;
+    source.until_unreachable("a refusal").await;
     files.write("ca.crt", server.ca_pem().unwrap());
     source.until_listed().await;
     assert_eq!(source.names(), SERVICES);

@@ -106,22 +106,27 @@ fn list(links: &mut impl Links, with_devices: bool) -> Result<Listing, LinksErro
 #[cfg(test)]
 mod tests {
     use std::process::Command;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::sync::mpsc::sync_channel;
+    use std::time::Instant;
 
     use super::*;
     use crate::kernel::links::{AddressChange, LinkAddress};
+    use crate::kernel::namespace::in_new_namespace;
     use crate::kernel::netlink::{Counters, Errno};
 
-    /// Answers each look for the link with the next of these.
-    struct Replaced(Vec<Option<u32>>);
+    /// Answers each look for the link by this, and counts how often addresses were listed.
+    struct Listed<I>(I, Arc<AtomicUsize>);
 
-    impl Links for Replaced {
+    impl<I: FnMut() -> Option<u32> + Send> Links for Listed<I> {
         fn index(&mut self, name: &str) -> Result<Option<u32>, LinksError> {
             assert_eq!(name, "kube-ipvs0");
-            Ok(self.0.remove(0))
+            Ok((self.0)())
         }
 
         fn addresses(&mut self) -> Result<Vec<LinkAddress>, LinksError> {
+            self.1.fetch_add(1, Ordering::SeqCst);
             let held = |link, last| LinkAddress { link, address: [10, 96, 0, last].into() };
             Ok(vec![held(1, 1), held(7, 7), held(8, 8)])
         }
@@ -154,8 +159,9 @@ mod tests {
     #[test]
     fn addresses_of_a_link_that_is_replaced_during_the_dump_are_services_under_both_indices() {
         let looked = |answers: [Option<u32>; 2]| {
-            let Listing { addresses, services_link, .. } =
-                list(&mut Replaced(answers.to_vec()), false).unwrap();
+            let mut each = answers.into_iter();
+            let mut links = Listed(|| each.next().expect("looked twice"), Arc::default());
+            let Listing { addresses, services_link, .. } = list(&mut links, false).unwrap();
             assert_eq!(services_link, answers[1]);
             addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
         };
@@ -174,8 +180,7 @@ mod tests {
     /// is no dummy link here: not every kernel that builds the project has them.
     #[test]
     fn a_link_that_is_made_anew_brings_the_node_no_address() {
-        std::thread::spawn(|| {
-            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("needs root");
+        in_new_namespace(|| {
             let make_link = || {
                 ip("link add kube-ipvs0 type veth peer name other");
                 for last in 1..=20 {
@@ -199,16 +204,40 @@ mod tests {
                 ip(&format!("addr add 192.0.2.{round}/32 dev lo"));
                 expect(&["192.0.2.1", "192.0.2.2", "192.0.2.3"][..round]);
             }
-        })
-        .join()
-        .expect("the test in its namespace");
+        });
+    }
+
+    /// There may be thousands, and we put them there.
+    #[test]
+    fn addresses_of_services_that_come_make_nobody_list_all() {
+        in_new_namespace(|| {
+            ip("link add kube-ipvs0 type veth peer name other");
+            let lists = Arc::new(AtomicUsize::new(0));
+            let index = || nix::net::if_::if_nametoindex("kube-ipvs0").ok();
+            let links = Listed(index, Arc::clone(&lists));
+            let monitor = AddressMonitor::open().unwrap();
+            let (inputs, received) = sync_channel(100);
+            let what = Watched { devices: false, ipv6: true };
+            std::thread::spawn(move || run(links, monitor, &inputs, what));
+            received.recv_timeout(Duration::from_secs(20)).expect("a list");
+            for last in 1..=5 {
+                ip(&format!("addr add 10.96.0.{last}/32 dev kube-ipvs0"));
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            ip("addr add 192.0.2.1/32 dev lo");
+            let end = Instant::now() + Duration::from_secs(20);
+            while lists.load(Ordering::SeqCst) < 2 && Instant::now() < end {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            std::thread::sleep(Duration::from_millis(300));
+            assert_eq!(lists.load(Ordering::SeqCst), 2, "at first, and for the node's own");
+        });
     }
 
     /// As a pod's is with some networks: addresses are behind it only.
     #[test]
     fn a_device_without_addresses_is_told_where_devices_count() {
-        std::thread::spawn(|| {
-            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("needs root");
+        in_new_namespace(|| {
             let told = |devices| {
                 let (inputs, received) = sync_channel(100);
                 watch(inputs, Watched { devices, ipv6: true }).unwrap();
@@ -222,8 +251,6 @@ mod tests {
             ip("link del pod");
             assert!(counts.recv_timeout(Duration::from_secs(20)).is_ok(), "it went");
             assert!(counts_not.try_recv().is_err());
-        })
-        .join()
-        .expect("the test in its namespace");
+        });
     }
 }

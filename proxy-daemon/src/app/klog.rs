@@ -232,6 +232,7 @@ mod tests {
 
     use serde_json::{Value, json};
     use tracing::{debug, error, info, trace, warn};
+    use tracing_subscriber::EnvFilter;
 
     use super::*;
     use crate::app::logging::{self, Verbosity};
@@ -269,14 +270,14 @@ mod tests {
             info!(kind = "Service", port = 80, ready = true, "started");
             warn!(error = %io::Error::other("two\nlines \"quoted\""), "cannot be\nread");
             error!("the end");
-            debug!(list = ?["a"], "detail");
+            debug!(list = ?["a"], "\u{1b}[0mdetail");
         });
         let lines: Vec<&str> = lines.lines().collect();
         let expected = [
             ("I", r#""started" kind="Service" port=80 ready=true"#),
             ("W", r#""cannot be\nread" err="two\nlines \"quoted\"""#),
             ("E", r#""the end""#),
-            ("I", r#""detail" list="[\"a\"]""#),
+            ("I", r#""\u001b[0mdetail" list="[\"a\"]""#),
         ];
         assert_eq!(lines.len(), expected.len(), "{lines:#?}");
         for (line, (severity, rest)) in lines.into_iter().zip(expected) {
@@ -314,6 +315,7 @@ mod tests {
             info!(kind = "Service", port = 80, "started");
             warn!(error = "two\nlines", "cannot");
             error!(error = "x", "the end");
+            debug!("step");
             trace!(share = f64::NAN, "detail");
         });
         let lines: Vec<Value> =
@@ -322,6 +324,7 @@ mod tests {
             json!({"msg": "started", "v": 0, "kind": "Service", "port": 80}),
             json!({"msg": "cannot", "v": 0, "level": "warn", "err": "two\nlines"}),
             json!({"msg": "the end", "err": "x"}),
+            json!({"msg": "step", "v": 4}),
             json!({"msg": "detail", "v": 6, "share": "NaN"}),
         ];
         assert_eq!(lines.len(), expected.len(), "{lines:#?}");
@@ -356,5 +359,10 @@ mod tests {
             debug!("after");
         });
         assert!(!lines.contains("before") && lines.contains("\"after\""), "{lines}");
+        // Where `RUST_LOG` decides.
+        let (logging, fixed) =
+            (Logging { verbosity: 0, format: LogFormat::Text }, EnvFilter::new("warn"));
+        let (_subscriber, verbosity) = logging::subscriber(logging, Some(fixed), io::sink);
+        assert!(!verbosity(Logging { verbosity: 4, ..logging }));
     }
 }

@@ -68,6 +68,7 @@ const fn at(start: &Config, now: Logging) -> Logging {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::time::Instant;
 
     use super::*;
 
@@ -142,6 +143,12 @@ mod tests {
             ("", vec![6, 0]),
         ] {
             fs::write(file.path(), format!("{head}{text}")).unwrap();
+            let end = Instant::now() + Duration::from_secs(10);
+            while *levels.borrow() != expected && Instant::now() < end {
+                let waited = tokio::time::timeout(TICK, &mut ended).await;
+                assert!(waited.is_err(), "ended by {text}");
+            }
+            // And nothing else.
             let waited = tokio::time::timeout(TICK * 10, &mut ended).await;
             assert!(waited.is_err(), "ended by {text}");
             assert_eq!(*levels.borrow(), expected, "{text}");

@@ -92,7 +92,20 @@ fn kube_proxys_document_has_a_mode_that_kube_proxy_knows() {
 
 #[test]
 fn what_is_written_reads_back_as_the_same() {
-    let flags = ["--proxy-mode=ebpf", "--nodeport-addresses=primary", "--drain-timeout=1m"];
+    let flags = [
+        "--proxy-mode=ebpf",
+        "--nodeport-addresses=primary",
+        "--drain-timeout=1m",
+        "--bpf-root=/a",
+        "--cgroup-root=/b",
+        "--devices=eth*",
+        "--socket-opt-out=c",
+        "--xdp=generic",
+        "--direct-server-return=accept",
+        "--direct-server-return-port=7000",
+        "--ebpf-map-sizes=backends=7,flows=9,sockets=8",
+        "--ebpf-map-limits=slots=9",
+    ];
     let flags = Config::from_args([&["proxy-daemon"], &flags[..]].concat(), "host").unwrap();
     let every = good(&EVERY_FIELD.replace("hostnameOverride: Node-B", ""), &[]);
     for config in [flags, every] {
@@ -111,5 +124,8 @@ fn what_is_written_reads_back_as_the_same() {
         assert_eq!(said(&again), said(&config), "what has no effect is kept");
         assert_eq!(again.inert, config.inert);
         assert_eq!(yaml(&again).unwrap(), text);
+        assert!(text.contains("hostnameOverride: ''\n"), "it may serve every node: {text}");
+        let (_, own) = text.split_once("---\n").unwrap();
+        assert!(!own.contains("null"), "{own}");
     }
 }

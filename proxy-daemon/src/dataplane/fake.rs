@@ -1,6 +1,6 @@
 //! A data plane that lives in memory: for tests of everything above it.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU16;
@@ -108,8 +108,8 @@ pub struct Kernel {
     pub requests: u64,
     /// Operations to refuse: how many are let through first, then how many fail.
     pub refuse: Option<(usize, usize)>,
-    /// Refused always.
-    pub impossible: BTreeSet<Key>,
+    /// Never carried out: what is answered.
+    pub impossible: BTreeMap<Key, OpError>,
     /// Like `refuse`, but the operation takes effect and its answer is lost.
     pub lose_answer: Option<(usize, usize)>,
     pub readbacks: usize,
@@ -120,6 +120,10 @@ pub struct Kernel {
     pub left: BTreeSet<Key>,
     /// How often they were asked for.
     pub takeovers: usize,
+    /// How many the Node has, as last told: a part of every server's value.
+    pub pod_cidrs: u32,
+    /// What was found taken off, and put back, since somebody asked.
+    pub put_back: u64,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -149,7 +153,10 @@ impl Kernel {
     fn apply(&mut self, op: &Op<Key>) -> Result<(), OpError> {
         self.log.push(op.clone());
         self.requests += 1;
-        if counts_down(&mut self.refuse) || self.impossible.contains(op.key()) {
+        if let Some(error) = self.impossible.get(op.key()) {
+            return Err(error.clone());
+        }
+        if counts_down(&mut self.refuse) {
             return Err(OpError::Refused("EINVAL".into()));
         }
         match op {
@@ -176,13 +183,16 @@ impl Dataplane for Fake {
 
     fn lower(&mut self, key: &FrontendKey, frontend: &Frontend) -> Vec<(Key, u32)> {
         let timeout = frontend.affinity.map_or(1, |t| u32::try_from(t.as_secs()).unwrap_or(1));
-        let mut objects = vec![(Key::Address(key.address), 1), (Key::Server(*key), timeout)];
+        let value = timeout + 1000 * self.kernel().pod_cidrs;
+        let mut objects = vec![(Key::Address(key.address), 1), (Key::Server(*key), value)];
         objects.extend(frontend.backends.iter().map(|b| (Key::Backend(*key, *b), 1)));
         objects
     }
 
-    fn surroundings_changed(&mut self, _: Surroundings<'_>) -> bool {
-        false
+    fn surroundings_changed(&mut self, now: Surroundings<'_>) -> bool {
+        let count = now.node.map_or(0, |node| node.pod_cidrs.len());
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        std::mem::replace(&mut self.kernel().pod_cidrs, count) != count
     }
 
     fn prepare(&mut self) -> Result<(), PlaneError> {
@@ -221,6 +231,10 @@ impl Dataplane for Fake {
     fn unused(&mut self, retired: &[Key]) -> Result<Vec<Key>, PlaneError> {
         let kernel = self.kernel();
         Ok(retired.iter().filter(|key| !kernel.busy.contains(key)).cloned().collect())
+    }
+
+    fn take_put_back(&mut self) -> u64 {
+        std::mem::take(&mut self.kernel().put_back)
     }
 
     fn superseded(&mut self, foreign: &HashMap<Key, u32>) -> Vec<Key> {

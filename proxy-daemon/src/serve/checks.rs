@@ -289,3 +289,36 @@ fn body(
     serde::Serialize::serialize(&body, &mut serializer)?;
     Ok(text)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::watch::announce::Announcer;
+
+    #[test]
+    fn nobody_listens_where_the_link_would_have_to_be_said() {
+        let checks = Checks::new(false);
+        let [link_local, usable]: [IpAddr; 2] =
+            ["fe80::1", "2001:db8::1"].map(|address| address.parse().unwrap());
+        checks.listen_on(&[link_local, usable]);
+        assert_eq!(checks.snapshot().places, BTreeSet::from([Place::At(usable)]));
+    }
+
+    #[test]
+    fn a_port_that_cannot_be_served_is_announced_once() {
+        let config = Config::from_args(["proxy-daemon"], "a").unwrap();
+        let status = Status::new(&config, &Family::ALL);
+        let (announcer, mut announced) = Announcer::new();
+        status.announce_through(announcer);
+        let local_endpoints = LocalReady::default();
+        let web = ObjectName::new("shop", "web");
+        let check = Running::new(web, HealthCheck { port: 30_100, local_endpoints }).check;
+        for place in [Place::Everywhere, Place::At(Ipv4Addr::LOCALHOST.into()), Place::Everywhere] {
+            cannot_serve(&status, &check, place, &io::Error::other("taken"), FIRST_RETRY);
+        }
+        let told = announced.try_recv().unwrap();
+        assert!(told.note.contains("30100") && told.note.contains("taken"), "{}", told.note);
+        assert!(announced.try_recv().is_err(), "once");
+    }
+}

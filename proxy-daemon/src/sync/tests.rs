@@ -206,7 +206,9 @@ fn nothing_is_written_before_all_lists_are_in() {
 #[test]
 fn it_tells_what_it_waits_for_and_that_it_works() {
     let mut bed = Bed::new();
-    bed.step(vec![]);
+    for _ in 0..2 {
+        bed.step(vec![]);
+    }
     for input in web() {
         bed.step(vec![input]);
     }
@@ -276,6 +278,8 @@ fn each_familys_local_endpoints_and_triggers_are_its_own() {
     let mut dual = service("web", 1);
     dual.cluster_ips.push([0xfd00_u16, 0, 0, 0, 0, 0, 0, 1].into());
     dual.internal_policy = TrafficPolicy::Local;
+    dual.external_policy = TrafficPolicy::Local;
+    dual.ports[0].node_port = NonZeroU16::new(30080);
     let at = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1);
     let elsewhere = Placement { node: Some(NodeName::new("node-b")), ..Placement::default() };
     let mut v6 = slice("web", &[1]);
@@ -288,7 +292,9 @@ fn each_familys_local_endpoints_and_triggers_are_its_own() {
     bed.step(lists(vec![dual], vec![slice("web", &[1]), v6]));
     bed.settle(vec![]);
     let no_local = bed.seen.last().totals.no_local;
-    assert_eq!((no_local.internal.v4, no_local.internal.v6), (0, 1));
+    for counts in [no_local.internal, no_local.external] {
+        assert_eq!((counts.v4, counts.v6), (0, 1));
+    }
     let reports = bed.seen.reports.lock().unwrap();
     let triggers: Vec<_> = reports.iter().flat_map(|report| report.triggers.clone()).collect();
     assert_eq!(triggers, [(Family::V6, at)]);

@@ -18,7 +18,7 @@ use nix::net::if_::if_nametoindex;
 use super::wire::{CLIENT, Namespaces, POD, REMOTE};
 use super::{Cgroup, has_tcx, in_netns, run, succeeds};
 use crate::binary::binary;
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, Page};
 use crate::mounts::hide_mounts;
 
 pub(super) const EXTERNAL: [&str; 2] = ["198.51.100.1", "2001:db8:51::1"];
@@ -324,6 +324,8 @@ pub fn many_connections() -> Result<()> {
         let daemon = bed.start_with(&["--ebpf-map-sizes=flows=300"])?;
         bed.endpoints(&[("remote", "node-b")])?;
         bed.settles(&daemon, &["remote"])?;
+        let room = Page::fetch()?.sum_where("node_dataplane_table_capacity", "FLOWS");
+        ensure!(room == Some(600.0), "room for {room:?} entries");
         let node_port = (CLIENT.node[0], NODE_PORT);
         let (mut idle, _) = bed.open(node_port.0, node_port.1)?;
         let server = bed.accepted.lock().unwrap_or_else(PoisonError::into_inner).take();

@@ -76,7 +76,7 @@ macro_rules! ebpf_cases {
     ($(#[$attribute:meta])*) => {
         $crate::ebpf_cases! {
             @each [$(#[$attribute])*]
-            connect4 connect6 connect6_mapped connect4_udp connect_refused
+            connect4 connect6 connect6_mapped connect4_udp closed_udp connect_refused
             forwards refuses path_mtu tagged
             bare_forwards bare_refuses bare_path_mtu bare_daemon
             xdp_forwards xdp_path_mtu xdp_leaves_the_rest xdp_where_frames_are_taken
@@ -342,6 +342,44 @@ pub fn connect4_udp() -> Result<()> {
         ensure!(&buffer[..length] == b"query\n", "{:?}", &buffer[..length]);
         let counted = programs.tables().frontend_counters(frontend)?;
         ensure!(counted.connections == 1, "{counted:?}");
+        Ok(())
+    })
+}
+
+/// A connected UDP socket is remembered until it is closed.
+///
+/// # Errors
+/// What differed.
+pub fn closed_udp() -> Result<()> {
+    let families: [(IpAddr, IpAddr); 2] =
+        [(VIP4, Ipv4Addr::LOCALHOST.into()), (VIP6, Ipv6Addr::LOCALHOST.into())];
+    in_netns(|| {
+        for (vip, local) in families {
+            let server = UdpSocket::bind((local, 0))?;
+            server.set_read_timeout(Some(PATIENCE))?;
+            let mut programs = load()?;
+            let backend = server.local_addr()?;
+            Table::default().add(&mut programs, SocketAddr::new(vip, 53), UDP, &[backend])?;
+            let cgroup = Cgroup::new("closed")?;
+            let _attached = programs.attach_sockets(&cgroup.0)?;
+            let script = format!(
+                "echo $$ > {}/cgroup.procs || exit 9; exec 3<>/dev/udp/{vip}/53; echo query >&3; \
+                 read line; true",
+                cgroup.0.display()
+            );
+            let mut client =
+                Command::new("bash").args(["-c", &script]).stdin(Stdio::piped()).spawn()?;
+            let received = server.recv(&mut [0; 64]);
+            let open = programs.tables().udp_peers();
+            // It waits for the end of its input.
+            drop(client.stdin.take());
+            let status = client.wait()?;
+            received.with_context(|| format!("{vip}: the backend got no datagram, {status}"))?;
+            let open = open?;
+            ensure!(open.len() == 1, "{vip}: {open:?}");
+            let closed = programs.tables().udp_peers()?;
+            ensure!(closed.is_empty(), "{vip}: closed, and remembered: {closed:?}");
+        }
         Ok(())
     })
 }

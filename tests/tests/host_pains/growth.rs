@@ -46,6 +46,17 @@ fn growths(stage: &Stage) -> [u64; 3] {
     })
 }
 
+/// Who reaches the Service, and where: by sockets of both families, and by a device.
+pub fn ways(stage: &Stage) -> [(Client, SocketAddr); 4] {
+    let node = stage.cluster().node(0).address_like(CLUSTER_IPS[0]).expect("an address");
+    [
+        (Client::Pod, SocketAddr::new(CLUSTER_IPS[0], PORT)),
+        (Client::Pod, SocketAddr::new(CLUSTER_IPS[1], PORT)),
+        (Client::Host, SocketAddr::new(CLUSTER_IPS[0], PORT)),
+        (Client::Outside, SocketAddr::new(node, NODE_PORT)),
+    ]
+}
+
 /// Traffic of every kind that goes on for as long as something is done to the daemon.
 pub struct Load {
     ways: [(Client, SocketAddr); 4],
@@ -56,13 +67,7 @@ pub struct Load {
 
 impl Load {
     pub fn start(stage: &Stage) -> Self {
-        let node = stage.cluster().node(0).address_like(CLUSTER_IPS[0]).expect("an address");
-        let ways = [
-            (Client::Pod, SocketAddr::new(CLUSTER_IPS[0], PORT)),
-            (Client::Pod, SocketAddr::new(CLUSTER_IPS[1], PORT)),
-            (Client::Host, SocketAddr::new(CLUSTER_IPS[0], PORT)),
-            (Client::Outside, SocketAddr::new(node, NODE_PORT)),
-        ];
+        let ways = ways(stage);
         let (mut streams, mut rates) = (Vec::new(), Vec::new());
         for (client, target) in ways {
             let from = stage.client(client);

@@ -1,15 +1,15 @@
 //! What the daemon needs of the kernel, of its container and of the node's tools.
 
 use std::fs;
-use std::net::SocketAddr;
 use std::path::Path;
 use std::slice;
 
 use proxy_tests::binary::binary;
 use proxy_tests::confinement::{CGROUP_ROOT, shown};
 
+use super::growth::ways;
 use super::node::{LONG, until};
-use super::stage::{CLUSTER_IPS, Client, NODE_PORT, PORT, Stage, spec, tcp};
+use super::stage::{Client, Stage, spec, tcp};
 
 const ALL: &str = "NET_ADMIN,BPF,PERFMON,SYS_ADMIN,SYS_PTRACE";
 
@@ -85,13 +85,7 @@ fn pain_18_19_without_any_tool_a_node_is_programmed_and_left_as_it_was() {
     let before = links(&stage);
     stage.bed.start_daemons().expect("daemons");
     stage.web(&spec("NodePort"), &[], &[(0, 1), (1, 0)]);
-    let node = stage.cluster().node(0).address_like(CLUSTER_IPS[0]).expect("an address");
-    let ways = [
-        (Client::Pod, SocketAddr::new(CLUSTER_IPS[0], PORT)),
-        (Client::Pod, SocketAddr::new(CLUSTER_IPS[1], PORT)),
-        (Client::Host, SocketAddr::new(CLUSTER_IPS[0], PORT)),
-        (Client::Outside, SocketAddr::new(node, NODE_PORT)),
-    ];
+    let ways = ways(&stage);
     for (client, target) in ways {
         stage.until_served(stage.client(client), target);
         stage.must_connect(stage.client(client), &tcp(target, 20));

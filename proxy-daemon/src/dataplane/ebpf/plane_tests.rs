@@ -340,6 +340,26 @@ fn udp_backends_that_serve_stay_for_their_flows_and_get_no_more() {
 }
 
 #[test]
+fn what_merely_serves_is_led_to_by_nobody_and_is_its_services_only() {
+    let udp = FrontendKey { protocol: Protocol::Udp, ..key(1) };
+    let mut plane = Plane::new();
+    let mut endpoints = known(&[1, 2, 3]).to_vec();
+    endpoints[2].serving = false;
+    let serves = Frontend { endpoints: endpoints.into(), ..frontend("a", vec![backend(1, false)]) };
+    plane.set(udp, &serves).unwrap();
+    // Of a Service that went while no daemon ran.
+    let service = ServiceId::new(4711);
+    let (flags, port) = (layout::Backend::SERVING, layout::Backend::default().port);
+    let address = IpAddr::from([10, 244, 0, 9]).into();
+    let stray = layout::Backend { address, port, flags, service };
+    plane.maps.set_backends(&[(BackendId(20), stray)]).unwrap();
+    let mut later = Table::new(plane.maps.clone(), CAPACITY).with_locals(true);
+    later.adopt_all().unwrap();
+    assert_eq!(later.used(), [1, 1, 2]);
+    assert!(plane.maps.maps().locals.is_empty(), "other nodes send nothing to it");
+}
+
+#[test]
 fn source_ranges_come_and_go_with_their_frontends() {
     let mut plane = Plane::new();
     let guarded = Frontend {
@@ -381,6 +401,14 @@ fn a_readback_is_a_few_reads_however_many_sets_there_are() {
     assert_eq!(read(&plane.maps).len(), 2 * 251);
     // Source ranges, frontends, 2510 slots, and as many backends in three parts.
     assert_eq!(plane.maps.maps().reads, 6);
+    // Who merely serves is looked for in all parts.
+    let udp = FrontendKey { protocol: Protocol::Udp, ..key(1) };
+    let serves = Frontend { endpoints: known(&[1]), ..frontend("dns", vec![]) };
+    plane.set(udp, &serves).unwrap();
+    let found = read(&plane.maps);
+    for (key, value) in Lowering::default().lower(&udp, &serves) {
+        assert_eq!(found.get(&key), Some(&value));
+    }
 }
 
 #[test]

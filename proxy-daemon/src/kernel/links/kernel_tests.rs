@@ -55,7 +55,7 @@ fn addresses_are_added_listed_and_deleted() {
         assert_eq!(counters.requests, 2400);
         // Duplicate address detection ends at a time of its own, and a dump that meets its
         // end is interrupted (`NLM_F_DUMP_INTR`) and made again.
-        assert!((2..=6).contains(&counters.dumps), "{counters:?}");
+        assert!((2..=30).contains(&counters.dumps), "{counters:?}");
         assert!(counters.sends <= 10, "{counters:?}");
     });
 }

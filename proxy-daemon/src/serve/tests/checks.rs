@@ -68,11 +68,13 @@ async fn health_check_node_ports_listen_where_node_ports_do() {
     let [first, second, third]: [IpAddr; 3] =
         ["127.0.0.1", "127.0.0.2", "127.0.0.3"].map(|ip| ip.parse().unwrap());
     let answers = async |ip: IpAddr| TcpStream::connect(SocketAddr::new(ip, port)).await.is_ok();
-    let link_local = "fe80::1".parse().unwrap();
-    bed.observer.node_port_addresses(&[first, second, link_local]);
     let local_endpoints = LocalReady { v4: Some(1), v6: None };
     let check = Some(HealthCheck { port, local_endpoints });
     bed.observer.health_check(&ObjectName::new("shop", "web"), check);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(!answers(first).await, "nobody has said where");
+    let link_local = "fe80::1".parse().unwrap();
+    bed.observer.node_port_addresses(&[first, second, link_local]);
     until(async || answers(first).await && answers(second).await).await;
     assert!(!answers(third).await, "not among them");
     let stays = TcpStream::connect(SocketAddr::new(second, port)).await.unwrap();

@@ -111,7 +111,8 @@ async fn an_engine_that_does_not_come_back_ends_the_daemon_and_failing_objects_d
     let began = bed.at(9_000_000);
     bed.observer.busy(Some(began));
     bed.at(9_301_000);
-    let reason = stuck.await.unwrap();
+    let ended = tokio::time::timeout(Duration::from_secs(10), stuck).await;
+    let reason = ended.expect("it ends").unwrap();
     assert!(reason.contains("for 301 s"), "{reason}");
     assert!(bed.status.is_stuck());
 }

@@ -88,6 +88,17 @@ async fn service_level_indicators_count_checks_until_they_are_reset() {
     assert_eq!(bed.page("DELETE", "/metrics/slis", "", "").await.body, "metrics reset\n");
     let page = bed.page("GET", "/metrics/slis", "", "").await.body;
     assert!(page.contains(&total("healthz", "success", 0)), "{page}");
+    bed.queued(3_000, 1, 0);
+    bed.at(120_000);
+    bed.healthz().await;
+    let page = bed.page("GET", "/metrics/slis", "", "").await.body;
+    for line in [
+        "kubernetes_healthcheck{name=\"proxy\",type=\"livez\"} 0\n".to_owned(),
+        total("healthz", "success", 0),
+        total("healthz", "error", 1),
+    ] {
+        assert!(page.contains(&line), "{line}{page}");
+    }
 }
 
 #[tokio::test]

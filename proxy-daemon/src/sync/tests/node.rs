@@ -1,6 +1,29 @@
 //! What the Node and its addresses say.
 
 use super::*;
+use crate::model::Node;
+
+fn node() -> Node {
+    Node {
+        name: NodeName::new("node-a"),
+        zone: None,
+        addresses: vec![],
+        pod_cidrs: vec![],
+        deleting: false,
+        scaling_down: false,
+    }
+}
+
+#[test]
+fn what_frontends_become_besides_their_services_is_followed_by_all() {
+    let mut bed = Bed::new();
+    bed.settle(web());
+    bed.log();
+    let pod_cidrs = vec!["10.244.0.0/24".parse().unwrap()];
+    bed.settle(vec![Input::Object(Event::Node(Some(Node { pod_cidrs, ..node() })))]);
+    let log = bed.log();
+    assert!(matches!(log[..], [Op::Update(Key::Server(_), 1001)]), "{log:?}");
+}
 
 #[test]
 fn a_node_that_goes_takes_nothing_with_it() {
@@ -8,14 +31,8 @@ fn a_node_that_goes_takes_nothing_with_it() {
         node_port_addresses: NodePortAddresses::Primary,
         ..config()
     });
-    let node = crate::model::Node {
-        name: NodeName::new("node-a"),
-        zone: Some(Zone::new("zone-a")),
-        addresses: vec![[10, 99, 0, 2].into()],
-        pod_cidrs: vec![],
-        deleting: false,
-        scaling_down: false,
-    };
+    let (zone, addresses) = (Some(Zone::new("zone-a")), vec![[10, 99, 0, 2].into()]);
+    let node = Node { zone, addresses, ..node() };
     let mut exposed = service("web", 1);
     exposed.ports[0].node_port = NonZeroU16::new(30080);
     let mut inputs = lists(vec![exposed], vec![slice("web", &[1])]);

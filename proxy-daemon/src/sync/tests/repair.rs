@@ -27,6 +27,19 @@ fn a_periodic_resync_repairs_drift() {
 }
 
 #[test]
+fn what_the_plane_has_put_back_is_repaired_as_well() {
+    let mut bed = Bed::new();
+    bed.settle(web());
+    bed.plane.kernel().put_back = 2;
+    bed.now += Duration::from_secs(31);
+    bed.settle(vec![]);
+    assert_eq!(bed.seen.last().totals.repaired, 2);
+    bed.now += Duration::from_secs(31);
+    bed.settle(vec![]);
+    assert_eq!(bed.seen.last().totals.repaired, 2, "counted once");
+}
+
+#[test]
 fn a_change_does_not_wait_for_a_resync_and_is_not_undone_by_it() {
     let mut bed = Bed::new();
     bed.settle(lists(

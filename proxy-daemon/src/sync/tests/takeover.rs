@@ -1,6 +1,7 @@
 //! What others left in the kernel.
 
 use super::*;
+use crate::dataplane::OpError;
 use crate::policy::Backend;
 
 fn key(ip: u8) -> FrontendKey {
@@ -62,40 +63,72 @@ fn what_an_earlier_proxy_left_goes_when_all_that_is_wanted_is_there() {
     assert_eq!(bed.plane.kernel().foreign.len(), 1, "what is not kube-proxy's stays");
 }
 
-/// What kube-proxy left, in a kernel that refuses some objects for ever; how often it was asked
-/// for after each of so many comparisons.
-fn takeovers_beside(impossible: impl IntoIterator<Item = Key>) -> (Bed, [usize; 4]) {
+impl Bed {
+    /// Compares so many times: how often what is left had been asked for before each.
+    fn takeovers(&mut self) -> [usize; 4] {
+        std::array::from_fn(|_| {
+            let so_far = self.plane.kernel().takeovers;
+            self.now += Duration::from_secs(31);
+            self.settle(vec![]);
+            so_far
+        })
+    }
+}
+
+fn refused() -> OpError {
+    OpError::Refused("EINVAL".into())
+}
+
+/// What kube-proxy left, in a kernel that never makes some objects.
+fn beside(impossible: impl IntoIterator<Item = Key>, answer: &OpError) -> Bed {
     let left = Key::Server(key(8));
-    let mut bed = Bed::new();
+    let bed = Bed::new();
     {
         let mut kernel = bed.plane.kernel();
         kernel.foreign.insert(left.clone(), 7);
         kernel.left.insert(left);
-        kernel.impossible = impossible.into_iter().collect();
+        kernel.impossible = impossible.into_iter().map(|key| (key, answer.clone())).collect();
     }
-    bed.settle(web());
-    let takeovers = std::array::from_fn(|_| {
-        let so_far = bed.plane.kernel().takeovers;
-        bed.now += Duration::from_secs(31);
-        bed.settle(vec![]);
-        so_far
-    });
-    (bed, takeovers)
+    bed
 }
 
 #[test]
 fn what_can_never_be_programmed_does_not_keep_what_an_earlier_proxy_left() {
-    let (bed, takeovers) = takeovers_beside([Key::Address([10, 96, 0, 1].into())]);
-    assert_eq!(takeovers, [0, 0, 1, 2], "from the third comparison on");
+    let address = Key::Address([10, 96, 0, 1].into());
+    let mut bed = beside([address.clone()], &refused());
+    bed.settle(web());
+    assert_eq!(bed.takeovers(), [0, 0, 1, 2], "from the third comparison on");
     assert_eq!(bed.plane.kernel().foreign.len(), 0);
     assert_eq!(bed.seen.last().failing_total, 1, "it is still named");
+    // It was possible for a while: patience begins anew.
+    bed.plane.kernel().impossible.clear();
+    bed.takeovers();
+    assert_eq!(bed.seen.last().failing_total, 0);
+    let so_far = bed.plane.kernel().takeovers;
+    bed.plane.kernel().objects.remove(&address);
+    bed.plane.kernel().impossible.insert(address, refused());
+    assert_eq!(bed.takeovers(), [so_far, so_far, so_far, so_far + 1]);
+}
+
+#[test]
+fn what_the_kernel_does_not_answer_for_may_be_there_yet() {
+    let unknown = OpError::Unknown("ETIMEDOUT".into());
+    let mut bed = beside([Key::Address([10, 96, 0, 1].into())], &unknown);
+    let mut next = bed.step(web());
+    // It is compared again and again.
+    while bed.plane.kernel().readbacks < 10 {
+        bed.now = bed.now.max(next.expect("it does not rest"));
+        next = bed.step(vec![]);
+    }
+    assert_eq!(bed.plane.kernel().takeovers, 0);
 }
 
 #[test]
 fn where_most_fails_what_an_earlier_proxy_left_stays() {
     let mut all = Bed::new();
     all.settle(web());
-    let (bed, takeovers) = takeovers_beside(all.keys());
-    assert_eq!(takeovers, [0; 4]);
+    let mut bed = beside(all.keys(), &refused());
+    bed.settle(web());
+    assert_eq!(bed.takeovers(), [0; 4]);
     assert_eq!(bed.plane.kernel().foreign.len(), 1);
 }

@@ -253,13 +253,52 @@ mod tests {
         assert_eq!(clients.current.borrow().generation, 1);
     }
 
+    /// What is missing need not be a file that is looked at.
+    #[tokio::test]
+    async fn what_cannot_be_used_is_tried_until_it_can() {
+        let Bed { file, mut clients } = start(None);
+        let directory = tempfile::tempdir().unwrap();
+        let answer = directory.path().join("answer");
+        let plugin = format!(
+            "exec: {{apiVersion: client.authentication.k8s.io/v1, command: cat, args: ['{}'], \
+             interactiveMode: Never}}",
+            answer.display()
+        );
+        let text = kubeconfig("http://192.0.2.2:2").replace("token: t", &plugin);
+        fs::write(file.path(), text).unwrap();
+        clients.pause(TICK * 40).await;
+        assert_eq!(clients.server(), "http://192.0.2.1:1");
+        let token = r#"{"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential",
+                        "status": {"token": "t"}}"#;
+        fs::write(&answer, token).unwrap();
+        tokio::time::timeout(PATIENCE, clients.replaced()).await.expect("replaced");
+        assert_eq!(clients.server(), "http://192.0.2.2:2");
+    }
+
+    /// Its worker ends with the first request, as it did with a server without a scheme.
+    fn broken() -> Client {
+        type Answer = std::future::Ready<std::io::Result<Response<Body>>>;
+        let service =
+            tower::service_fn(|_: Request<Body>| -> Answer { panic!("no scheme, for example") });
+        Client::new(service, "default")
+    }
+
+    #[tokio::test]
+    async fn credentials_of_a_plugin_are_fetched_anew_before_they_end() {
+        let until = |seconds| {
+            let end = Timestamp::now() + SignedDuration::from_secs(seconds);
+            start(Some(broken().with_valid_until(Some(end))))
+        };
+        let Bed { file: _file, mut clients } = until(10);
+        tokio::time::timeout(PATIENCE, clients.replaced()).await.expect("replaced");
+        let Bed { file: _file, mut clients } = until(3600);
+        clients.pause(TICK * 10).await;
+        assert_eq!(clients.current.borrow().generation, 0, "they are good for long");
+    }
+
     #[tokio::test]
     async fn a_client_whose_worker_ended_is_replaced_once() {
-        type Answer = std::future::Ready<std::io::Result<Response<Body>>>;
-        // In the worker, as a server without a scheme did it.
-        let broken =
-            tower::service_fn(|_: Request<Body>| -> Answer { panic!("no scheme, for example") });
-        let Bed { file: _file, mut clients } = start(Some(Client::new(broken, "default")));
+        let Bed { file: _file, mut clients } = start(Some(broken()));
         let mut others = vec![clients.clone(), clients.clone()];
         others.push(clients.clone());
         for clients in &mut others {

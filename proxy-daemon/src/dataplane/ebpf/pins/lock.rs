@@ -77,6 +77,8 @@ mod tests {
         assert_eq!(holder(locks, device(0xfe, 1), 78), Some(13));
         assert_eq!(holder(locks, device(0, 0x1f), 78), None);
         assert_eq!(holder("", 0, 0), None);
+        let waits = "2: -> FLOCK  ADVISORY  WRITE 12 00:1f:77 0 EOF\n";
+        assert_eq!(holder(waits, device(0, 0x1f), 77), None, "of those that have it none is seen");
     }
 
     #[test]
