@@ -82,37 +82,50 @@ fn decide(
     if !loopback && needs_packets(tables, &frontend, key) || is_opted_out(tables, config, caller) {
         return SocketVerdict::Pass;
     }
-    let before = if connects { None } else { sent_before(tables, caller, key, &frontend) };
-    let goes_on = before.filter(|(_, backend)| {
+    // No option of a backend: older verifiers refuse that the rest of none is copied.
+    let (mut before, mut goes_on) = (NOBODY, false);
+    let mut chosen = Backend::default();
+    if !connects && let Some((id, backend)) = sent_before(tables, caller, key, &frontend) {
+        (before, chosen) = (id, backend);
         // Affinity knows the backend itself, as long as it is one to be chosen, and has an end.
-        frontend.affinity == 0 || !backend.has(frontend.set(Client::Node))
-    });
-    let result = match goes_on {
-        Some(known) => Ok(known),
-        None => {
-            let affinity = AffinityKey::of_namespace(caller.namespace, frontend.service);
-            let number = number(config);
-            select(tables, &frontend, Client::Node, &affinity, number, caller.now)
+        goes_on = frontend.affinity == 0 || !backend.has(frontend.set(Client::Node));
+    }
+    let mut id = before;
+    if !goes_on {
+        let affinity = AffinityKey::of_namespace(caller.namespace, frontend.service);
+        let number = number(config);
+        match select(tables, &frontend, Client::Node, &affinity, number, caller.now) {
+            Ok(selected) => (id, chosen) = selected,
+            Err(reason) => return refuse(tables, &frontend, key, reason),
         }
-    };
-    match result {
-        Ok((id, backend)) => {
-            let begins = before.is_none_or(|(before, _)| before != id);
-            if begins {
-                tables.count_frontend(frontend.id, |counters| counters.connections += 1);
-                tables.count_backend(id, |counters| counters.connections += 1);
-            }
-            if begins && !connects {
-                remember(tables, caller, key, id, &backend);
-            }
-            record(tables, config, caller, key, connects, id, &backend);
-            SocketVerdict::Translate { backend: id, address: backend.address, port: backend.port }
+    }
+    if before != id {
+        tables.count_frontend(frontend.id, |counters| counters.connections += 1);
+        tables.count_backend(id, |counters| counters.connections += 1);
+        if !connects {
+            remember(tables, caller, key, id, &chosen);
         }
+    }
+    record(tables, config, caller, key, connects, id, &chosen);
+    SocketVerdict::Translate { backend: id, address: chosen.address, port: chosen.port }
+}
+
+/// What no backend has for its id.
+const NOBODY: BackendId = BackendId(u32::MAX);
+
+#[inline(always)]
+fn refuse(
+    tables: &impl Tables,
+    frontend: &Frontend,
+    key: &FrontendKey,
+    reason: Reason,
+) -> SocketVerdict {
+    match reason {
         // Silence is the devices' to keep. A datagram that nobody takes is theirs to answer:
         // the socket must work when an endpoint appears, so it must not be sent elsewhere.
-        Err(Reason::NoLocalEndpoint) => SocketVerdict::Pass,
-        Err(_) if key.protocol() == UDP => SocketVerdict::Pass,
-        Err(reason) => {
+        Reason::NoLocalEndpoint => SocketVerdict::Pass,
+        _ if key.protocol() == UDP => SocketVerdict::Pass,
+        reason => {
             tables.count_frontend(frontend.id, |counters| counters.refused += 1);
             tables.count_drop(reason);
             SocketVerdict::Refuse(reason)
