@@ -53,6 +53,11 @@ impl ObjectKey for Key {
         None
     }
 
+    /// There is no more.
+    fn usual(frontend: &FrontendKey) -> Vec<Self> {
+        vec![Self::Frontend(*frontend), Self::Address(frontend.address)]
+    }
+
     fn parent(&self) -> Option<Self> {
         None
     }
