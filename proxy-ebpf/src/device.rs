@@ -577,8 +577,8 @@ fn is_in_more(tables: &impl Tables, config: &Config, destination: &Address) -> b
     config.features & Config::MORE_RANGES != 0 && tables.client(destination) & client::SERVICE != 0
 }
 
-/// The first Service ranges and the least prefixes around all others are in `CONFIG`, so that what goes elsewhere (nearly every
-/// packet) costs no lookup.
+/// The first Service ranges and the least prefixes around all others are in `CONFIG`, so that what
+/// goes elsewhere (nearly every packet) costs no lookup.
 #[inline(always)]
 pub fn unmatched(tables: &impl Tables, config: &Config, destination: &Address) -> Unmatched {
     let mut i = 0;

@@ -33,6 +33,7 @@ pub mod cost;
 mod counters;
 mod daemon;
 mod forwarding;
+mod own;
 mod packets;
 mod upgrade;
 mod ways;
@@ -44,6 +45,7 @@ pub use daemon::{bare_daemon, daemon, detection, ipvs_after_ebpf, many_connectio
 pub use forwarding::{
     bare_forwards, bare_path_mtu, bare_refuses, forwards, path_mtu, refuses, tagged,
 };
+pub use own::own_connections;
 pub use packets::packets;
 pub use upgrade::{carries_over, carries_over_from_6};
 pub use ways::follows_changes;
@@ -77,7 +79,7 @@ macro_rules! ebpf_cases {
         $crate::ebpf_cases! {
             @each [$(#[$attribute])*]
             connect4 connect6 connect6_mapped connect4_udp closed_udp connect_refused
-            forwards refuses path_mtu tagged
+            forwards refuses path_mtu tagged own_connections
             bare_forwards bare_refuses bare_path_mtu bare_daemon
             xdp_forwards xdp_path_mtu xdp_leaves_the_rest xdp_where_frames_are_taken
             packets follows_changes refusals verified_instructions batches carries_over carries_over_from_6
