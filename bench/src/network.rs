@@ -186,6 +186,7 @@ impl Bed {
     fn serve(&self) -> Result<()> {
         self.server.run(|| {
             pin()?;
+            give_way()?;
             let listener = TcpListener::bind(SocketAddr::from(([0, 0, 0, 0], SERVER_PORT)))?;
             // A client that wants only to connect may be gone by then.
             let answer = |mut stream: TcpStream| drop(stream.write_all(b"."));
@@ -203,6 +204,17 @@ fn pin() -> Result<()> {
     let usable = (0..CpuSet::count()).find(|cpu| allowed.is_set(*cpu).unwrap_or(false));
     first.set(usable.context("no processor to run on")?)?;
     sched_setaffinity(this, &first).context("pinning a thread to a processor")
+}
+
+/// The calling thread does not interrupt another when it is woken (`SCHED_BATCH`, sched(7)): else
+/// a connect lasts, or does not last, until the server has accepted it and answered.
+fn give_way() -> Result<()> {
+    let thread = nix::unistd::gettid().to_string();
+    let status = Command::new("chrt").args(["--batch", "--pid", "0", &thread]).status();
+    if !status.context("chrt (package util-linux)")?.success() {
+        bail!("chrt --batch --pid 0 {thread} failed");
+    }
+    Ok(())
 }
 
 fn pod(gateway: &str, addresses: impl Iterator<Item = String>) -> String {
