@@ -9,8 +9,8 @@ use proxy_ebpf::device::Hook;
 use proxy_tests::ebpf::cost::{self, Connects};
 use serde::{Deserialize, Serialize};
 
-use crate::peer;
 use crate::record::Summary;
+use crate::{network, peer};
 
 /// What to measure.
 #[derive(Debug, clap::Args)]
@@ -77,6 +77,7 @@ impl Stats {
 pub fn run(plan: &Plan) -> Result<()> {
     fs::create_dir_all(&plan.out).with_context(|| format!("cannot make {}", plan.out.display()))?;
     let cpus = std::thread::available_parallelism()?.get();
+    network::in_turn()?;
     let mut run = Run { kernel: peer::kernel()?, cpus, ..Run::default() };
     for &services in &plan.sizes {
         let found = size(plan, services);

@@ -185,8 +185,7 @@ impl Bed {
     /// Accepts, sends a byte and closes, until the process ends.
     fn serve(&self) -> Result<()> {
         self.server.run(|| {
-            pin()?;
-            give_way()?;
+            in_turn()?;
             let listener = TcpListener::bind(SocketAddr::from(([0, 0, 0, 0], SERVER_PORT)))?;
             // A client that wants only to connect may be gone by then.
             let answer = |mut stream: TcpStream| drop(stream.write_all(b"."));
@@ -194,6 +193,16 @@ impl Bed {
             anyhow::Ok(())
         })?
     }
+}
+
+/// What the calling thread does, and what it starts from now on, has one processor, on which none
+/// of it interrupts another.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn in_turn() -> Result<()> {
+    pin()?;
+    give_way()
 }
 
 /// The calling thread to the first processor that this process may use, and what it starts too.
