@@ -163,6 +163,7 @@ const fn left_out(kernel: Kernel) -> &'static [&'static str] {
             "ebpf::many_connections",
             "ebpf::taken_off",
             "ebpf::xdp_",
+            "scale::an_endpoint_update",
         ],
         Kernel::V6_12 => &[
             "conformance_1_ipv4",

@@ -5,9 +5,9 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::{AddressChange, AddressMonitor, LinkAddress, Links, NetlinkLinks};
+use super::{AddressChange, AddressMonitor, LinkAddress, Links, LinksError, NetlinkLinks};
 use crate::kernel::namespace::in_new_namespace;
-use crate::kernel::netlink::{Socket, Subsystem};
+use crate::kernel::netlink::{NetlinkError, Socket, Subsystem};
 
 /// The loopback device, the only link of a new namespace.
 const LOOPBACK: u32 = 1;
@@ -29,6 +29,22 @@ fn changes(of: fn(IpAddr) -> AddressChange, addresses: &[IpAddr]) -> Vec<Address
     addresses.iter().copied().map(of).collect()
 }
 
+/// Duplicate address detection ends for each address at a time of its own, and a dump that meets
+/// such an end is interrupted (`NLM_F_DUMP_INTR`) and made again, and given up when that goes on.
+fn listed(links: &mut NetlinkLinks<Socket>) -> Vec<LinkAddress> {
+    let end = std::time::Instant::now() + Duration::from_secs(20);
+    loop {
+        match links.addresses() {
+            Err(LinksError::Netlink(NetlinkError::Interrupted { .. }))
+                if std::time::Instant::now() < end =>
+            {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            listed => return listed.unwrap(),
+        }
+    }
+}
+
 #[test]
 fn addresses_are_added_listed_and_deleted() {
     in_new_namespace(|| {
@@ -39,7 +55,7 @@ fn addresses_are_added_listed_and_deleted() {
                 links.change_addresses(LOOPBACK, &changes(AddressChange::Add, &all)).unwrap();
             assert!(added.iter().all(Result::is_ok), "{added:?}");
         }
-        let mut held = links.addresses().unwrap();
+        let mut held = listed(&mut links);
         held.sort_unstable();
         let mut expected: Vec<_> =
             all.iter().map(|&address| LinkAddress { link: LOOPBACK, address }).collect();
@@ -50,12 +66,10 @@ fn addresses_are_added_listed_and_deleted() {
                 links.change_addresses(LOOPBACK, &changes(AddressChange::Delete, &all)).unwrap();
             assert!(deleted.iter().all(Result::is_ok), "{deleted:?}");
         }
-        assert_eq!(links.addresses().unwrap(), []);
+        assert_eq!(listed(&mut links), []);
         let counters = links.counters();
         assert_eq!(counters.requests, 2400);
-        // Duplicate address detection ends at a time of its own, and a dump that meets its
-        // end is interrupted (`NLM_F_DUMP_INTR`) and made again.
-        assert!((2..=30).contains(&counters.dumps), "{counters:?}");
+        assert!(counters.dumps >= 2, "{counters:?}");
         assert!(counters.sends <= 10, "{counters:?}");
     });
 }
