@@ -355,9 +355,9 @@ const fn is_in_the_middle(headers: &Headers) -> bool {
     headers.tuple.protocol == TCP && headers.tcp_flags & (tcp::SYN | tcp::ACK) != tcp::SYN
 }
 
-/// Of a connection of the node itself, whose port is a node port as well: its client's that was
-/// bound to that port, or one that its server had before the Service. A node port is where
-/// connections begin, which the node's own sockets get none of then.
+/// Of a connection of the node itself, whose port is a node port as well: its client was bound to
+/// that port, or its server had the connection before there was the Service. What begins a
+/// connection is the Service's.
 #[cfg_attr(target_arch = "bpf", inline(never))]
 fn is_nodes_own(
     tables: &impl Tables,
