@@ -546,7 +546,10 @@ fn refuse_unmatched(
     arrival: &Arrival,
     destination: &Address,
 ) -> Verdict {
-    match unmatched(tables, config, destination) {
+    // Where packets of other machines come in. Elsewhere the address may be another machine's: an
+    // external address may be any node's, whose other ports are that node's own.
+    let comes_in = arrival.hook != Hook::Egress && arrival.device & Device::UPLINK != 0;
+    match unmatched(tables, config, destination, comes_in) {
         Unmatched::Foreign => Verdict::Pass,
         Unmatched::UnusedPort => refuse(tables, arrival, None, Reason::UnusedPort),
         Unmatched::UnusedAddress => refuse(tables, arrival, None, Reason::UnusedAddress),
@@ -577,10 +580,23 @@ fn is_in_more(tables: &impl Tables, config: &Config, destination: &Address) -> b
     config.features & Config::MORE_RANGES != 0 && tables.client(destination) & client::SERVICE != 0
 }
 
-/// The first Service ranges and the least prefixes around all others are in `CONFIG`, so that what
-/// goes elsewhere (nearly every packet) costs no lookup.
+/// The key under which it enters that an external address is some Service's.
+#[must_use]
 #[inline(always)]
-pub fn unmatched(tables: &impl Tables, config: &Config, destination: &Address) -> Unmatched {
+pub const fn external_key(address: Address) -> FrontendKey {
+    FrontendKey::new(address, Be16::from_host(1), 0)
+}
+
+/// The first Service ranges and the least prefixes around all others are in `CONFIG`, so that what
+/// goes elsewhere (nearly every packet) costs no lookup. Whether external addresses count, too, says
+/// `external`.
+#[inline(always)]
+pub fn unmatched(
+    tables: &impl Tables,
+    config: &Config,
+    destination: &Address,
+    external: bool,
+) -> Unmatched {
     let mut i = 0;
     while i < Config::MAX_PREFIXES {
         if i as u64 >= u64::from(config.prefixes) {
@@ -589,6 +605,9 @@ pub fn unmatched(tables: &impl Tables, config: &Config, destination: &Address) -
         if config.service_prefixes[i].contains(destination) {
             return match tables.frontend(&address_key(*destination)) {
                 Some(_) => Unmatched::UnusedPort,
+                None if external && tables.frontend(&external_key(*destination)).is_some() => {
+                    Unmatched::UnusedPort
+                }
                 None if (i as u64) < u64::from(config.dropping) => Unmatched::UnusedAddress,
                 None if is_in_more(tables, config, destination) => Unmatched::UnusedAddress,
                 None => Unmatched::Foreign,

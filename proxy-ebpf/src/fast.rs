@@ -290,7 +290,7 @@ pub fn is_foreign(tables: &impl Tables, config: &Config, tuple: &Tuple) -> bool 
     let Tuple { destination, destination_port, protocol, .. } = *tuple;
     let key = FrontendKey::new(destination, destination_port, protocol);
     tables.frontend(&key).is_none()
-        && device::unmatched(tables, config, &destination) == Unmatched::Foreign
+        && device::unmatched(tables, config, &destination, true) == Unmatched::Foreign
 }
 
 /// What [`crate::rewrite::translate`] does, and [`crate::rewrite::take_hop`] when asked to, in

@@ -5,7 +5,7 @@ use crate::direct;
 use crate::layout::config::client;
 use crate::layout::{Config, Flow, Timeouts, Tuple};
 use crate::order::Be16;
-use crate::parse::{TCP, UDP, tcp};
+use crate::parse::{SCTP, TCP, UDP, tcp};
 use crate::select::{SECOND, scale};
 use crate::tables::{Network, Tables};
 use crate::verdict::Reason;
@@ -19,7 +19,7 @@ const ATTEMPTS: u32 = 32;
 #[inline(always)]
 pub const fn timeout(protocol: u8, flags: u32, timeouts: &Timeouts) -> u32 {
     match protocol {
-        TCP if Flow::is_closing(flags) => timeouts.tcp_closing,
+        TCP | SCTP if Flow::is_closing(flags) => timeouts.tcp_closing,
         TCP if flags & Flow::REPLIED == 0 || is_ending(flags) => timeouts.tcp_opening,
         TCP => timeouts.tcp_established,
         UDP if flags & Flow::REPLIED == 0 => timeouts.udp,
@@ -63,7 +63,7 @@ pub fn advance(
     }
     let mut news = 0;
     let mut told = if first { Flow::REPLIED } else { 0 };
-    if key.protocol == TCP {
+    if key.protocol != UDP {
         if tcp_flags & tcp::RST != 0 {
             news |= Flow::RESET;
             told |= Flow::RESET;
@@ -92,14 +92,13 @@ pub fn advance(
 #[inline(always)]
 fn is_over(tables: &impl Tables, flow: &Flow, tcp_flags: u8) -> bool {
     match flow.to.protocol {
-        TCP => {
+        TCP | SCTP => {
             tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN
                 && (Flow::is_closing(flow.flags)
                     || is_ending(flow.flags)
                     || !still_there(tables, flow))
         }
-        UDP => !still_there(tables, flow),
-        _ => false,
+        _ => !still_there(tables, flow),
     }
 }
 

@@ -19,7 +19,7 @@ pub struct Headers {
     pub source: Address,
     pub kind: Kind,
     pub version: Version,
-    /// The flag byte of TCP.
+    /// The flag byte of TCP; of SCTP, what its first chunk says in those terms ([`sctp`]).
     pub tcp_flags: u8,
     /// Time to live, or hop limit.
     pub ttl: u8,
@@ -87,6 +87,27 @@ pub mod tcp {
     pub const SYN: u8 = 1 << 1;
     pub const RST: u8 = 1 << 2;
     pub const ACK: u8 = 1 << 4;
+}
+
+/// Types of SCTP's chunks, RFC 9260 section 3.2: those that begin or end an association. All come
+/// first in their packet, and all but ABORT alone.
+pub mod sctp {
+    use super::tcp;
+
+    pub const INIT: u8 = 1;
+    pub const ABORT: u8 = 6;
+    pub const SHUTDOWN_COMPLETE: u8 = 14;
+
+    /// The flags of the TCP segment that does the same.
+    #[must_use]
+    #[inline(always)]
+    pub const fn flags(chunk: u8) -> u8 {
+        match chunk {
+            INIT => tcp::SYN,
+            ABORT | SHUTDOWN_COMPLETE => tcp::RST,
+            _ => 0,
+        }
+    }
 }
 
 /// Where the IP header is.
@@ -287,9 +308,11 @@ fn transport_header(
     let (mut source_port, mut destination_port) = (Be16::default(), Be16::default());
     if headers.kind != Kind::LaterFragment {
         (source_port, destination_port) = ports(packet, transport)?;
-        if protocol == TCP {
-            let [_, flags] = packet.load(transport + 12).ok_or(Unparsed::Truncated)?;
-            headers.tcp_flags = flags;
+        if protocol != UDP {
+            // The offset and the flags of TCP, or type and flags of SCTP's first chunk: read by one
+            // pointer, of which the verifier knows one bound.
+            let [first, second] = packet.load(transport + 12).ok_or(Unparsed::Truncated)?;
+            headers.tcp_flags = if protocol == TCP { second } else { sctp::flags(first) };
         }
     }
     headers.transport = transport as u16;

@@ -5,7 +5,7 @@ use crate::layout::config::client;
 use crate::layout::{
     AffinityKey, Backend, BackendId, Config, Frontend, FrontendKey, OptOut, SocketKey, SocketPeer,
 };
-use crate::order::{Address, Be16};
+use crate::order::{Address, Be16, Be32};
 use crate::parse::{SCTP, TCP, UDP};
 use crate::select::{Client, Hash, select};
 use crate::tables::Tables;
@@ -24,7 +24,8 @@ pub struct Caller {
     pub now: u64,
 }
 
-/// `connect(2)`. The socket keeps its backend, so `random` picks it.
+/// `connect(2)`. The socket keeps its backend, so `random` picks it; but a UDP socket may still send
+/// to the same frontend by address, and must find the same one then.
 #[inline(always)]
 pub fn connect(
     tables: &impl Tables,
@@ -32,7 +33,9 @@ pub fn connect(
     key: &FrontendKey,
     random: u32,
 ) -> SocketVerdict {
-    decide(tables, caller, key, true, |_| random)
+    decide(tables, caller, key, true, |config| {
+        if key.protocol() == UDP { flow_of_socket(config, caller.cookie, key) } else { random }
+    })
 }
 
 /// `sendmsg(2)` with an address: each datagram anew, so the same socket has to get the same
@@ -71,15 +74,18 @@ fn decide(
     let Some(config) = tables.config() else {
         return SocketVerdict::Pass;
     };
-    let Some(frontend) = tables.frontend(key) else {
+    let key = &reached(key);
+    let loopback = key.address().is_loopback_v4();
+    let Some(frontend) = tables.frontend(&if loopback { at_loopback(key) } else { *key }) else {
         return refuse_unmatched(tables, config, key);
     };
-    let loopback = key.address().is_loopback_v4();
     // In every other namespace that is somebody else.
     if loopback && caller.namespace != config.namespace {
         return SocketVerdict::Pass;
     }
-    if !loopback && needs_packets(tables, &frontend, key) || is_opted_out(tables, config, caller) {
+    if !loopback && needs_packets(tables, config, caller, &frontend, key)
+        || is_opted_out(tables, config, caller)
+    {
         return SocketVerdict::Pass;
     }
     // No option of a backend: older verifiers refuse that the rest of none is copied.
@@ -165,21 +171,43 @@ fn remember(
     tables.set_peer(&SocketKey::sent(caller.cookie, key.address(), key.port()), &peer);
 }
 
-/// What cannot be decided before there is a packet: whose source ranges count, and what becomes
-/// of the source.
+/// The kernel takes 0.0.0.0 for 127.0.0.1 (`__ip_route_output_key`), after these programs.
 #[inline(always)]
-fn needs_packets(tables: &impl Tables, frontend: &Frontend, key: &FrontendKey) -> bool {
+fn reached(key: &FrontendKey) -> FrontendKey {
+    if key.address().to_v4() == Some(Be32::from_host(0)) { at_loopback(key) } else { *key }
+}
+
+/// Node ports are entered at 127.0.0.1 for all of 127.0.0.0/8, which is the node's.
+#[inline(always)]
+fn at_loopback(key: &FrontendKey) -> FrontendKey {
+    FrontendKey::new(Address::v4(Be32::from_host(0x7f00_0001)), key.port(), key.protocol())
+}
+
+/// What cannot be decided before there is a packet: whose source ranges count, and what becomes
+/// of the source. The node's own address is known.
+#[inline(always)]
+fn needs_packets(
+    tables: &impl Tables,
+    config: &Config,
+    caller: &Caller,
+    frontend: &Frontend,
+    key: &FrontendKey,
+) -> bool {
+    let is_nodes = config.namespace != 0 && caller.namespace == config.namespace;
     if frontend.flags & Frontend::SOURCE_RANGES != 0 {
-        return true;
+        let own = if key.address().to_v4().is_some() { config.source4 } else { config.source6 };
+        // Who is not in range is dropped where the packet leaves.
+        return !(is_nodes && tables.in_source_ranges(frontend.service, &own));
     }
-    // The node's packets to its own address never come by a device, and have its address.
+    // What the node sends has its address. To an address of its own it never comes by a device.
     frontend.flags & Frontend::MASQUERADE_ALL != 0
+        && !is_nodes
         && tables.client(&key.address()) & client::NODE == 0
 }
 
 #[inline(always)]
 fn refuse_unmatched(tables: &impl Tables, config: &Config, key: &FrontendKey) -> SocketVerdict {
-    match unmatched(tables, config, &key.address()) {
+    match unmatched(tables, config, &key.address(), false) {
         Unmatched::UnusedPort if key.protocol() != UDP => {
             tables.count_drop(Reason::UnusedPort);
             SocketVerdict::Refuse(Reason::UnusedPort)

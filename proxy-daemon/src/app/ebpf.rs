@@ -76,6 +76,7 @@ pub fn plane(config: &Config) -> Result<Parts<EbpfPlane>, Fatal> {
         limit,
         upgrade,
         masquerade_all: config.masquerade.all,
+        selection: config.selection,
         local_detection: Box::new(move |node| detection.local_detect(node)),
         cgroup,
         devices: config.devices.clone(),
@@ -154,6 +155,7 @@ fn features(
         ("tc", tc.to_owned()),
         ("refusal", either(programs.sets_retval(), ["set_retval", "port_0"])),
         ("map_reads", either(traffic.in_batches(), ["batch", "single"])),
+        ("selection", config.selection.to_string()),
         ("xdp", config.xdp.to_string()),
         ("direct_server_return", config.direct_server_return.to_string()),
         (

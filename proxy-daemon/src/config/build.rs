@@ -18,7 +18,7 @@ use super::{
     Config, Conntrack, DetectLocal, DirectServerReturn, Ipvs, LogFormat, Logging, MapSizes,
     Masquerade, NodePortAddresses, ProxyMode, SeriesLimits, Serving, Source, Xdp,
 };
-use crate::model::NodeName;
+use crate::model::{NodeName, Selection};
 
 /// One value that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -156,6 +156,7 @@ pub(super) fn build(
         socket_opt_outs: list(&flags.host.socket_opt_out),
         devices: list(&flags.host.devices),
         xdp: p.take("--xdp", &flags.host.xdp, xdp),
+        selection: p.take("--ebpf-selection", &flags.host.ebpf_selection, selection),
         direct_server_return: p.take(
             "--direct-server-return",
             &flags.host.direct_server_return,
@@ -207,6 +208,15 @@ fn xdp(raw: &str) -> Result<Xdp, Expected> {
         "native" => Ok(Xdp::Native),
         "generic" => Ok(Xdp::Generic),
         _ => Err("must be off, auto, native or generic".to_owned()),
+    }
+}
+
+fn selection(raw: &str) -> Result<Selection, Expected> {
+    match raw {
+        "hash" => Ok(Selection::Hash),
+        "maglev" => Ok(Selection::Maglev),
+        "random" => Ok(Selection::Random),
+        _ => Err("must be hash, maglev or random".to_owned()),
     }
 }
 

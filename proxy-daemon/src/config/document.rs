@@ -57,6 +57,7 @@ fn own(config: &Config) -> Value {
             "devices": config.devices,
             "socketOptOut": config.socket_opt_outs,
             "xdp": config.xdp.to_string(),
+            "selection": config.selection.to_string(),
             "directServerReturn": config.direct_server_return.to_string(),
             "directServerReturnPort": config.direct_server_return_port,
             "mapSizes": map_sizes(config.map_sizes),

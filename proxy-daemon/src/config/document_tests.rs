@@ -101,6 +101,7 @@ fn what_is_written_reads_back_as_the_same() {
         "--devices=eth*",
         "--socket-opt-out=c",
         "--xdp=generic",
+        "--ebpf-selection=maglev",
         "--direct-server-return=accept",
         "--direct-server-return-port=7000",
         "--ebpf-map-sizes=backends=7,flows=9,sockets=8",

@@ -174,6 +174,7 @@ pub const OWN: &[Field] = &[
     pointer("ebpf.devices", Shape::TextList, "--devices"),
     pointer("ebpf.socketOptOut", Shape::TextList, "--socket-opt-out"),
     pointer("ebpf.xdp", Shape::Word, "--xdp"),
+    pointer("ebpf.selection", Shape::Word, "--ebpf-selection"),
     pointer("ebpf.directServerReturn", Shape::Word, "--direct-server-return"),
     pointer("ebpf.directServerReturnPort", Shape::Integer, "--direct-server-return-port"),
     pointer("ebpf.mapSizes", Shape::Numbers, "--ebpf-map-sizes"),

@@ -440,6 +440,15 @@ pub struct HostFlags {
     #[arg(long, value_name = "MODE", default_value = "off")]
     pub xdp: String,
 
+    /// How a connection's endpoint is found where the Service does not say: hash of its addresses
+    /// and ports, maglev, random; ebpf mode
+    ///
+    /// With maglev, an endpoint that comes or goes moves few connections of others to another one
+    /// when they meet another node. It takes about 100 slots for each endpoint of a Service. A
+    /// Service has it by the annotation `ipvs.node-dataplane/scheduler: mh`, too.
+    #[arg(long, value_name = "HOW", default_value = "hash")]
+    pub ebpf_selection: String,
+
     /// A client's packets go to another node's endpoint as they came, and that node answers the
     /// client: off, accept (others' are taken, none are sent), on; ebpf mode
     ///

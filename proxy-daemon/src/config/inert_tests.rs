@@ -141,6 +141,7 @@ fn flags_of_the_other_mode_are_said_to_have_no_effect() {
         "--xdp=auto",
         "--ebpf-map-sizes=slots=7",
         "--ebpf-map-limits=slots=600000",
+        "--ebpf-selection=random",
         "--direct-server-return=on",
         "--direct-server-return-port=7000",
     ];

@@ -48,6 +48,7 @@ pub use cli::command;
 pub use document::{document, yaml};
 pub use flags::Flags;
 
+pub use crate::model::Selection;
 use crate::model::{LocalDetect, Node, NodeName};
 
 /// Everything the daemon was told, checked. Immutable for the life of the process.
@@ -86,6 +87,7 @@ pub struct Config {
     /// Names and patterns; none: every Ethernet device that is no part of another.
     pub devices: Vec<String>,
     pub xdp: Xdp,
+    pub selection: Selection,
     pub direct_server_return: DirectServerReturn,
     /// UDP.
     pub direct_server_return_port: u16,

@@ -2,7 +2,7 @@
 
 use super::build::Problems;
 use super::flags::Flags;
-use super::{Config, DirectServerReturn, MapSizes, ProxyMode, Xdp};
+use super::{Config, DirectServerReturn, MapSizes, ProxyMode, Selection, Xdp};
 
 /// Those that were given another value than their default, which has no effect.
 pub(super) fn notes(flags: &Flags, config: &Config, problems: &Problems) -> Vec<String> {
@@ -48,6 +48,7 @@ fn of_ebpf<'a>(flags: &'a Flags, config: &Config) -> Vec<(&'static str, &'a str,
         ("--xdp", &flags.xdp, config.xdp != Xdp::Off),
         ("--ebpf-map-sizes", &flags.ebpf_map_sizes, config.map_sizes != MapSizes::default()),
         ("--ebpf-map-limits", &flags.ebpf_map_limits, config.map_limits != MapSizes::LIMITS),
+        ("--ebpf-selection", &flags.ebpf_selection, config.selection != Selection::Hash),
         (
             "--direct-server-return",
             &flags.direct_server_return,

@@ -18,6 +18,7 @@ const OWN_EFFECTS: &[Effect] = &[
     ("ebpf.devices", "[eth0, 'cali*']", |c| c.devices == ["eth0", "cali*"]),
     ("ebpf.socketOptOut", "[a/*]", |c| c.socket_opt_outs == ["a/*"]),
     ("ebpf.xdp", "generic", |c| c.xdp == Xdp::Generic),
+    ("ebpf.selection", "maglev", |c| c.selection == Selection::Maglev),
     ("ebpf.directServerReturn", "on", |c| c.direct_server_return == DirectServerReturn::On),
     // What Helm makes of `on`.
     ("ebpf.directServerReturn", "true", |c| c.direct_server_return == DirectServerReturn::On),
@@ -47,7 +48,7 @@ fn every_field_of_our_own_kind_has_its_effect() {
 }
 
 /// All flags of our own, each with a value that is not its default.
-const OWN_FLAGS: [&str; 15] = [
+const OWN_FLAGS: [&str; 16] = [
     "--bpf-root=/b",
     "--cgroup-root=/c",
     "--devices=eth0",
@@ -56,6 +57,7 @@ const OWN_FLAGS: [&str; 15] = [
     "--drain-timeout=1m",
     "--ebpf-map-limits=slots=600000",
     "--ebpf-map-sizes=slots=7",
+    "--ebpf-selection=random",
     "--endpoint-metrics=true",
     "--endpoint-metrics-limit=8",
     "--manifests=/m",

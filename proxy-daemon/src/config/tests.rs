@@ -88,6 +88,7 @@ fn defaults_are_those_of_kube_proxy() {
             socket_opt_outs: Vec::new(),
             devices: Vec::new(),
             xdp: Xdp::Off,
+            selection: Selection::Hash,
             direct_server_return: DirectServerReturn::Off,
             direct_server_return_port: 6081,
             map_sizes: MapSizes::default(),
@@ -382,6 +383,8 @@ fn host() {
     assert_eq!(config.socket_opt_outs, ["kubepods/*", "system"]);
     assert_eq!(config.xdp, Xdp::Native);
     assert_eq!(bad(&["--xdp=yes"]), ["--xdp=yes"]);
+    assert_eq!(good(&["--ebpf-selection=random"]).selection, Selection::Random);
+    assert_eq!(bad(&["--ebpf-selection=rr"]), ["--ebpf-selection=rr"]);
     let direct = good(&["--direct-server-return=accept", "--direct-server-return-port=7000"]);
     assert_eq!(direct.direct_server_return, DirectServerReturn::Accept);
     assert_eq!(direct.direct_server_return_port, 7000);

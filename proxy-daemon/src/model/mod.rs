@@ -21,7 +21,7 @@ pub use host_port::HostPort;
 pub use intern::{Pool, intern};
 pub use local::LocalDetect;
 pub use node::{Node, NodeName, Zone};
-pub use scheduling::{DEFAULT_WEIGHT, SchedulerFlags, Scheduling, Weights};
+pub use scheduling::{DEFAULT_WEIGHT, SchedulerFlags, Scheduling, Selection, Weights};
 pub use service::{
     DEFAULT_AFFINITY_TIMEOUT, Family, ObjectName, Protocol, Service, ServicePort, TrafficPolicy,
 };

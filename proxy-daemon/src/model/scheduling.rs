@@ -2,6 +2,7 @@
 //! differs from the node's default. Kubernetes has no field for it: annotations do
 //! (`docs/scheduling.md`).
 
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -16,6 +17,29 @@ pub struct Scheduling {
     pub scheduler: Option<Arc<str>>,
     pub flags: SchedulerFlags,
     pub weights: Weights,
+}
+
+/// How ebpf mode finds the endpoint of a connection, where no Service says otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Selection {
+    /// Of its addresses and ports.
+    #[default]
+    Hash,
+    /// By a table that other endpoints' coming and going hardly changes, the same on all nodes.
+    Maglev,
+    /// Drawn.
+    Random,
+}
+
+impl fmt::Display for Selection {
+    /// The value of the flag.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Hash => "hash",
+            Self::Maglev => "maglev",
+            Self::Random => "random",
+        })
+    }
 }
 
 /// Flags of the schedulers that have some.

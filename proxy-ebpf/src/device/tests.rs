@@ -312,6 +312,24 @@ fn the_service_range_holds_nothing_but_services() {
     assert_eq!(node.drops(), [Reason::UnusedPort, Reason::UnusedAddress]);
 }
 
+/// An external address may be that of another node, which this one and its pods speak with.
+#[test]
+fn other_ports_of_external_addresses_are_refused_only_where_packets_come_in() {
+    let mut node = Node::new();
+    node.tables.config.prefixes = 1;
+    node.tables.config.service_prefixes[0] = Prefix::new(ip("198.51.100.0"), 96 + 24);
+    node.frontend(VIP, TCP, 0, 0..1);
+    node.tables.frontends.insert(external_key(ip(VIP)), Frontend::default());
+    let unused = tuple(TCP, (CLIENT, 4000), (VIP, 22));
+    let same = (Fate::Next, Some(unused));
+    assert_eq!(node.syn(unused), same, "a pod's device");
+    node.device = Device::UPLINK;
+    assert_eq!(node.at(Hook::Egress).syn(unused), same);
+    assert_eq!(node.at(Hook::Ingress).syn(unused).0, Fate::Redirect, "a reset");
+    assert_ne!(node.syn(tuple(TCP, (CLIENT, 4000), (VIP, 80))).1, None);
+    assert_eq!(node.drops(), [Reason::UnusedPort]);
+}
+
 #[test]
 fn service_ranges_beyond_those_in_the_configuration_hold_nothing_but_services_either() {
     let mut node = Node::new();

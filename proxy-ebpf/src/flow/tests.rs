@@ -14,6 +14,7 @@ fn timeouts_follow_the_state() {
         (UDP, 0, t.udp),
         (UDP, Flow::REPLIED, t.udp_replied),
         (SCTP, 0, t.sctp),
+        (SCTP, Flow::RESET, t.tcp_closing),
     ] {
         assert_eq!(timeout(protocol, flags, &t), expected, "{protocol} {flags:#x}");
     }

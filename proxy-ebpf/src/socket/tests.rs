@@ -3,7 +3,7 @@ use std::vec;
 use std::vec::Vec;
 
 use super::*;
-use crate::device::address_key;
+use crate::device::{address_key, external_key};
 use crate::fake::Fake;
 use crate::layout::{FrontendId, Prefix, ServiceId, SlotRange};
 
@@ -39,6 +39,11 @@ fn tables() -> Fake {
 fn translated(tables: &Fake, id: u32) -> SocketVerdict {
     let Backend { address, port, .. } = tables.backends[id as usize];
     SocketVerdict::Translate { backend: BackendId(id), address, port }
+}
+
+fn reached(verdict: SocketVerdict) -> (Address, Be16) {
+    let SocketVerdict::Translate { address, port, .. } = verdict else { panic!("{verdict:?}") };
+    (address, port)
 }
 
 fn change(tables: &mut Fake, change: impl Fn(&mut Frontend)) {
@@ -201,10 +206,10 @@ fn a_peer_is_known_as_the_frontend() {
     tables.config.features = Config::TCP_PEER_NAMES;
     let _ = connect(&tables, &CALLER, &key(TCP), 0);
     assert_eq!(known(&tables), Some((key(TCP).address(), key(TCP).port())));
-    tables.peers.borrow_mut().clear();
     tables.config.features = 0;
-    let _ = connect(&tables, &CALLER, &key(UDP), 0);
-    assert_eq!(known(&tables), Some((key(UDP).address(), key(UDP).port())));
+    let (address, port) = reached(connect(&tables, &CALLER, &key(UDP), 0));
+    let known = known_as(&tables, CALLER.cookie, address, port);
+    assert_eq!(known, Some((key(UDP).address(), key(UDP).port())));
     assert_eq!(known_as(&tables, CALLER.cookie + 1, address, port), None);
 }
 
@@ -212,13 +217,12 @@ fn a_peer_is_known_as_the_frontend() {
 fn a_connected_udp_socket_is_remembered_apart_and_until_it_is_closed() {
     let mut tables = tables();
     tables.config.features = Config::TCP_PEER_NAMES;
-    let Backend { address, port, .. } = tables.backends[0];
     let _ = connect(&tables, &CALLER, &key(TCP), 0);
     let other = Caller { cookie: CALLER.cookie + 1, ..CALLER };
     let _ = send(&tables, &other, &key(UDP));
     assert_eq!(tables.peers.borrow().len(), 3, "one of them by its frontend");
     assert!(tables.udp_peers.borrow().is_empty(), "these are many");
-    let _ = connect(&tables, &CALLER, &key(UDP), 0);
+    let (address, port) = reached(connect(&tables, &CALLER, &key(UDP), 0));
     assert_eq!((tables.peers.borrow().len(), tables.udp_peers.borrow().len()), (3, 1));
     closed(&tables, CALLER.cookie + 1, address, port);
     assert_eq!(tables.udp_peers.borrow().len(), 1, "another socket");
@@ -250,4 +254,78 @@ fn localhost_is_the_node_in_its_own_namespace_only() {
     assert_eq!(connect(&tables, &CALLER, &localhost, 0), translated(&tables, 0));
     let other = Caller { namespace: CALLER.namespace + 1, ..CALLER };
     assert_eq!(connect(&tables, &other, &localhost, 0), SocketVerdict::Pass);
+}
+
+/// The kernel takes 0.0.0.0 for 127.0.0.1, and any of 127.0.0.0/8 is the node.
+#[test]
+fn other_addresses_that_are_localhost_are_that_too() {
+    let mut tables = tables();
+    let at = |address: [u8; 4], protocol| {
+        FrontendKey::new(Ipv4Addr::from(address).into(), Be16::from_host(30_000), protocol)
+    };
+    for protocol in [TCP, UDP] {
+        let frontend = tables.frontends[&key(protocol)];
+        tables.frontends.insert(at([127, 0, 0, 1], protocol), frontend);
+    }
+    tables.config.namespace = CALLER.namespace;
+    tables.config.features = Config::TCP_PEER_NAMES;
+    let other = Caller { namespace: CALLER.namespace + 1, ..CALLER };
+    // What the socket's owner knows the peer as afterwards.
+    for (address, known) in [([0; 4], [127, 0, 0, 1]), ([127, 0, 0, 2], [127, 0, 0, 2])] {
+        for protocol in [TCP, UDP] {
+            let key = at(address, protocol);
+            let (backend, port) = reached(connect(&tables, &CALLER, &key, 0));
+            let known_as = known_as(&tables, CALLER.cookie, backend, port);
+            assert_eq!(known_as, Some((at(known, protocol).address(), key.port())));
+            assert_eq!(connect(&tables, &other, &key, 0), SocketVerdict::Pass);
+        }
+        let _ = reached(send(&tables, &CALLER, &at(address, UDP)));
+    }
+    assert_eq!(connect(&tables, &CALLER, &at([128, 0, 0, 1], TCP), 0), SocketVerdict::Pass);
+}
+
+#[test]
+fn a_connected_udp_socket_that_sends_by_address_meets_the_same_backend() {
+    let tables = tables();
+    let mut chosen = Vec::new();
+    for cookie in 0..50 {
+        let caller = Caller { cookie, ..CALLER };
+        let connected = connect(&tables, &caller, &key(UDP), 12_345);
+        assert_eq!(send(&tables, &caller, &key(UDP)), connected, "{cookie}");
+        if !chosen.contains(&connected) {
+            chosen.push(connected);
+        }
+    }
+    assert_eq!(chosen.len(), 3, "and not all sockets the same one");
+}
+
+/// Its packets have the node's address, whatever becomes of other sources; and a process of the
+/// node is reached by no device.
+#[test]
+fn sockets_of_the_node_itself_need_no_packets() {
+    let mut tables = tables();
+    let own: Address = Ipv4Addr::new(192, 0, 2, 2).into();
+    tables.config.source4 = own;
+    let pod = Caller { namespace: CALLER.namespace + 1, ..CALLER };
+    let by_packets =
+        |tables: &Fake, caller| connect(tables, caller, &key(TCP), 0) == SocketVerdict::Pass;
+    change(&mut tables, |frontend| frontend.flags = Frontend::MASQUERADE_ALL);
+    assert!(by_packets(&tables, &CALLER), "whose the socket is is not known");
+    tables.config.namespace = CALLER.namespace;
+    assert!(!by_packets(&tables, &CALLER) && by_packets(&tables, &pod));
+    change(&mut tables, |frontend| frontend.flags = Frontend::SOURCE_RANGES);
+    assert!(by_packets(&tables, &CALLER) && by_packets(&tables, &pod), "out of range");
+    tables.source_ranges.insert((SERVICE, own), 1);
+    assert!(!by_packets(&tables, &CALLER) && by_packets(&tables, &pod));
+}
+
+/// Whose ports they are is for the device to tell where packets come in.
+#[test]
+fn other_ports_of_external_addresses_are_left_alone() {
+    let mut tables = tables();
+    tables.config.prefixes = 1;
+    tables.config.service_prefixes[0] = Prefix::new(Ipv4Addr::new(10, 96, 0, 0).into(), 96 + 16);
+    tables.frontends.insert(external_key(key(TCP).address()), Frontend::default());
+    let unused = FrontendKey::new(key(TCP).address(), Be16::from_host(22), TCP);
+    assert_eq!(connect(&tables, &CALLER, &unused, 0), SocketVerdict::Pass);
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -15,11 +15,13 @@ use super::look::{eventually, from, who};
 use super::service::{Front, Target};
 use super::{Case, case};
 use crate::ebpf::older_than;
-use crate::traffic::{ConnectSpec, connect};
+use crate::traffic::{ConnectSpec, Listen, Protocol, Server, connect};
 
 pub(super) const CASES: &[Case] = &[
     case("weights by annotation, changed live", weights),
     case("a VIP's unused port never reaches a process of the node", process_on_all_addresses),
+    case("an external address that is another node's: its other ports are that node's", anothers),
+    case("a UDP socket that is connected sends by address, too", send_to_connected),
     case("new connections are spread evenly", even_spread),
     case("a port used for a node port is free for the ClusterIP afterwards", same_port_again),
     case("a node port on 127.0.0.1 is the node's own, of sockets in its namespace", localhost),
@@ -75,7 +77,9 @@ fn localhost(cx: &mut Context<'_>) -> Result<()> {
     let told_apart = !older_than(5, 14)?;
     for from in ["node-a", "a3"] {
         let client = Client::named(cx.cluster(), from)?;
-        for (protocol, target) in at(Ipv4Addr::LOCALHOST.into()) {
+        // The last one the kernel takes for the first.
+        let local = [Ipv4Addr::LOCALHOST, Ipv4Addr::new(127, 0, 0, 2), Ipv4Addr::UNSPECIFIED];
+        for (protocol, target) in local.into_iter().flat_map(|ip| at(ip.into())) {
             let spec = ConnectSpec::new(protocol, target, 3).timeout(ANSWER);
             let report = client.host.in_netns(|| connect(&spec))??;
             let expected = if from == "node-a" && cx.has_v4() && told_apart { 3 } else { 0 };
@@ -106,6 +110,60 @@ fn same_port_again(cx: &mut Context<'_>) -> Result<()> {
     }
     for (port, target) in (42_000..).zip(by_cluster_ip) {
         from_port(port, target)?;
+    }
+    Ok(())
+}
+
+/// What kube-proxy leaves alone: a load balancer of nodes (as of k3s) has the addresses of all.
+fn anothers(cx: &mut Context<'_>) -> Result<()> {
+    const PORT: u16 = 2_222;
+    let theirs = cx.node(1).addresses();
+    let targets: Vec<Target> = theirs
+        .iter()
+        .flat_map(|ip| [Protocol::Tcp, Protocol::Udp].map(|p| (p, SocketAddr::new(*ip, PORT))))
+        .collect();
+    let listen: Vec<Listen> = targets
+        .iter()
+        .map(|(protocol, address)| Listen { protocol: *protocol, address: *address })
+        .collect();
+    let _process = cx.node(1).in_netns(|| Server::start("sshd", &listen))??;
+    let mut web = cx.service("web", &[Front::External]).endpoints(&["a0", "b0"]);
+    web.ports.retain(|port| port.protocol != Protocol::Sctp);
+    web.external_ips = theirs;
+    cx.program(&[&web])?;
+    let clients = ["a3", "node-a", "b3", "node-b", "outside"];
+    cx.look(&[
+        from(&clients).to(&web.at(Front::External)).answers(&["a0", "b0"]),
+        from(&clients).to(&targets).answers(&["sshd"]),
+    ])
+}
+
+/// The kernel takes answers of the address that it was connected to and of no other.
+fn send_to_connected(cx: &mut Context<'_>) -> Result<()> {
+    let web = cx.service("web", &[]).endpoints(&["a0", "a1", "b0", "b1"]);
+    cx.program(&[&web])?;
+    let client = Client::named(cx.cluster(), "a3")?;
+    for (_, target) in web.at(Front::Cluster).into_iter().filter(|it| it.0 == Protocol::Udp) {
+        for _ in 0..20 {
+            client.host.in_netns(|| -> Result<()> {
+                let own = if target.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+                let socket = UdpSocket::bind(own)?;
+                socket.connect(target)?;
+                socket.set_read_timeout(Some(ANSWER))?;
+                let mut answer = [0; 512];
+                for by_address in [false, true] {
+                    let request = b"who";
+                    if by_address {
+                        socket.send_to(request, target)?;
+                    } else {
+                        socket.send(request)?;
+                    }
+                    let got = socket.recv(&mut answer);
+                    got.with_context(|| format!("{target}, by address: {by_address}"))?;
+                }
+                Ok(())
+            })??;
+        }
     }
     Ok(())
 }

@@ -18,6 +18,7 @@ mod ebpf;
 mod endpoints;
 mod frontends;
 mod health;
+mod hosts;
 mod ipvs;
 mod look;
 mod no_endpoints;
@@ -120,6 +121,7 @@ fn chapters(mode: &str, xdp: bool) -> Vec<(&'static str, &'static [Case])> {
         ("affinity", affinity::CASES),
         ("source ranges", source_ranges::CASES),
         ("connections", connections::CASES),
+        ("hosts", hosts::CASES),
         ("health", health::CASES),
     ];
     match mode {

@@ -22,6 +22,10 @@ use tally::{Report, Tally};
 /// well under a minute each.
 const HOST_TIMEOUT: Duration = Duration::from_secs(600);
 
+/// Test binaries of the host that wait most of the time: for what is not to be answered, and for
+/// what ends by itself.
+const WAITING: [&str; 2] = ["host_conformance", "host_ebpf"];
+
 /// Run every test: unit, property, namespace, and in guests on each kernel
 ///
 /// Installs what is missing (as `cargo xtask setup` does), builds the eBPF programs, runs the
@@ -165,7 +169,11 @@ fn on_host(
     if names.is_empty() {
         return Ok(());
     }
-    let arguments: Vec<OsString> = filter.map(OsString::from).into_iter().collect();
+    let mut arguments: Vec<OsString> = filter.map(OsString::from).into_iter().collect();
+    if WAITING.iter().any(|name| binary.label.ends_with(name)) {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        arguments.push(format!("--test-threads={}", 2 * processors).into());
+    }
     let first = start_on_host(binary, &names, &arguments, env)?;
     let mut tally = first.tally;
     if names.len() > 1 && !first.failures.is_empty() {

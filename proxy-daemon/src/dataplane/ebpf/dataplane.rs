@@ -36,7 +36,7 @@ use crate::dataplane::{
 use crate::kernel::links::Links;
 use crate::kernel::netdev::NetDevices;
 use crate::kernel::sysctl::Sysctls;
-use crate::model::{LocalDetect, Node};
+use crate::model::{LocalDetect, Node, Selection};
 use crate::plan::Op;
 use crate::policy::{Frontend, FrontendKey};
 
@@ -55,6 +55,7 @@ pub struct EbpfConfig {
     /// From another version's maps.
     pub upgrade: Upgrade,
     pub masquerade_all: bool,
+    pub selection: Selection,
     /// What counts as a pod, given the Node.
     pub local_detection: Detection,
     /// Whose sockets are served.
@@ -148,6 +149,7 @@ impl EbpfPlane {
             table: Table::new(programs, config.capacity).with_locals(config.direct.accepts),
             lowering: Lowering {
                 masquerade_all: config.masquerade_all,
+                selection: config.selection,
                 own: BTreeSet::new(),
                 detect: (config.local_detection)(None),
             },
@@ -453,7 +455,7 @@ impl Dataplane for EbpfPlane {
 
     fn found(&mut self, key: &Key, value: &Value) {
         let result = match key {
-            Key::Address(address) => self.note_address(*address),
+            Key::Address(address) | Key::External(address) => self.note_address(*address),
             Key::Frontend(_) => self.table.found(key, value),
         };
         if let Err(error) = result {
@@ -469,7 +471,7 @@ impl Dataplane for EbpfPlane {
             .map(|op| {
                 self.apply_one(op, now)?;
                 match op {
-                    Op::Create(Key::Address(address), _) => self
+                    Op::Create(Key::Address(address) | Key::External(address), _) => self
                         .note_address(*address)
                         .map_err(|error| OpError::Refused(error.to_string())),
                     _ => Ok(()),

@@ -221,7 +221,9 @@ impl<S: Store> Table<S> {
                     (Key::Frontend(key), Value::Frontend(value)) => {
                         self.set_frontend(key, value, now)
                     }
-                    (Key::Address(_), _) | (_, Value::Address) => self.set_address(key),
+                    (Key::Address(_) | Key::External(_), _) | (_, Value::Address) => {
+                        self.set_address(key)
+                    }
                 }
             }
             Op::Delete(key) => self.delete(key, now),

@@ -9,7 +9,7 @@ use super::super::readback::Reading;
 use super::super::store::Memory;
 use super::super::value::Lowering;
 use super::*;
-use crate::model::{HostPort, LocalDetect, ObjectName, Protocol};
+use crate::model::{HostPort, ObjectName, Protocol};
 use crate::policy::{
     Backend, BackendSet, Frontend, FrontendKey, FrontendKind, Known, KnownSet, Masquerade,
     WhenEmpty, sample,
@@ -143,37 +143,6 @@ fn a_service_without_affinity_is_to_be_forgotten_by_its_last_frontend() {
         1,
         "it is gone, by a daemon that did not set it"
     );
-}
-
-/// kube-proxy has no rule that masquerades where its detector says nothing of the family.
-#[test]
-fn clients_are_outside_only_where_something_tells_who_is_not() {
-    use layout::Frontend as F;
-    let frontend = Frontend {
-        masquerade: Masquerade::FromOutside,
-        kind: FrontendKind::ClusterIp,
-        ..frontend("a", vec![backend(1, true)])
-    };
-    let v6 = FrontendKey { address: "fd00:96::1".parse().unwrap(), ..key(1) };
-    let masquerades = |detect: LocalDetect| {
-        let lowering = Lowering { detect, ..Lowering::default() };
-        [key(1), v6].map(|key| match &lowering.lower(&key, &frontend)[0].1 {
-            Value::Frontend(value) => value.flags & F::MASQUERADE_OUTSIDE != 0,
-            Value::Address => panic!("an address"),
-        })
-    };
-    let cidrs = |cidrs: &[&str]| {
-        LocalDetect::Cidrs(cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect())
-    };
-    assert_eq!(masquerades(LocalDetect::Unknown), [false, false]);
-    assert_eq!(masquerades(cidrs(&[])), [false, false]);
-    assert_eq!(masquerades(cidrs(&["10.244.0.0/16"])), [true, false]);
-    assert_eq!(masquerades(cidrs(&["fd00::/48"])), [false, true]);
-    assert_eq!(masquerades(LocalDetect::Bridge("cni0".into())), [true, true]);
-    // With --masquerade-all nobody asks who is outside.
-    let all = Lowering { masquerade_all: true, ..Lowering::default() };
-    let Value::Frontend(value) = &all.lower(&v6, &frontend)[0].1 else { panic!("an address") };
-    assert_eq!(value.flags & F::MASQUERADE_ALL, F::MASQUERADE_ALL);
 }
 
 #[test]

@@ -83,7 +83,7 @@ impl<'a, R: Read + ?Sized> Reading<'a, R> {
         for (map_key, in_map) in frontends {
             let Some(key) = from_map_key(&map_key) else { continue };
             let value = match key {
-                Key::Address(_) => Value::Address,
+                Key::Address(_) | Key::External(_) => Value::Address,
                 Key::Frontend(key) => {
                     let udp = key.protocol == Protocol::Udp;
                     Value::Frontend(Arc::new(self.programmed(&in_map, udp)?))

@@ -131,7 +131,7 @@ impl EbpfTraffic {
             .iter()
             .filter_map(|(key, value)| match from_map_key(key)? {
                 Key::Frontend(key) => Some((value.id.0, key)),
-                Key::Address(_) => None,
+                Key::Address(_) | Key::External(_) => None,
             })
             .collect();
         named.sort_unstable();

@@ -6,13 +6,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
+use proxy_ebpf::device::{address_key, external_key};
 use proxy_ebpf::layout::{self, ServiceId};
 use proxy_ebpf::order::Be16;
 use proxy_ebpf::parse::{SCTP, TCP, UDP};
 
 use super::members::{Member, Members};
 use super::slots::{Fill, Share, fill, key_of};
-use crate::model::{LocalDetect, Protocol};
+use crate::model::{LocalDetect, Protocol, Selection};
 use crate::plan::{ObjectKey, Standing};
 use crate::policy::{
     Backend, Frontend, FrontendKey, FrontendKind, Known, Masquerade, PortName, WhenEmpty,
@@ -23,6 +24,9 @@ pub enum Key {
     Frontend(FrontendKey),
     /// A Service's own: its other ports are refused.
     Address(IpAddr),
+    /// One that leads to a Service and may be somebody's: its other ports are refused only to who
+    /// comes from outside, whom nobody else would answer.
+    External(IpAddr),
 }
 
 impl fmt::Display for Key {
@@ -30,6 +34,7 @@ impl fmt::Display for Key {
         match self {
             Self::Frontend(frontend) => write!(f, "frontend {frontend}"),
             Self::Address(address) => write!(f, "address {address}"),
+            Self::External(address) => write!(f, "external address {address}"),
         }
     }
 }
@@ -44,7 +49,7 @@ impl ObjectKey for Key {
     fn delete_phase(&self) -> u8 {
         match self {
             Self::Frontend(_) => 0,
-            Self::Address(_) => 1,
+            Self::Address(_) | Self::External(_) => 1,
         }
     }
 
@@ -55,7 +60,8 @@ impl ObjectKey for Key {
 
     /// There is no more.
     fn usual(frontend: &FrontendKey) -> Vec<Self> {
-        vec![Self::Frontend(*frontend), Self::Address(frontend.address)]
+        let FrontendKey { address, .. } = *frontend;
+        vec![Self::Frontend(*frontend), Self::Address(address), Self::External(address)]
     }
 
     fn parent(&self) -> Option<Self> {
@@ -101,7 +107,8 @@ impl Set {
                 address: backend.address,
                 port: backend.port.get(),
                 local: backend.local,
-                host: backend.local && is_own(backend.address),
+                // Endpoints that nobody manages name no node.
+                host: is_own(backend.address),
             })
             .collect();
         // Only Maglev tells backends apart by it.
@@ -149,6 +156,7 @@ fn place_of(backend: &Backend) -> u64 {
 #[derive(Debug, Clone, Default)]
 pub struct Lowering {
     pub masquerade_all: bool,
+    pub selection: Selection,
     /// Addresses of the node.
     pub own: BTreeSet<IpAddr>,
     /// What counts as a pod.
@@ -164,17 +172,22 @@ impl Lowering {
         }
         let programmed = Value::Frontend(Arc::new(self.programmed(key, frontend)));
         let mut objects = vec![(Key::Frontend(*key), programmed)];
-        // An address of the node has processes behind its other ports.
-        if frontend.kind != FrontendKind::NodePort && !frontend.on_node_address {
-            objects.push((Key::Address(key.address), Value::Address));
+        match frontend.kind {
+            FrontendKind::ClusterIp => objects.push((Key::Address(key.address), Value::Address)),
+            // An address of the node has processes behind its other ports.
+            FrontendKind::ExternalIp | FrontendKind::LoadBalancer if !frontend.on_node_address => {
+                objects.push((Key::External(key.address), Value::Address));
+            }
+            _ => {}
         }
         objects
     }
 
     fn programmed(&self, key: &FrontendKey, frontend: &Frontend) -> Programmed {
-        let scheduler = frontend.scheduling.as_ref().and_then(|s| s.scheduler.as_deref());
-        // The kernel's name for Maglev hashing.
-        let kind = if scheduler == Some("mh") { Fill::Maglev } else { Fill::Plain };
+        let kind = match self.selection_of(frontend) {
+            Selection::Maglev => Fill::Maglev,
+            Selection::Hash | Selection::Random => Fill::Plain,
+        };
         let is_own = |address| self.own.contains(&address);
         let outside = Arc::new(Set::of(&frontend.backends, kind, is_own));
         let node = match &frontend.short_circuit_set {
@@ -195,6 +208,15 @@ impl Lowering {
         }
     }
 
+    fn selection_of(&self, frontend: &Frontend) -> Selection {
+        match frontend.scheduling.as_ref().and_then(|s| s.scheduler.as_deref()) {
+            // The kernel's name for Maglev hashing.
+            Some("mh") => Selection::Maglev,
+            Some(_) if self.selection == Selection::Maglev => Selection::Hash,
+            _ => self.selection,
+        }
+    }
+
     fn serving(&self, key: &FrontendKey, frontend: &Frontend) -> Members {
         if key.protocol != Protocol::Udp {
             return Members::default();
@@ -204,7 +226,7 @@ impl Lowering {
             address: endpoint.at.address,
             port: endpoint.at.port,
             local: endpoint.local,
-            host: endpoint.local && self.own.contains(&endpoint.at.address),
+            host: self.own.contains(&endpoint.at.address),
         };
         serving.map(member).collect::<Vec<_>>().into()
     }
@@ -228,6 +250,9 @@ impl Lowering {
         }
         if !frontend.source_ranges.is_empty() {
             flags |= F::SOURCE_RANGES;
+        }
+        if self.selection_of(frontend) == Selection::Random {
+            flags |= F::RANDOM;
         }
         flags
             | match frontend.masquerade {
@@ -273,7 +298,8 @@ pub fn map_key(key: &Key) -> layout::FrontendKey {
             Be16::from_host(key.port.get()),
             protocol_number(key.protocol),
         ),
-        Key::Address(address) => proxy_ebpf::device::address_key((*address).into()),
+        Key::Address(address) => address_key((*address).into()),
+        Key::External(address) => external_key((*address).into()),
     }
 }
 
@@ -281,10 +307,16 @@ pub fn map_key(key: &Key) -> layout::FrontendKey {
 #[must_use]
 pub fn from_map_key(key: &layout::FrontendKey) -> Option<Key> {
     let address = key.address().into();
-    if *key == proxy_ebpf::device::address_key(key.address()) {
+    if *key == address_key(key.address()) {
         return Some(Key::Address(address));
+    }
+    if *key == external_key(key.address()) {
+        return Some(Key::External(address));
     }
     let port = key.port().to_host().try_into().ok()?;
     let protocol = protocol_of(key.protocol())?;
     Some(Key::Frontend(FrontendKey { address, protocol, port }))
 }
+
+#[cfg(test)]
+mod tests;

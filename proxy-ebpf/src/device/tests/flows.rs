@@ -172,3 +172,34 @@ fn udp_leaves_a_backend_that_is_gone_at_once() {
     assert_eq!(node.send(&query).1.unwrap().destination_port.to_host(), 9090);
     assert_eq!(node.tables.flows.borrow().len(), 2, "nothing is left of the old flows");
 }
+
+/// As a TCP client that uses its port again: what begins anew looks for an endpoint anew, when the
+/// old one has gone or the old association was ended.
+#[test]
+fn an_sctp_association_from_the_same_port_begins_anew() {
+    use parse::sctp::{ABORT, INIT, SHUTDOWN_COMPLETE};
+    const DATA: u8 = 0;
+    let mut node = Node::new();
+    node.frontend(VIP, SCTP, 0, 0..1);
+    let request = tuple(SCTP, (CLIENT, 4000), (VIP, 80));
+    let send = |node: &Node, chunk: u8| {
+        node.send(&Frame::new(request, &[chunk, 0, 0, 4])).1.unwrap().destination
+    };
+    let (old, new) = (ip("10.244.0.5"), ip("10.244.1.5"));
+    assert_eq!(send(&node, INIT), old);
+    node.tables.slots = [REMOTE, REMOTE].map(BackendId).into();
+    for chunk in [DATA, INIT] {
+        assert_eq!(send(&node, chunk), old, "it is there");
+    }
+    node.tables.backends[0].flags = 0;
+    assert_eq!(send(&node, DATA), old, "the association goes on");
+    assert_eq!(send(&node, INIT), new);
+    for (end, slot) in [(ABORT, LOCAL), (SHUTDOWN_COMPLETE, REMOTE)] {
+        node.tables.backends[0].flags = Backend::IN_USE | Backend::LOCAL;
+        let before = send(&node, DATA);
+        node.tables.slots = [slot, slot].map(BackendId).into();
+        assert_eq!(send(&node, INIT), before);
+        assert_eq!(send(&node, end), before);
+        assert_ne!(send(&node, INIT), before, "{end}");
+    }
+}

@@ -205,6 +205,7 @@ impl EbpfPlane {
         let bare = device.frames == Some(Frames::Bare);
         let flags = flag(pods, Device::PODS)
             | flag(is_port(device), Device::PORT)
+            | flag(addresses.iter().any(|a| self.node_addresses.contains(a)), Device::UPLINK)
             | flag(bare, Device::BARE);
         let mac = device.mac.unwrap_or_default();
         Device { source4: first(true), source6: first(false), flags, mac, pad: [0; 2] }
