@@ -412,7 +412,7 @@ fn choose(
     {
         return Err(Reason::SourceRange);
     }
-    if key.protocol == TCP && tcp_flags & tcp::RST != 0 {
+    if key.protocol != UDP && tcp_flags & tcp::RST != 0 {
         return Err(Reason::NoFlow);
     }
     let mut kind = tables.client(&key.source) & client::ANY;
@@ -451,7 +451,9 @@ fn choose(
     opening.request.seen = arrival.now;
     opening.request.backend = id;
     opening.request.frontend = frontend.id;
-    opening.request.flags = if direct { forward | Flow::DIRECT } else { forward };
+    let begins = key.protocol != UDP && tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN;
+    opening.request.flags =
+        forward | if direct { Flow::DIRECT } else { 0 } | if begins { Flow::OPENING } else { 0 };
     // Not seen yet: its first packet tells the other entry.
     opening.reply.seen = 0;
     opening.reply.backend = id;

@@ -267,8 +267,8 @@ pub enum Course {
 /// long way does not send there has no way that could be remembered.
 #[inline(always)]
 pub fn course(tables: &impl Tables, hook: Hook, flow: &Flow) -> Course {
-    // The first packet of a direction tells the other one.
-    if flow.seen == 0 || flow.flags & Flow::DIRECT != 0 {
+    // The first packet of a direction tells the other one, the client's first answer that it is there.
+    if flow.seen == 0 || flow.flags & (Flow::DIRECT | Flow::OPENING) != 0 {
         return Course::Long;
     }
     // As `flow::is_over` says of datagrams.
@@ -286,11 +286,12 @@ pub fn course(tables: &impl Tables, hook: Hook, flow: &Flow) -> Course {
 
 /// Whether a packet of no flow is nothing of ours.
 #[inline(always)]
-pub fn is_foreign(tables: &impl Tables, config: &Config, tuple: &Tuple) -> bool {
+pub fn is_foreign(tables: &impl Tables, config: &Config, hook: Hook, tuple: &Tuple) -> bool {
     let Tuple { destination, destination_port, protocol, .. } = *tuple;
     let key = FrontendKey::new(destination, destination_port, protocol);
     tables.frontend(&key).is_none()
-        && device::unmatched(tables, config, &destination, true) == Unmatched::Foreign
+        && device::unmatched(tables, config, &destination, hook != Hook::Egress)
+            == Unmatched::Foreign
 }
 
 /// What [`crate::rewrite::translate`] does, and [`crate::rewrite::take_hop`] when asked to, in

@@ -20,12 +20,22 @@ const ATTEMPTS: u32 = 32;
 pub const fn timeout(protocol: u8, flags: u32, timeouts: &Timeouts) -> u32 {
     match protocol {
         TCP | SCTP if Flow::is_closing(flags) => timeouts.tcp_closing,
+        TCP | SCTP if flags & Flow::OPENING != 0 => timeouts.tcp_opening,
         TCP if flags & Flow::REPLIED == 0 || is_ending(flags) => timeouts.tcp_opening,
+        TCP if flags & (Flow::FIN | Flow::PEER_FIN) != 0 => half_closed(timeouts),
         TCP => timeouts.tcp_established,
+        SCTP if flags & (Flow::REPLIED | Flow::DIRECT) == 0 => timeouts.tcp_opening,
         UDP if flags & Flow::REPLIED == 0 => timeouts.udp,
         UDP => timeouts.udp_replied,
         _ => timeouts.sctp,
     }
+}
+
+/// One side goes on sending, or has vanished: an hour, as kube-proxy has conntrack wait for
+/// (`--conntrack-tcp-timeout-close-wait`), and less as what opens has less.
+#[inline(always)]
+const fn half_closed(timeouts: &Timeouts) -> u32 {
+    timeouts.tcp_opening * 60
 }
 
 /// The client of a flow whose replies are not seen has sent its last byte. It may go on to receive
@@ -73,8 +83,13 @@ pub fn advance(
             told |= Flow::PEER_FIN;
         }
         // The client acknowledges what it was sent.
-        if direct && tcp_flags & (tcp::SYN | tcp::ACK) == tcp::ACK {
-            news |= Flow::REPLIED;
+        if tcp_flags & (tcp::SYN | tcp::ACK) == tcp::ACK {
+            if direct {
+                news |= Flow::REPLIED;
+            }
+            if known.flags & Flow::OPENING != 0 {
+                tables.flow(key, |flow| flow.flags &= !Flow::OPENING);
+            }
         }
     }
     let changed = known.flags & news != news;

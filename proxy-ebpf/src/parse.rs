@@ -89,13 +89,14 @@ pub mod tcp {
     pub const ACK: u8 = 1 << 4;
 }
 
-/// Types of SCTP's chunks, RFC 9260 section 3.2: those that begin or end an association. All come
-/// first in their packet, and all but ABORT alone.
+/// Types of SCTP's chunks, RFC 9260 section 3.2: those that begin or end an association. They come
+/// first in their packet, if not alone (an ABORT may follow others, and is missed then).
 pub mod sctp {
     use super::tcp;
 
     pub const INIT: u8 = 1;
     pub const ABORT: u8 = 6;
+    pub const COOKIE_ECHO: u8 = 10;
     pub const SHUTDOWN_COMPLETE: u8 = 14;
 
     /// The flags of the TCP segment that does the same.
@@ -104,6 +105,7 @@ pub mod sctp {
     pub const fn flags(chunk: u8) -> u8 {
         match chunk {
             INIT => tcp::SYN,
+            COOKIE_ECHO => tcp::ACK,
             ABORT | SHUTDOWN_COMPLETE => tcp::RST,
             _ => 0,
         }
@@ -311,8 +313,12 @@ fn transport_header(
         if protocol != UDP {
             // The offset and the flags of TCP, or type and flags of SCTP's first chunk: read by one
             // pointer, of which the verifier knows one bound.
-            let [first, second] = packet.load(transport + 12).ok_or(Unparsed::Truncated)?;
-            headers.tcp_flags = if protocol == TCP { second } else { sctp::flags(first) };
+            headers.tcp_flags = match packet.load(transport + 12) {
+                Some([_, flags]) if protocol == TCP => flags,
+                Some([chunk, _]) => sctp::flags(chunk),
+                None if protocol == TCP => return Err(Unparsed::Truncated),
+                None => 0,
+            };
         }
     }
     headers.transport = transport as u16;

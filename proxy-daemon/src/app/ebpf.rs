@@ -3,7 +3,9 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
+use proxy_ebpf::layout::Timeouts;
 use tracing::{info, warn};
 
 use super::kubeproxy::{handover, leftovers, rival};
@@ -47,7 +49,7 @@ pub fn plane(config: &Config) -> Result<Parts<EbpfPlane>, Fatal> {
         info!(maps = ?grown, "larger than those of the daemon before");
     }
     let upgrade = Upgrade::open(&pins, CONVERTERS).map_err(|e| text(&e))?;
-    let flows = FlowTable::open(&pins).map_err(|e| text(&e))?;
+    let flows = FlowTable::open(&pins, timeouts(config)).map_err(|e| text(&e))?;
     let remembered = flows.remembered();
     sweep(flows)?;
     warn_of_namespaces();
@@ -77,6 +79,7 @@ pub fn plane(config: &Config) -> Result<Parts<EbpfPlane>, Fatal> {
         upgrade,
         masquerade_all: config.masquerade.all,
         selection: config.selection,
+        timeouts: timeouts(config),
         local_detection: Box::new(move |node| detection.local_detect(node)),
         cgroup,
         devices: config.devices.clone(),
@@ -98,6 +101,21 @@ pub fn plane(config: &Config) -> Result<Parts<EbpfPlane>, Fatal> {
     let netdev = Box::new(GenericNetdev::new(generic));
     let plane = EbpfPlane::new(config, programs, pins, (links, netdev), sockets, takeover);
     Ok(Parts { plane, traffic: Box::new(traffic), features })
+}
+
+/// What is asked of the kernel's connection tracking is asked of ours.
+fn timeouts(config: &Config) -> Timeouts {
+    let whole = Timeouts::default();
+    let or = |asked: Option<Duration>, usual| {
+        asked.map_or(usual, |time| u32::try_from(time.as_secs()).unwrap_or(u32::MAX))
+    };
+    let asked = &config.conntrack;
+    Timeouts {
+        tcp_established: or(asked.tcp_established_timeout, whole.tcp_established),
+        udp: or(asked.udp_timeout, whole.udp),
+        udp_replied: or(asked.udp_stream_timeout, whole.udp_replied),
+        ..whole
+    }
 }
 
 /// What the maps have room for, and what they may grow to.

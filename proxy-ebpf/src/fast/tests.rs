@@ -4,7 +4,7 @@ use std::vec::Vec;
 use proptest::prelude::*;
 
 use super::*;
-use crate::device::{Arrival, Work, address_key};
+use crate::device::{Arrival, Work, address_key, external_key};
 use crate::fake::Fake;
 use crate::fake::frames::Frame;
 use crate::fake::strategy::{frame, tuple};
@@ -300,6 +300,15 @@ fn a_datagrams_checksum_is_never_zeros() {
     }
 }
 
+#[test]
+fn a_connection_that_opens_takes_the_long_way() {
+    let flow = Flow { to: of(TCP, v4(1), v4(2), 80), seen: 5, ..Flow::default() };
+    let flags = Flow::FORWARD | Flow::REPLIED;
+    for (flags, expected) in [(flags, Course::Forward), (flags | Flow::OPENING, Course::Long)] {
+        assert_eq!(course(&Fake::default(), Hook::Ingress, &Flow { flags, ..flow }), expected);
+    }
+}
+
 /// Their backend is whom they come from: nobody asks whether it is one still.
 #[test]
 fn replies_of_a_backend_that_is_gone_take_the_short_way() {
@@ -320,12 +329,18 @@ fn foreign_is_what_no_service_and_none_of_their_ranges_has() {
     tables.frontends.insert(address_key(ours.destination), Frontend::default());
     let mut config = Config { prefixes: 1, dropping: 1, ..Config::default() };
     config.service_prefixes[0] = Prefix::new(v4(0), 96 + 16);
-    let is_foreign = |tuple: Tuple| super::is_foreign(&tables, &config, &tuple);
+    let is_foreign = |tuple: Tuple| super::is_foreign(&tables, &config, Hook::Ingress, &tuple);
     assert!(!is_foreign(ours) && !is_foreign(elsewhere), "Services");
     assert!(!is_foreign(Tuple { destination_port: Be16::from_host(81), ..ours }), "refused");
     assert!(!is_foreign(Tuple { destination: v4(3), ..ours }), "dropped");
     assert!(is_foreign(Tuple { destination: v4(0x1_0001), ..ours }));
     assert!(is_foreign(Tuple { destination_port: Be16::from_host(81), ..elsewhere }));
+    // What leaves for another port of an external address is nobody's business.
+    config.dropping = 0;
+    tables.frontends.insert(external_key(v4(4)), Frontend::default());
+    let external = Tuple { destination: v4(4), ..ours };
+    let is_foreign = |hook| super::is_foreign(&tables, &config, hook, &external);
+    assert!(!is_foreign(Hook::Ingress) && is_foreign(Hook::Egress));
 }
 
 #[test]

@@ -143,7 +143,7 @@ impl Device {
     /// XDP at it is generic: what is redirected goes the way of any packet, to any device.
     pub const XDP_GENERIC: u32 = 1 << 4;
 
-    /// It has one of the Node's addresses: packets of other machines come in by it.
+    /// Hardware, or what has one of the Node's addresses: packets of other machines come in by it.
     pub const UPLINK: u32 = 1 << 5;
 
     /// Its packets have no link header: WireGuard, tunnels. XDP sends none by it.

@@ -79,6 +79,10 @@ impl Flow {
     /// Sent on inside other packets ([`crate::direct`]), between the addresses of `to`. Replies do
     /// not come by here: there is no entry of the other direction.
     pub const DIRECT: u32 = 1 << 6;
+    /// Begun by a SYN (of SCTP: an INIT), and the client has not acknowledged an answer yet: perhaps
+    /// it never will. Only in the request's entry. One that lacks it by its age is taken for
+    /// established.
+    pub const OPENING: u32 = 1 << 7;
 
     /// Neither side will send data again.
     #[must_use]

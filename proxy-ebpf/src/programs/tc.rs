@@ -139,16 +139,16 @@ fn short_as<const V6: bool>(skb: *mut __sk_buff, frame: &Start, egress: bool) ->
     });
     match found {
         Some(result) => result,
-        None if is_nothing(config, &head) => NEXT,
+        None if is_nothing(config, hook, &head) => NEXT,
         None => LONG,
     }
 }
 
 /// Not even in the way of a flow ([`device::decide`]).
 #[inline(always)]
-fn is_nothing(config: &Config, head: &Head) -> bool {
+fn is_nothing(config: &Config, hook: Hook, head: &Head) -> bool {
     (head.tuple.protocol != UDP || maps::flow(&head.tuple.inverse(), |_| ()).is_none())
-        && fast::is_foreign(&Kernel, config, &head.tuple)
+        && fast::is_foreign(&Kernel, config, hook, &head.tuple)
 }
 
 #[inline(always)]

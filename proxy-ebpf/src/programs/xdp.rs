@@ -104,7 +104,7 @@ fn short_as<const V6: bool>(context: *mut xdp_md, mut frame: Start) -> u32 {
         return verdict;
     }
     match maps::config() {
-        Some(config) if fast::is_foreign(&Kernel, config, &head.tuple) => XDP_PASS,
+        Some(config) if fast::is_foreign(&Kernel, config, Hook::Xdp, &head.tuple) => XDP_PASS,
         _ => LONG,
     }
 }

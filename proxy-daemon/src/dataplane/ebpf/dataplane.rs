@@ -56,6 +56,7 @@ pub struct EbpfConfig {
     pub upgrade: Upgrade,
     pub masquerade_all: bool,
     pub selection: Selection,
+    pub timeouts: Timeouts,
     /// What counts as a pod, given the Node.
     pub local_detection: Detection,
     /// Whose sockets are served.
@@ -226,7 +227,7 @@ impl EbpfPlane {
             source6: source(false),
             port_low: PORTS.0,
             port_high: PORTS.1,
-            timeouts: Timeouts::default(),
+            timeouts: self.config.timeouts,
             direct_port: Be16::from_host(self.config.direct.port),
             namespace: self.config.namespace.unwrap_or(0),
             ..Config::default()

@@ -76,12 +76,12 @@ impl Pressure {
 
     /// What has ended, and what was never answered, makes room for what begins. Established
     /// connections keep their time, as they do in the kernel's conntrack (`early_drop`).
-    fn timeouts(self) -> Timeouts {
-        let whole = Timeouts::default();
+    fn timeouts(self, whole: Timeouts) -> Timeouts {
+        let udp = |limit| whole.udp.min(limit);
         match self {
             Self::None => whole,
-            Self::Some => Timeouts { tcp_opening: 20, tcp_closing: 2, udp: 10, ..whole },
-            Self::High => Timeouts { tcp_opening: 5, tcp_closing: 1, udp: 5, ..whole },
+            Self::Some => Timeouts { tcp_opening: 20, tcp_closing: 2, udp: udp(10), ..whole },
+            Self::High => Timeouts { tcp_opening: 5, tcp_closing: 1, udp: udp(5), ..whole },
         }
     }
 
@@ -115,9 +115,11 @@ impl fmt::Debug for FlowTable {
 }
 
 impl FlowTable {
+    /// `timeouts` are those of a table with room.
+    ///
     /// # Errors
     /// The map is not pinned there.
-    pub fn open(pins: &Pins) -> Result<Self, LoadError> {
+    pub fn open(pins: &Pins, timeouts: Timeouts) -> Result<Self, LoadError> {
         let unusable = |e: &(dyn std::error::Error + 'static)| {
             LoadError::from_aya(format!("open map {}", names::FLOWS), e)
         };
@@ -130,7 +132,7 @@ impl FlowTable {
             flows,
             all,
             udp_peers,
-            sweeper: Sweeper::default(),
+            sweeper: Sweeper::new(timeouts),
             remembered: Arc::clone(&remembered),
             sweeps: 0,
         };
@@ -190,7 +192,7 @@ impl FlowTable {
             );
         }
         self.sweeper.pressure = pressure;
-        self.sweeper.timeouts = self.sweeper.pressure.timeouts();
+        self.sweeper.timeouts = pressure.timeouts(self.sweeper.whole);
         let mut removed = 0;
         for key in self.sweeper.candidates(&all, now()) {
             let Some(flow) = self.get(&key)? else { continue };
@@ -245,21 +247,20 @@ fn now() -> u64 {
 #[derive(Debug)]
 struct Sweeper {
     pressure: Pressure,
+    /// With room in the table, and now.
+    whole: Timeouts,
     timeouts: Timeouts,
     /// Halves that were alone at the last sweep, and at this one.
     alone: HashSet<Tuple>,
     alone_now: HashSet<Tuple>,
 }
 
-impl Default for Sweeper {
-    fn default() -> Self {
-        let pressure = Pressure::None;
-        let (alone, alone_now) = (HashSet::new(), HashSet::new());
-        Self { pressure, timeouts: pressure.timeouts(), alone, alone_now }
-    }
-}
-
 impl Sweeper {
+    fn new(whole: Timeouts) -> Self {
+        let (alone, alone_now) = (HashSet::new(), HashSet::new());
+        Self { pressure: Pressure::None, whole, timeouts: whole, alone, alone_now }
+    }
+
     /// Keys of both entries of flows in which neither direction has had a packet for too long,
     /// and of halves whose other half is gone, as far as was read.
     fn candidates(&self, all: &[(Tuple, Flow)], now: u64) -> Vec<Tuple> {
@@ -329,7 +330,7 @@ mod tests {
             pair(4, 190, 0, false),
         ]
         .concat();
-        let gone = Sweeper::default().candidates(&all, 200 * SECOND);
+        let gone = Sweeper::new(Timeouts::default()).candidates(&all, 200 * SECOND);
         let ports: Vec<u16> = gone
             .iter()
             .map(|key| key.source_port.to_host().max(key.destination_port.to_host()))
@@ -350,16 +351,17 @@ mod tests {
         };
         let now = 100_000 * SECOND;
         let ended = |pressure: Pressure, flags, age: u64| {
-            let sweeper = Sweeper { pressure, timeouts: pressure.timeouts(), ..Sweeper::default() };
+            let whole = Timeouts { tcp_established: 90_000, ..Timeouts::default() };
+            let mut sweeper = Sweeper::new(whole);
+            sweeper.timeouts = pressure.timeouts(whole);
             sweeper.candidates(&of(flags, now - age * SECOND), now).len() == 2
         };
         let closed = Flow::REPLIED | Flow::FIN | Flow::PEER_FIN;
         for pressure in [Low, More, High] {
-            assert!(!ended(pressure, Flow::REPLIED, 80_000), "{pressure:?}: it lives");
-            assert!(
-                !ended(pressure, Flow::REPLIED | Flow::FIN, 3_600),
-                "{pressure:?}: half closed"
-            );
+            assert!(!ended(pressure, Flow::REPLIED, 89_000), "{pressure:?}: it lives");
+            let half = Flow::REPLIED | Flow::FIN;
+            assert!(!ended(pressure, half, 299), "{pressure:?}: half closed");
+            assert!(ended(pressure, half, 3_600), "{pressure:?}: somebody has vanished");
             assert!(!ended(pressure, closed, 0) && !ended(pressure, 0, 4), "{pressure:?}");
         }
         assert_eq!([Low, More, High].map(|p| ended(p, closed, 1)), [false, false, true]);
@@ -376,7 +378,7 @@ mod tests {
         let direct = |seen| Flow { to, seen, flags: Flow::DIRECT, ..Flow::default() };
         // Of somebody else, and seen just now.
         let other = Flow { to: key, seen: now, flags: Flow::REPLY, ..Flow::default() };
-        let mut sweeper = Sweeper::default();
+        let mut sweeper = Sweeper::new(Timeouts::default());
         let all = [(key, direct(now - 31 * SECOND)), (to.inverse(), other)];
         assert_eq!(sweeper.candidates(&all, now), [key]);
         assert!(sweeper.ends(&key, &all[0].1, None, now), "at the first sweep");
@@ -391,7 +393,7 @@ mod tests {
         let key = Tuple { protocol: UDP, ..Tuple::default() };
         let reply = Flow { flags: Flow::REPLY, ..Flow::default() };
         let request = Flow { seen: now, ..Flow::default() };
-        let mut sweeper = Sweeper::default();
+        let mut sweeper = Sweeper::new(Timeouts::default());
         assert_eq!(sweeper.candidates(&[(key, reply)], now), [key]);
         assert!(!sweeper.ends(&key, &reply, Some(&request), now), "the other half is there now");
         assert!(!sweeper.ends(&key, &reply, None, now), "it may be about to be");

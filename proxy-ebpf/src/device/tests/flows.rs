@@ -203,3 +203,44 @@ fn an_sctp_association_from_the_same_port_begins_anew() {
         assert_ne!(send(&node, INIT), before, "{end}");
     }
 }
+
+/// Who asks in another's name never acknowledges the answer: such connections must not take room
+/// for a day (the kernel's conntrack gives a minute to `SYN_RECV`).
+#[test]
+fn a_connection_is_established_when_the_client_has_acknowledged() {
+    use parse::sctp::{COOKIE_ECHO, INIT};
+    let mut node = Node::new();
+    for protocol in [TCP, SCTP] {
+        node.frontend(VIP, protocol, 0, 0..1);
+        let request = tuple(protocol, (CLIENT, 4000), (VIP, 80));
+        let send = |node: &Node, tuple, tcp_flags, chunk: u8| {
+            node.send(&Frame { tcp_flags, ..Frame::new(tuple, &[chunk, 0, 0, 4]) }).1.unwrap()
+        };
+        let lasts = |node: &Node| {
+            let flags = node.tables.flows.borrow()[&request].flags;
+            flow::timeout(protocol, flags, &node.tables.config.timeouts)
+        };
+        let seen = send(&node, request, tcp::SYN, INIT);
+        assert_eq!(lasts(&node), 60);
+        send(node.at(Hook::Egress), seen.inverse(), tcp::SYN | tcp::ACK, 2);
+        node.hook = Hook::Ingress;
+        send(&node, request, tcp::SYN, INIT);
+        assert_eq!(lasts(&node), 60, "answered, and asked again");
+        send(&node, request, tcp::ACK, COOKIE_ECHO);
+        assert_eq!(lasts(&node), if protocol == TCP { 86_400 } else { 3_600 });
+    }
+}
+
+#[test]
+fn what_ends_no_connection_that_is_known_begins_none() {
+    let mut node = Node::new();
+    node.frontend(VIP, TCP, 0, 0..1);
+    node.frontend(VIP, SCTP, 0, 0..1);
+    for (protocol, tcp_flags) in [(TCP, tcp::RST), (SCTP, 0)] {
+        let request = tuple(protocol, (CLIENT, 4000), (VIP, 80));
+        let end = Frame { tcp_flags, ..Frame::new(request, &[parse::sctp::ABORT, 0, 0, 4]) };
+        assert_eq!(node.send(&end).0, Fate::Drop);
+    }
+    assert_eq!(node.drops(), [Reason::NoFlow; 2]);
+    assert!(node.tables.flows.borrow().is_empty());
+}

@@ -34,6 +34,7 @@ impl EbpfPlane {
                 wanted.insert(device.index, (device, in_map));
             }
         }
+        let first = self.devices.is_empty();
         for (index, (device, in_map)) in &wanted {
             let before = self.devices.get(index);
             if before == Some(in_map) {
@@ -54,19 +55,20 @@ impl EbpfPlane {
             {
                 // A device may go at any time; the others must not wait for it.
                 self.complain(&format!("programs at device {}", device.name), &error);
+                self.forget_device(*index)?;
                 continue;
             }
             self.devices.insert(*index, *in_map);
+        }
+        if first {
+            self.forget_unknown_devices()?;
         }
         let gone: Vec<u32> =
             self.devices.keys().filter(|index| !wanted.contains_key(index)).copied().collect();
         for index in gone {
             self.devices.remove(&index);
             self.uplinks.remove(&index);
-            match self.table.store().tables().remove_device(index) {
-                Err(error) if !error.is_missing() => return Err(table(&error)),
-                _ => {}
-            }
+            self.forget_device(index)?;
             self.pins.remove_links(|place, _| place == index).map_err(|e| load(&e))?;
         }
         let Some(mode) = self.config.xdp else { return Ok(()) };
@@ -80,6 +82,24 @@ impl EbpfPlane {
             }
         }
         self.write_xdp()
+    }
+
+    /// Those that went while no daemon ran.
+    fn forget_unknown_devices(&mut self) -> Result<(), PlaneError> {
+        let known = self.table.store().tables().devices().map_err(|e| table(&e))?;
+        for (index, _) in known {
+            if !self.devices.contains_key(&index) {
+                self.forget_device(index)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn forget_device(&mut self, index: u32) -> Result<(), PlaneError> {
+        match self.table.store().tables().remove_device(index) {
+            Err(error) if !error.is_missing() => Err(table(&error)),
+            _ => Ok(()),
+        }
     }
 
     /// Attaches again what somebody took off. Putting a program in its own place tells: it changes
@@ -203,9 +223,11 @@ impl EbpfPlane {
         };
         let flag = |is: bool, flag| if is { flag } else { 0 };
         let bare = device.frames == Some(Frames::Bare);
+        let is_uplink = uplinks::is_uplink(device, addresses, &self.node_addresses)
+            || addresses.iter().any(|address| self.node_addresses.contains(address));
         let flags = flag(pods, Device::PODS)
             | flag(is_port(device), Device::PORT)
-            | flag(addresses.iter().any(|a| self.node_addresses.contains(a)), Device::UPLINK)
+            | flag(is_uplink, Device::UPLINK)
             | flag(bare, Device::BARE);
         let mac = device.mac.unwrap_or_default();
         Device { source4: first(true), source6: first(false), flags, mac, pad: [0; 2] }
