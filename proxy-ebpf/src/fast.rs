@@ -12,13 +12,14 @@
 //! remembered and the time at which the flow was seen.
 
 use crate::checksum::{self, Delta};
-use crate::device::{self, Hook, Unmatched};
+use crate::device::{self, Hook};
 use crate::flow;
 use crate::layout::{Config, Flow, FrontendKey, Tuple};
 use crate::order::{Address, Be16, Be32};
 use crate::packet::{Packet, Sum};
 use crate::parse::{TCP, UDP, Version, tcp};
 use crate::tables::Tables;
+use crate::unmatched::{Unmatched, unmatched};
 use crate::verdict::Verdict;
 
 /// How long a way is good: in the kernel's timer interrupts, the only clock that costs nothing. 25
@@ -290,8 +291,7 @@ pub fn is_foreign(tables: &impl Tables, config: &Config, hook: Hook, tuple: &Tup
     let Tuple { destination, destination_port, protocol, .. } = *tuple;
     let key = FrontendKey::new(destination, destination_port, protocol);
     tables.frontend(&key).is_none()
-        && device::unmatched(tables, config, &destination, hook != Hook::Egress)
-            == Unmatched::Foreign
+        && unmatched(tables, config, &destination, hook != Hook::Egress) == Unmatched::Foreign
 }
 
 /// What [`crate::rewrite::translate`] does, and [`crate::rewrite::take_hop`] when asked to, in

@@ -38,4 +38,5 @@ pub mod rewrite;
 pub mod select;
 pub mod socket;
 pub mod tables;
+pub mod unmatched;
 pub mod verdict;

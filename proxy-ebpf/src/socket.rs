@@ -1,6 +1,5 @@
 //! `connect(2)`, `sendmsg(2)` and what undoes them, in the socket layer of this node.
 
-use crate::device::{Unmatched, unmatched};
 use crate::layout::config::client;
 use crate::layout::{
     AffinityKey, Backend, BackendId, Config, Frontend, FrontendKey, OptOut, SocketKey, SocketPeer,
@@ -9,6 +8,7 @@ use crate::order::{Address, Be16, Be32};
 use crate::parse::{SCTP, TCP, UDP};
 use crate::select::{Client, Hash, select};
 use crate::tables::Tables;
+use crate::unmatched::{Unmatched, unmatched};
 use crate::verdict::{Reason, SocketVerdict};
 
 /// Who asks.

@@ -6,8 +6,9 @@ use crate::fake::Fake;
 use crate::fake::frames::{Frame, MACS, check, icmp_error};
 use crate::fake::program::{Fate, Way, run};
 use crate::layout::{Backend, Prefix, ServiceId, SlotRange, Timeouts};
-use crate::order::Be32;
+use crate::order::{Be16, Be32};
 use crate::parse::{self, UDP};
+use crate::unmatched::{address_key, external_key};
 use crate::verdict::Reason;
 
 mod direct;

@@ -4,12 +4,13 @@ use std::vec::Vec;
 use proptest::prelude::*;
 
 use super::*;
-use crate::device::{Arrival, Work, address_key, external_key};
+use crate::device::{Arrival, Work};
 use crate::fake::Fake;
 use crate::fake::frames::Frame;
 use crate::fake::strategy::{frame, tuple};
 use crate::layout::{Backend, BackendId, Frontend, Prefix, Traffic};
 use crate::parse::{Headers, Kind};
+use crate::unmatched::{address_key, external_key};
 use crate::{parse as long, rewrite as slow};
 
 impl Fields for Vec<u8> {

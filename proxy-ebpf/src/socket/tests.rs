@@ -3,9 +3,9 @@ use std::vec;
 use std::vec::Vec;
 
 use super::*;
-use crate::device::{address_key, external_key};
 use crate::fake::Fake;
 use crate::layout::{FrontendId, Prefix, ServiceId, SlotRange};
+use crate::unmatched::{address_key, external_key};
 
 const ID: FrontendId = FrontendId(5);
 const SERVICE: ServiceId = ServiceId::new(3);

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use anyhow::{Context as _, Result, ensure};
 use proxy_daemon::dataplane::ebpf::Programs;
-use proxy_ebpf::device::{Arrival, Hook, address_key};
+use proxy_ebpf::device::{Arrival, Hook};
 use proxy_ebpf::direct;
 use proxy_ebpf::fake::Fake;
 use proxy_ebpf::fake::frames::{DIRECT_PORT, Frame, check, icmp_error};
@@ -18,6 +18,7 @@ use proxy_ebpf::layout::{
 };
 use proxy_ebpf::order::{Address, Be16};
 use proxy_ebpf::parse::{self, ETHERNET, Headers, SCTP, TCP, UDP};
+use proxy_ebpf::unmatched::address_key;
 use proxy_ebpf::verdict::Reason;
 
 use super::{in_netns, load, older_than, run};

@@ -6,10 +6,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
-use proxy_ebpf::device::{address_key, external_key};
 use proxy_ebpf::layout::{self, ServiceId};
 use proxy_ebpf::order::Be16;
 use proxy_ebpf::parse::{SCTP, TCP, UDP};
+use proxy_ebpf::unmatched::{address_key, external_key};
 
 use super::members::{Member, Members};
 use super::slots::{Fill, Share, fill, key_of};
