@@ -127,7 +127,7 @@ mod tests {
 
         fn addresses(&mut self) -> Result<Vec<LinkAddress>, LinksError> {
             self.1.fetch_add(1, Ordering::SeqCst);
-            let held = |link, last| LinkAddress { link, address: [10, 96, 0, last].into() };
+            let held = |link, last| LinkAddress::alone(link, [10, 96, 0, last].into());
             Ok(vec![held(1, 1), held(7, 7), held(8, 8)])
         }
 

@@ -129,6 +129,9 @@ pub struct Frontend {
     /// The address is the node's own: it is there without us, and its other ports are
     /// none of our business.
     pub on_node_address: bool,
+    /// Another external address of the Service is this node's, so this one may be another node's: a
+    /// load balancer of nodes has the addresses of all.
+    pub among_nodes: bool,
     /// Client IP affinity with its timeout.
     pub affinity: Option<Duration>,
     /// Allowed clients, disjoint; empty means all. Load-balancer addresses only.

@@ -188,6 +188,9 @@ fn lower_port(
     for &address in &service.cluster_ips {
         claim(address, port.port, internal.clone());
     }
+    let mut external_addresses = service.external_ips.iter().chain(&service.load_balancer_ips);
+    let among_nodes = external_addresses.any(|address| node.own_addresses.contains(address));
+    let external = Frontend { among_nodes, ..external };
     for (addresses, kind, ranges) in [
         (&service.external_ips, FrontendKind::ExternalIp, &no_ranges),
         (&service.load_balancer_ips, FrontendKind::LoadBalancer, &ranges),
@@ -271,6 +274,7 @@ fn set_frontend(
         when_empty: when_empty(local, categories),
         masquerade: Masquerade::Never,
         on_node_address: false,
+        among_nodes: false,
         affinity: service.affinity,
         source_ranges: Arc::default(),
         scheduling: service.scheduling.clone(),

@@ -19,6 +19,7 @@ pub fn frontend(service: ObjectName, backends: BackendSet) -> Frontend {
         when_empty: WhenEmpty::Reject,
         masquerade: Masquerade::FromOutside,
         on_node_address: false,
+        among_nodes: false,
         affinity: None,
         source_ranges: Arc::from([]),
         scheduling: None,

@@ -425,6 +425,10 @@ fn an_address_of_the_node_itself_is_marked_as_such() {
     let lowered = lowered(&external, &[]);
     assert!(at(&lowered, [198, 51, 100, 1], 80).on_node_address);
     assert!(!at(&lowered, [198, 51, 100, 2], 80).on_node_address);
+    assert!(at(&lowered, [198, 51, 100, 2], 80).among_nodes);
+    external.external_ips.remove(0);
+    let lowered = self::lowered(&external, &[]);
+    assert!(!at(&lowered, [198, 51, 100, 2], 80).among_nodes);
 }
 
 #[test]

@@ -57,14 +57,6 @@ impl<'b> Context<'b> {
         self.bed.by_sockets()
     }
 
-    /// The clients that are refused at other ports of an external address. In ebpf mode the address
-    /// may be another machine's, so those inside are left alone.
-    pub(super) fn refused_at_external<'c>(&self, clients: &[&'c str]) -> Vec<&'c str> {
-        let ebpf = self.bed.mode() == "ebpf";
-        let is = |client: &&&str| !ebpf || matches!(**client, "outside" | "extra");
-        clients.iter().filter(is).copied().collect()
-    }
-
     pub(super) fn cluster(&self) -> &Cluster {
         self.bed.cluster()
     }

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::context::Context;
 use super::look::{eventually, from, refusable};
-use super::service::{Front, Target};
+use super::service::Front;
 use super::{Case, case};
 
 pub(super) const CASES: &[Case] = &[
@@ -171,12 +171,9 @@ fn removed(cx: &mut Context<'_>) -> Result<()> {
     ])?;
     cx.delete("Service", "gone")?;
     cx.program(&[&one])?;
-    let is_cluster_ip = |(_, address): &&Target| two.cluster_ips.contains(&address.ip());
-    let clustered: Vec<_> = second.iter().filter(is_cluster_ip).copied().collect();
     cx.look(&[
         from(&["a3", "outside"]).to(&first).answers(&["a0"]),
-        from(&["a3", "outside"]).to(&refusable(&clustered)).refused(),
-        from(&cx.refused_at_external(&["a3", "outside"])).to(&refusable(&second)).refused(),
+        from(&["a3", "outside"]).to(&refusable(&second)).refused(),
         from(&["a3", "outside"]).to(&gone.everywhere()).nobody(),
     ])
 }

@@ -86,15 +86,14 @@ fn local_nowhere(cx: &mut Context<'_>) -> Result<()> {
 fn unused_port(cx: &mut Context<'_>) -> Result<()> {
     let web = cx.service("web", FRONTS).endpoints(&["a0", "b0"]);
     cx.program(&[&web])?;
-    let unused = |addresses: &[IpAddr]| -> Vec<Target> {
-        let at =
-            |&ip: &IpAddr| [Protocol::Tcp, Protocol::Udp].map(|p| (p, SocketAddr::new(ip, 81)));
-        addresses.iter().flat_map(at).collect()
-    };
-    let external = [&web.external_ips[..], &web.balancer_ips].concat();
+    let addresses = [&web.cluster_ips, &web.external_ips, &web.balancer_ips].into_iter().flatten();
+    let unused: Vec<Target> = addresses
+        .flat_map(|&ip| {
+            [(Protocol::Tcp, 81), (Protocol::Udp, 81)].map(|(p, n)| (p, SocketAddr::new(ip, n)))
+        })
+        .collect();
     cx.look(&[
-        from(EVERYBODY).to(&unused(&web.cluster_ips)).refused(),
-        from(&cx.refused_at_external(EVERYBODY)).to(&unused(&external)).refused(),
+        from(EVERYBODY).to(&unused).refused(),
         from(INSIDE).to(&web.at(Front::Cluster)).answers(&["a0", "b0"]),
     ])?;
     // A port of one protocol is no port of the other.

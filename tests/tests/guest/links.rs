@@ -42,7 +42,7 @@ fn the_link_and_its_addresses_are_as_kube_proxy_has_them() {
         let mut held = on_the_link(&mut links, index);
         held.sort_unstable();
         let mut expected: Vec<_> =
-            addresses.iter().map(|&address| LinkAddress { link: index, address }).collect();
+            addresses.iter().map(|&address| LinkAddress::alone(index, address)).collect();
         expected.sort_unstable();
         assert_eq!(held, expected);
         let shown = run("ip", &["address", "show", "dev", NAME]);

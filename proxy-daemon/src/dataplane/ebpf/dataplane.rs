@@ -33,7 +33,7 @@ use crate::dataplane::kubeproxy::Takeover;
 use crate::dataplane::{
     Dataplane, Fill, FlowRelease, OpError, Pieces, PlaneError, Reader, Surroundings, WorkDone,
 };
-use crate::kernel::links::Links;
+use crate::kernel::links::{LinkAddress, Links};
 use crate::kernel::netdev::NetDevices;
 use crate::kernel::sysctl::Sysctls;
 use crate::model::{LocalDetect, Node, Selection};
@@ -151,6 +151,7 @@ impl EbpfPlane {
             lowering: Lowering {
                 masquerade_all: config.masquerade_all,
                 selection: config.selection,
+                near: Vec::new(),
                 own: BTreeSet::new(),
                 detect: (config.local_detection)(None),
             },
@@ -369,6 +370,17 @@ impl EbpfPlane {
     }
 }
 
+/// What has other machines: a whole address is alone on its link.
+fn near(held: &[LinkAddress]) -> Vec<IpNetwork> {
+    let with_others =
+        held.iter().filter(|held| **held != LinkAddress::alone(held.link, held.address));
+    let mut near: Vec<IpNetwork> =
+        with_others.filter_map(|held| IpNetwork::new(held.address, held.prefix).ok()).collect();
+    near.sort_unstable();
+    near.dedup();
+    near
+}
+
 /// The ports that are to be reserved, when those of masqueraded packets are not among them yet.
 fn with_ports(reserved: &str) -> Option<String> {
     let (from, to) = PORTS;
@@ -405,6 +417,10 @@ impl Dataplane for EbpfPlane {
 
     fn addresses_changed(&mut self, addresses: &[IpAddr]) {
         self.lowering.own = addresses.iter().copied().collect();
+        match self.links.addresses() {
+            Ok(held) => self.lowering.near = near(&held),
+            Err(error) => warn!(%error, "which networks are at the node's links"),
+        }
         if !self.attached {
             return;
         }

@@ -24,8 +24,8 @@ pub enum Key {
     Frontend(FrontendKey),
     /// A Service's own: its other ports are refused.
     Address(IpAddr),
-    /// One that leads to a Service and may be somebody's: its other ports are refused only to who
-    /// comes from outside, whom nobody else would answer.
+    /// One that leads to a Service and may be another machine's: its other ports are refused only to
+    /// who comes in by an uplink, whom nobody else would answer.
     External(IpAddr),
 }
 
@@ -159,6 +159,8 @@ pub struct Lowering {
     pub selection: Selection,
     /// Addresses of the node.
     pub own: BTreeSet<IpAddr>,
+    /// Networks at the node's own links.
+    pub near: Vec<IpNetwork>,
     /// What counts as a pod.
     pub detect: LocalDetect,
 }
@@ -176,11 +178,18 @@ impl Lowering {
             FrontendKind::ClusterIp => objects.push((Key::Address(key.address), Value::Address)),
             // An address of the node has processes behind its other ports.
             FrontendKind::ExternalIp | FrontendKind::LoadBalancer if !frontend.on_node_address => {
-                objects.push((Key::External(key.address), Value::Address));
+                let may_be_a_machines = frontend.among_nodes || self.is_near(key.address);
+                let as_key = if may_be_a_machines { Key::External } else { Key::Address };
+                objects.push((as_key(key.address), Value::Address));
             }
             _ => {}
         }
         objects
+    }
+
+    /// In a network with other machines, one of which may have the address.
+    fn is_near(&self, address: IpAddr) -> bool {
+        self.near.iter().any(|network| network.contains(address))
     }
 
     fn programmed(&self, key: &FrontendKey, frontend: &Frontend) -> Programmed {

@@ -67,10 +67,10 @@ impl Links for FakeLinks {
             inner.requests += 1;
             match *change {
                 AddressChange::Add(address) => {
-                    inner.addresses.insert(LinkAddress { link, address })
+                    inner.addresses.insert(LinkAddress::alone(link, address))
                 }
                 AddressChange::Delete(address) => {
-                    inner.addresses.remove(&LinkAddress { link, address })
+                    inner.addresses.remove(&LinkAddress::alone(link, address))
                 }
             };
         }

@@ -58,7 +58,7 @@ fn addresses_are_added_listed_and_deleted() {
         let mut held = listed(&mut links);
         held.sort_unstable();
         let mut expected: Vec<_> =
-            all.iter().map(|&address| LinkAddress { link: LOOPBACK, address }).collect();
+            all.iter().map(|&address| LinkAddress::alone(LOOPBACK, address)).collect();
         expected.sort_unstable();
         assert_eq!(held, expected);
         for _ in 0..2 {

@@ -62,6 +62,17 @@ const LINK_HEADER: usize = 16;
 pub struct LinkAddress {
     pub link: u32,
     pub address: IpAddr,
+    /// Length of the network's prefix that is on the link.
+    pub prefix: u8,
+}
+
+impl LinkAddress {
+    /// Alone on its link, as the addresses of Services are.
+    #[must_use]
+    pub const fn alone(link: u32, address: IpAddr) -> Self {
+        let prefix = if address.is_ipv4() { 32 } else { 128 };
+        Self { link, address, prefix }
+    }
 }
 
 /// What another link does with a link's packets.
@@ -351,7 +362,7 @@ fn decode_address(payload: &[u8]) -> Option<LinkAddress> {
         [a, b, c, d] => IpAddr::from([a, b, c, d]),
         ref v6 => IpAddr::from(<[u8; 16]>::try_from(v6).ok()?),
     };
-    Some(LinkAddress { link, address })
+    Some(LinkAddress { link, address, prefix: *payload.get(1)? })
 }
 
 fn decode_link(payload: &[u8]) -> Option<(u32, Option<String>)> {

@@ -58,22 +58,29 @@ fn clients_are_outside_only_where_something_tells_who_is_not() {
     assert_eq!(programmed(&all, &v6, &frontend).flags & F::MASQUERADE_ALL, F::MASQUERADE_ALL);
 }
 
-/// An external address may be any node's, a ClusterIP is nobody's.
+/// An external address may be another node's, a ClusterIP is nobody's.
 #[test]
 fn whose_other_ports_an_address_has() {
-    let lowering = Lowering::default();
-    let besides = |kind, on_node_address| {
-        let frontend = Frontend { kind, on_node_address, ..frontend(vec![backend(1)]) };
+    let far = Lowering { near: vec!["10.97.0.0/16".parse().unwrap()], ..Lowering::default() };
+    let near = Lowering { near: vec!["10.96.0.9/16".parse().unwrap()], ..Lowering::default() };
+    let besides = |lowering: &Lowering, kind, [on_node_address, among_nodes]: [bool; 2]| {
+        let frontend =
+            Frontend { kind, on_node_address, among_nodes, ..frontend(vec![backend(1)]) };
         let objects = lowering.lower(&KEY, &frontend);
         objects.into_iter().skip(1).map(|(key, _)| key).collect::<Vec<_>>()
     };
     let address = KEY.address;
-    assert_eq!(besides(FrontendKind::ClusterIp, false), [Key::Address(address)]);
-    for kind in [FrontendKind::ExternalIp, FrontendKind::LoadBalancer] {
-        assert_eq!(besides(kind, false), [Key::External(address)]);
-        assert_eq!(besides(kind, true), []);
+    for lowering in [&far, &near] {
+        let cluster_ip = besides(lowering, FrontendKind::ClusterIp, [false, false]);
+        assert_eq!(cluster_ip, [Key::Address(address)]);
+        assert_eq!(besides(lowering, FrontendKind::NodePort, [true, false]), []);
     }
-    assert_eq!(besides(FrontendKind::NodePort, true), []);
+    for kind in [FrontendKind::ExternalIp, FrontendKind::LoadBalancer] {
+        assert_eq!(besides(&far, kind, [false, false]), [Key::Address(address)]);
+        assert_eq!(besides(&far, kind, [false, true]), [Key::External(address)]);
+        assert_eq!(besides(&near, kind, [false, false]), [Key::External(address)]);
+        assert_eq!(besides(&near, kind, [true, true]), []);
+    }
     for key in [Key::Address(address), Key::External(address), Key::Frontend(KEY)] {
         assert_eq!(from_map_key(&map_key(&key)), Some(key));
     }
